@@ -1,2 +1,67 @@
-//! Placeholder.
-fn main() {}
+//! `cargo xtask TASK`: what a developer of leakscope runs. One file for each task.
+#![forbid(unsafe_code)]
+
+mod accuracy;
+mod bench;
+mod bless;
+mod check;
+mod conformance;
+mod demo;
+mod generated;
+mod setup;
+mod step;
+mod test;
+
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+
+const USAGE: &str = "\
+usage: cargo xtask TASK
+
+  setup                          install what demo, test and bench need (apt)
+  demo                           build, and show a real program's leaks with file and line
+  test [--fast]                  everything that CI runs; --fast leaves the long stress tests out
+  check                          layers, file lengths, words and unsafe code
+  bless                          rewrite the golden files
+  bench [NAME..] [--runs N] [--peers] [--write]
+                                 speed and memory beside the other tools; --peers leaves leakscope out;
+                                 --write renews docs/benchmarks.md
+  conformance memcheck|preload [--fast]
+                                 Memcheck's own tests; preload: those that an interposer can serve
+  accuracy [NAME..] [--write]    real programs, natively, under leakscope and under Memcheck; --write renews
+                                 docs/accuracy.md
+";
+
+fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    match run(&words) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(words: &[String]) -> Result<()> {
+    let Some((task, rest)) = words.split_first() else {
+        print!("{USAGE}");
+        return Ok(());
+    };
+    match task.as_str() {
+        "setup" => setup::run(),
+        "demo" => demo::run(),
+        "test" => test::run(rest),
+        "check" => check::run(),
+        "bless" => bless::run(),
+        "bench" => bench::run(rest),
+        "conformance" => conformance::run(rest),
+        "accuracy" => accuracy::run(rest),
+        "help" | "-h" | "--help" => {
+            print!("{USAGE}");
+            Ok(())
+        }
+        other => bail!("no task `{other}`\n{USAGE}"),
+    }
+}

@@ -1,2 +1,86 @@
-//! Placeholder.
-fn main() {}
+//! `leakscope`: one command for memory leaks on Linux.
+//!
+//! Layers: `flags` (the words) -> `plan` (decisions) -> one file per subcommand. Exit codes: 0 or the
+//! target's own, `--error-exitcode` on findings, 2 when the usage is wrong or the tool failed.
+
+mod defaults;
+mod flags;
+mod log_name;
+mod output;
+mod plan;
+mod record;
+mod report;
+mod run;
+mod snapshot;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{ArgMatches, CommandFactory, FromArgMatches};
+
+use flags::{Cli, Command};
+
+/// Exit code when the usage is wrong or the tool failed.
+const FAILED: u8 = 2;
+
+fn main() -> ExitCode {
+    match parse().and_then(|(cli, matches)| dispatch(&cli, &matches)) {
+        Ok(code) => code,
+        Err(error) => {
+            if let Some(usage) = error.downcast_ref::<clap::Error>() {
+                // Help and version are "errors" with exit code 0. A closed pipe is nobody's fault.
+                let _ = usage.print();
+                return ExitCode::from(if usage.use_stderr() { FAILED } else { 0 });
+            }
+            eprintln!("leakscope: {error:#}");
+            ExitCode::from(FAILED)
+        }
+    }
+}
+
+/// The command line, with the defaults of file and environment in front of the options of `run`.
+fn parse() -> Result<(Cli, ArgMatches)> {
+    let mut words: Vec<OsString> = std::env::args_os().collect();
+    if words.get(1).is_some_and(|word| word == "run") {
+        let mut at = 2;
+        for defaults in defaults::read()? {
+            check_defaults(&defaults)?;
+            let count = defaults.words.len();
+            words.splice(at..at, defaults.words);
+            at += count;
+        }
+    }
+    let matches = Cli::command().try_get_matches_from(words)?;
+    Ok((Cli::from_arg_matches(&matches)?, matches))
+}
+
+/// Parses defaults alone, so that a mistake in them is not blamed on the command line.
+fn check_defaults(defaults: &defaults::Defaults) -> Result<()> {
+    let words = ["leakscope", "run"].map(OsString::from).into_iter().chain(defaults.words.iter().cloned());
+    let complain = |what: String| anyhow::anyhow!("{}: {what}; correct it or remove it", defaults.place);
+    match Cli::command().try_get_matches_from(words.chain(["--".into(), "program".into()])) {
+        Ok(matches) => {
+            let program = matches.subcommand_matches("run").and_then(|run| run.get_many::<OsString>("program"));
+            let first = program.into_iter().flatten().next();
+            if first.is_some_and(|first| first != "program") {
+                return Err(complain(format!("only options may stand there, found `{}`", first.map(|word| word.to_string_lossy()).unwrap_or_default())));
+            }
+            Ok(())
+        }
+        Err(error) => {
+            let text = error.to_string();
+            let line = text.lines().next().unwrap_or_default();
+            Err(complain(line.trim_start_matches("error: ").to_owned()))
+        }
+    }
+}
+
+fn dispatch(cli: &Cli, matches: &ArgMatches) -> Result<ExitCode> {
+    let matches = matches.subcommand().map_or(matches, |(_, matches)| matches);
+    match &cli.command {
+        Command::Run(args) => run::main(args, matches),
+        Command::Snapshot(args) => snapshot::main(args, matches),
+        Command::Report(args) => report::main(args, matches),
+    }
+}

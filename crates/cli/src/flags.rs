@@ -1,0 +1,266 @@
+//! The command line as it is written: low-level arguments. `plan.rs` makes decisions of them.
+//!
+//! Options that Memcheck users know keep their names and their meaning.
+
+pub mod ignored;
+pub mod values;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use leakscope_findings::analysis::{LeakCheck, Resolution};
+use leakscope_model::{HeuristicSet, LeakKindSet};
+
+use ignored::Ignored;
+use values::{bytes, heuristics, leak_check, leak_kinds, resolution, yes_no};
+
+/// Finds memory leaks in Linux programs, unmodified and at close to native speed.
+#[derive(Debug, Parser)]
+#[command(name = "leakscope", version, max_term_width = 100, args_override_self = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run a program and report its leaks and heap errors when it ends
+    #[command(args_override_self = true, after_help = RUN_HELP)]
+    Run(Box<RunArgs>),
+    /// Check a running program for leaks now; it must have been started by `leakscope run`
+    #[command(args_override_self = true)]
+    Snapshot(Box<SnapshotArgs>),
+    /// Report from a recording (`leakscope run -o FILE.leak`) again, or in another view
+    #[command(args_override_self = true)]
+    Report(Box<ReportArgs>),
+}
+
+const RUN_HELP: &str = "\
+Options end at the first word that is not one, or at --. Defaults are read from ~/.leakscoperc (one option per
+line, # for comments) and then from LEAKSCOPE_OPTS (separated by spaces), before the command line. Other options
+of Memcheck are accepted and ignored, with a warning.
+
+Exit code: the program's own; --error-exitcode on findings; 2 when leakscope itself cannot work. A program that
+is ended by a signal ends leakscope by the same signal.
+
+Environment: LEAKSCOPE_OPTS, LEAKSCOPE_CACHE_DIR (where the injected library is unpacked), DEBUGINFOD_URLS.";
+
+/// How reports look; for all subcommands.
+#[derive(Clone, Debug, Args)]
+pub struct ViewArgs {
+    /// How much to say about leaks: no, summary, yes or full
+    #[arg(long, value_name = "HOW", default_value = "full", value_parser = leak_check, require_equals = true)]
+    pub leak_check: LeakCheck,
+    /// Which kinds of leaks to show: all, none, or some of definite,indirect,possible,reachable
+    #[arg(long, value_name = "KINDS", value_parser = leak_kinds, require_equals = true)]
+    pub show_leak_kinds: Option<LeakKindSet>,
+    /// Which kinds of leaks are errors [default: definite,possible]
+    #[arg(long, value_name = "KINDS", value_parser = leak_kinds, require_equals = true)]
+    pub errors_for_leak_kinds: Option<LeakKindSet>,
+    /// yes: --show-leak-kinds=all; no: not the reachable ones
+    #[arg(long, value_name = "yes|no", value_parser = yes_no, require_equals = true, hide = true)]
+    pub show_reachable: Option<bool>,
+    /// no: not the possibly lost ones
+    #[arg(long, value_name = "yes|no", value_parser = yes_no, require_equals = true, hide = true)]
+    pub show_possibly_lost: Option<bool>,
+    /// How much of two stacks must agree to merge their leaks: low, med or high
+    #[arg(long, value_name = "HOW", default_value = "high", value_parser = resolution, require_equals = true)]
+    pub leak_resolution: Resolution,
+    /// Show so many callers in a stack
+    #[arg(long, value_name = "N", default_value_t = 12, value_parser = clap::value_parser!(u16).range(1..=500), require_equals = true)]
+    pub num_callers: u16,
+    /// Continue stacks below main
+    #[arg(long, value_name = "yes|no", default_value = "no", value_parser = yes_no, require_equals = true, action = ArgAction::Set)]
+    pub show_below_main: bool,
+    /// Show frees that do not match the allocator, such as free for new
+    #[arg(long, value_name = "yes|no", default_value = "yes", value_parser = yes_no, require_equals = true, action = ArgAction::Set)]
+    pub show_mismatched_frees: bool,
+    /// Show C++ and Rust names as people write them
+    #[arg(long, value_name = "yes|no", default_value = "yes", value_parser = yes_no, require_equals = true, action = ArgAction::Set)]
+    pub demangle: bool,
+    /// Look for separate debug files here too
+    #[arg(long, value_name = "DIR", require_equals = true)]
+    pub extra_debuginfo_path: Vec<PathBuf>,
+    /// Hide what the rules in FILE describe (may be repeated)
+    #[arg(long, value_name = "FILE", require_equals = true, action = ArgAction::Append)]
+    pub suppressions: Vec<PathBuf>,
+    /// Print a rule for each finding: no, yes or all
+    #[arg(long, value_name = "HOW", default_value = "no", require_equals = true)]
+    pub gen_suppressions: GenSuppressions,
+    /// Exit with N when there are findings; 0: with the program's own code
+    #[arg(long, value_name = "N", default_value_t = 0, require_equals = true)]
+    pub error_exitcode: u8,
+    /// List errors and used suppressions at the end
+    #[arg(long, value_name = "yes|no", default_value = "no", value_parser = yes_no, require_equals = true, action = ArgAction::Set)]
+    pub show_error_list: bool,
+    /// The same as --show-error-list=yes
+    #[arg(short = 's')]
+    pub list_errors: bool,
+    /// Format of the report
+    #[arg(long, value_name = "FORMAT")]
+    pub format: Option<Format>,
+    /// Write the report to FILE; a name that ends in .leak gets the recording itself
+    #[arg(short, long, value_name = "FILE", action = ArgAction::Append)]
+    pub output: Vec<PathBuf>,
+    /// Write text to FILE: %p is the process id, %q{VAR} an environment variable, %n a number, %% a percent sign
+    #[arg(long, value_name = "FILE", require_equals = true)]
+    pub log_file: Option<String>,
+    /// Write text to this file descriptor
+    #[arg(long, value_name = "N", require_equals = true)]
+    pub log_fd: Option<i32>,
+    /// Write Valgrind's XML; needs --xml-file or --xml-fd
+    #[arg(long, value_name = "yes|no", default_value = "no", value_parser = yes_no, require_equals = true, action = ArgAction::Set)]
+    pub xml: bool,
+    /// Write XML to FILE, with the same % patterns
+    #[arg(long, value_name = "FILE", require_equals = true)]
+    pub xml_file: Option<String>,
+    /// Write XML to this file descriptor
+    #[arg(long, value_name = "N", require_equals = true)]
+    pub xml_fd: Option<i32>,
+    /// Put this comment into the XML
+    #[arg(long, value_name = "TEXT", require_equals = true)]
+    pub xml_user_comment: Option<String>,
+    /// Show source files with their directories
+    #[arg(long, value_name = "TEXT", require_equals = true, num_args = 0..=1, default_missing_value = "", hide = true)]
+    pub fullpath_after: Option<String>,
+    /// Colours in text
+    #[arg(long, value_name = "WHEN", default_value = "auto")]
+    pub color: Color,
+    /// Say only what was found
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// Say more
+    #[arg(short, long, action = ArgAction::Count)]
+    pub verbose: u8,
+    /// Options of Memcheck that change nothing here.
+    #[command(flatten)]
+    pub ignored: Ignored,
+    /// Debugging output of Valgrind.
+    #[arg(short = 'd', hide = true, action = ArgAction::Count)]
+    pub debug: u8,
+}
+
+/// `leakscope run`.
+#[derive(Clone, Debug, Args)]
+pub struct RunArgs {
+    /// How the report looks.
+    #[command(flatten)]
+    pub view: ViewArgs,
+    /// Take interior pointers for start pointers in these cases: all, none, or some of
+    /// stdstring,length64,newarray,multipleinheritance
+    #[arg(long, value_name = "SET", default_value = "all", value_parser = heuristics, require_equals = true)]
+    pub leak_check_heuristics: HeuristicSet,
+    /// Follow children into other programs (exec)
+    #[arg(long, value_name = "yes|no", default_value = "no", value_parser = yes_no, require_equals = true, action = ArgAction::Set)]
+    pub trace_children: bool,
+    /// Do not report children between fork and exec
+    #[arg(long, value_name = "yes|no", default_value = "no", value_parser = yes_no, require_equals = true, num_args = 0..=1, default_missing_value = "yes", action = ArgAction::Set)]
+    pub child_silent_after_fork: bool,
+    /// Record only a sample of the allocations, one in so many bytes on average; totals stay unbiased
+    #[arg(long, value_name = "BYTES", default_value = "0", value_parser = bytes)]
+    pub sample: u64,
+    /// Which stacks to keep: alloc, free, alloc-and-free, alloc-then-free or none
+    #[arg(long, value_name = "WHICH", default_value = "alloc-and-free", require_equals = true)]
+    pub keep_stacktraces: KeepStacks,
+    /// Let the C library release its own blocks before the leak check
+    #[arg(long, value_name = "yes|no", default_value = "yes", value_parser = yes_no, require_equals = true, action = ArgAction::Set)]
+    pub run_libc_freeres: bool,
+    /// Let the C++ library release its own blocks before the leak check
+    #[arg(long, value_name = "yes|no", default_value = "yes", value_parser = yes_no, require_equals = true, action = ArgAction::Set)]
+    pub run_cxx_freeres: bool,
+    /// Look past the end of each block for overwritten bytes when it is freed
+    #[arg(long, value_name = "yes|no", default_value = "yes", value_parser = yes_no, require_equals = true, action = ArgAction::Set)]
+    pub canary: bool,
+    /// Report realloc with size zero
+    #[arg(long, value_name = "yes|no", default_value = "no", value_parser = yes_no, require_equals = true, action = ArgAction::Set)]
+    pub show_realloc_size_zero: bool,
+    /// Take pointers on the threads' stacks into account
+    #[arg(long, value_name = "yes|no", default_value = "yes", value_parser = yes_no, require_equals = true, action = ArgAction::Set)]
+    pub use_stacks: bool,
+    /// Only memcheck is accepted: for command lines that were written for Valgrind
+    #[arg(long, value_name = "NAME", hide = true, require_equals = true)]
+    pub tool: Option<Tool>,
+    /// The program and its arguments
+    #[arg(value_name = "PROGRAM", required = true, trailing_var_arg = true, num_args = 1..)]
+    pub program: Vec<OsString>,
+}
+
+/// `leakscope snapshot`.
+#[derive(Clone, Debug, Args)]
+pub struct SnapshotArgs {
+    /// How the report looks.
+    #[command(flatten)]
+    pub view: ViewArgs,
+    /// Process id of the running program
+    #[arg(value_name = "PID")]
+    pub pid: u32,
+}
+
+/// `leakscope report`.
+#[derive(Clone, Debug, Args)]
+pub struct ReportArgs {
+    /// How the report looks.
+    #[command(flatten)]
+    pub view: ViewArgs,
+    /// The recording
+    #[arg(value_name = "FILE.leak")]
+    pub file: PathBuf,
+}
+
+/// Formats of a report.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// For people
+    Text,
+    /// Everything, for programs; see docs/report.schema.json
+    Json,
+    /// Valgrind's XML protocol 4
+    ValgrindXml,
+}
+
+/// `--gen-suppressions`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum GenSuppressions {
+    /// Never
+    No,
+    /// For each finding (nobody is asked)
+    Yes,
+    /// For each finding
+    All,
+}
+
+/// `--color`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Color {
+    /// On a terminal, unless NO_COLOR is set
+    Auto,
+    /// Also in files
+    Always,
+    /// Nowhere
+    Never,
+}
+
+/// `--keep-stacktraces`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum KeepStacks {
+    /// Where blocks are allocated
+    Alloc,
+    /// Where blocks are freed
+    Free,
+    /// Both
+    AllocAndFree,
+    /// Both
+    AllocThenFree,
+    /// Neither
+    None,
+}
+
+/// `--tool`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Tool {
+    /// The only one
+    Memcheck,
+}

@@ -1,0 +1,221 @@
+//! What the flags amount to: high-level arguments, checked and with all files read.
+
+use std::ffi::OsStr;
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use clap::ArgMatches;
+use leakscope_findings::Suppressions;
+use leakscope_findings::analysis::{LeakCheck, Options};
+use leakscope_launch::ledger::{Config, flags as wishes};
+use leakscope_model::{LeakKind, LeakKindSet};
+use leakscope_report::{text, valgrind_xml};
+
+use crate::flags::{Color, Format, GenSuppressions, KeepStacks, RunArgs, ViewArgs};
+use crate::log_name::LogName;
+use crate::output::{self, Destination, Target};
+
+/// Frames that are recorded although a report shows fewer: other views of a recording may show more, and
+/// below the deepest recorded frame two sites cannot be told apart.
+const RECORDED_FRAMES: u32 = 128;
+
+/// How reports look, and where they go.
+pub struct View {
+    /// For the analysis.
+    pub options: Options,
+    /// The user's rules.
+    pub suppressions: Suppressions,
+    /// For the symbolizer.
+    pub symbols: leakscope_symbols::Options,
+    /// Reports to write.
+    pub targets: Vec<Target>,
+    /// Recordings to write.
+    pub recordings: Vec<PathBuf>,
+    /// Exit code when there are findings; 0 for none of its own.
+    pub error_exitcode: u8,
+    /// Only what was found.
+    pub quiet: bool,
+    /// `-v`, `-vv`.
+    pub verbose: u8,
+    colour: Color,
+    text: text::Style,
+    xml: valgrind_xml::Style,
+}
+
+impl View {
+    /// Makes decisions of flags. `matches` tells the order of options that overwrite each other.
+    ///
+    /// # Errors
+    /// When options contradict each other, or a file that they name cannot be read.
+    pub fn new(args: &ViewArgs, matches: &ArgMatches, default: Destination) -> Result<Self> {
+        let errors_for_leak_kinds = args.errors_for_leak_kinds.unwrap_or(LeakKindSet::DEFAULT);
+        let options = Options {
+            leak_check: args.leak_check,
+            show_leak_kinds: shown_kinds(args, matches),
+            errors_for_leak_kinds,
+            leak_resolution: args.leak_resolution,
+            num_callers: args.num_callers.into(),
+            show_below_main: args.show_below_main,
+            show_mismatched_frees: args.show_mismatched_frees,
+            check: None,
+        };
+        let mut suppressions = Suppressions::new();
+        for path in &args.suppressions {
+            let text = std::fs::read(path)
+                .with_context(|| format!("{}: cannot read the suppression file; check its path", path.display()))?;
+            suppressions
+                .add(&path.display().to_string(), &String::from_utf8_lossy(&text))
+                .context("correct that line, or leave the file out")?;
+        }
+        let mut symbols = leakscope_symbols::Options { demangle: args.demangle, ..Default::default() };
+        symbols.debug_dirs.extend(args.extra_debuginfo_path.iter().cloned());
+        let (recordings, reports): (Vec<_>, Vec<_>) =
+            args.output.iter().cloned().partition(|path| path.extension() == Some(OsStr::new("leak")));
+        let gen_suppressions = args.gen_suppressions != GenSuppressions::No;
+        let mut view = Self {
+            options,
+            suppressions,
+            symbols,
+            targets: targets(args, reports, default)?,
+            recordings,
+            error_exitcode: args.error_exitcode,
+            quiet: args.quiet,
+            verbose: args.verbose,
+            colour: args.color,
+            text: text::Style {
+                verbosity: if args.quiet { 0 } else { 1 + args.verbose.min(1) },
+                error_lists: args.show_error_list || args.list_errors || args.verbose > 0,
+                gen_suppressions,
+                directories: args.fullpath_after.is_some(),
+                ..text::Style::default()
+            },
+            xml: valgrind_xml::Style {
+                tool_command: tool_command(),
+                user_comment: args.xml_user_comment.clone(),
+                gen_suppressions,
+            },
+        };
+        view.targets.dedup();
+        if !args.ignored.given.is_empty() && !args.quiet {
+            eprintln!("leakscope: warning: without effect here: {}", args.ignored.given.join(" "));
+        }
+        Ok(view)
+    }
+
+    /// The style of text for a place.
+    pub fn text_style(&self, destination: &Destination) -> text::Style {
+        let colour = match self.colour {
+            Color::Always => true,
+            Color::Never => false,
+            Color::Auto => output::is_terminal(destination) && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()),
+        };
+        text::Style { colour, ..self.text.clone() }
+    }
+
+    /// The style of XML.
+    pub fn xml_style(&self) -> &valgrind_xml::Style {
+        &self.xml
+    }
+
+    /// Whether a progress bar may be drawn.
+    pub fn shows_progress(&self) -> bool {
+        !self.quiet && std::io::stderr().is_terminal()
+    }
+}
+
+/// `--show-leak-kinds` and the two older options that change it, in the order in which they were written.
+fn shown_kinds(args: &ViewArgs, matches: &ArgMatches) -> LeakKindSet {
+    let place = |name: &str| matches.indices_of(name).and_then(|indices| indices.last());
+    let set = |kinds: LeakKindSet, kind, on| if on { kinds.with(kind) } else { kinds.without(kind) };
+    let mut steps: Vec<(usize, Box<dyn Fn(LeakKindSet) -> LeakKindSet>)> = Vec::new();
+    if let (Some(kinds), Some(at)) = (args.show_leak_kinds, place("show_leak_kinds")) {
+        steps.push((at, Box::new(move |_| kinds)));
+    }
+    if let (Some(on), Some(at)) = (args.show_reachable, place("show_reachable")) {
+        let step = move |kinds| if on { LeakKindSet::ALL } else { set(kinds, LeakKind::StillReachable, false) };
+        steps.push((at, Box::new(step)));
+    }
+    if let (Some(on), Some(at)) = (args.show_possibly_lost, place("show_possibly_lost")) {
+        steps.push((at, Box::new(move |kinds| set(kinds, LeakKind::PossiblyLost, on))));
+    }
+    steps.sort_by_key(|&(at, _)| at);
+    steps.iter().fold(LeakKindSet::DEFAULT, |kinds, (_, step)| step(kinds))
+}
+
+/// Which reports go where.
+fn targets(args: &ViewArgs, reports: Vec<PathBuf>, default: Destination) -> Result<Vec<Target>> {
+    let log_name = |option: &str, pattern: &str| {
+        LogName::parse(pattern, |name| std::env::var_os(name)).with_context(|| format!("{option}={pattern}"))
+    };
+    let mut targets = Vec::new();
+    let xml = match (&args.xml_file, args.xml_fd) {
+        (Some(_), Some(_)) => bail!("--xml-file and --xml-fd: give one of them"),
+        (Some(pattern), None) => Some(Destination::Log(log_name("--xml-file", pattern)?)),
+        (None, Some(number)) => Some(Destination::Descriptor(number)),
+        (None, None) => None,
+    };
+    if args.xml {
+        let Some(destination) = xml else { bail!("--xml=yes: it needs --xml-file=FILE or --xml-fd=N to say where to") };
+        targets.push(Target { format: Format::ValgrindXml, destination });
+    }
+    let log = match (&args.log_file, args.log_fd) {
+        (Some(_), Some(_)) => bail!("--log-file and --log-fd: give one of them"),
+        (Some(pattern), None) => Some(Destination::Log(log_name("--log-file", pattern)?)),
+        (None, Some(number)) => Some(Destination::Descriptor(number)),
+        (None, None) => None,
+    };
+    for path in &reports {
+        let format = args.format.unwrap_or_else(|| format_of(path));
+        targets.push(Target { format, destination: Destination::Whole(path.clone()) });
+    }
+    // With XML or a report file the usual place stays silent, unless it was asked for.
+    if log.is_some() || targets.is_empty() {
+        let format = if reports.is_empty() { args.format.unwrap_or(Format::Text) } else { Format::Text };
+        targets.push(Target { format, destination: log.unwrap_or(default) });
+    }
+    Ok(targets)
+}
+
+fn format_of(path: &Path) -> Format {
+    match path.extension().and_then(OsStr::to_str) {
+        Some("json") => Format::Json,
+        Some("xml") => Format::ValgrindXml,
+        _ => Format::Text,
+    }
+}
+
+/// Our own words of the command line, without the target's: for the XML.
+fn tool_command() -> Vec<String> {
+    std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect()
+}
+
+/// What the injected code shall do.
+pub fn config(args: &RunArgs) -> Config {
+    let mut flags = wishes::SAMPLE_ADDRESSES;
+    let keeps_frees = matches!(args.keep_stacktraces, KeepStacks::Free | KeepStacks::AllocAndFree | KeepStacks::AllocThenFree);
+    let keeps_allocations = !matches!(args.keep_stacktraces, KeepStacks::Free | KeepStacks::None);
+    for (bit, on) in [
+        (wishes::CHECK_AT_EXIT, args.view.leak_check != LeakCheck::No),
+        (wishes::TRACE_CHILDREN, args.trace_children),
+        (wishes::RUN_FREERES, args.run_libc_freeres && args.run_cxx_freeres),
+        (wishes::CANARY, args.canary),
+        (wishes::FREE_STACKS, keeps_frees),
+        (wishes::REALLOC_ZERO_IS_MISUSE, args.show_realloc_size_zero),
+        (wishes::MISMATCHES, args.view.show_mismatched_frees),
+        (wishes::CHILD_SILENT, args.child_silent_after_fork),
+        (wishes::STACKS_ARE_ROOTS, args.use_stacks),
+    ] {
+        if on {
+            flags |= bit;
+        }
+    }
+    Config {
+        flags,
+        sample_bytes: args.sample,
+        // One frame, the caller of the allocator, is the least that makes a site.
+        max_frames: if keeps_allocations { RECORDED_FRAMES.max(args.view.num_callers.into()) } else { 1 },
+        heuristics: args.leak_check_heuristics.bits(),
+        reserved: [0; 3],
+    }
+}

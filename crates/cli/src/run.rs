@@ -1,0 +1,131 @@
+//! `leakscope run`: starts a program, reports each traced process as it ends.
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::ArgMatches;
+use leakscope_findings::recording::{self, State};
+use leakscope_launch::{End, Ended, Event, Request, Session, cache, die_by_signal, preflight};
+
+use crate::flags::RunArgs;
+use crate::output::{Destination, Outputs, Replacement};
+use crate::plan::{View, config};
+use crate::record::{self, Recorder};
+
+/// Runs the subcommand; gives our exit code, or dies by the signal that ended the program.
+///
+/// # Errors
+/// When the program cannot be traced or a report cannot be written.
+pub fn main(args: &RunArgs, matches: &ArgMatches) -> Result<ExitCode> {
+    let view = View::new(&args.view, matches, Destination::Stderr)?;
+    let mut outputs = Outputs::default();
+    outputs.prepare(&view.targets)?;
+    let recordings = view.recordings.iter().map(|path| Replacement::create(path)).collect::<Result<Vec<_>>>()?;
+    let (argv0, arguments) = args.program.split_first().context("give a program after the options")?;
+    let checked = preflight::check(argv0)?;
+    let library = cache::unpack()?;
+    if view.verbose > 0 {
+        eprintln!("leakscope: starting {} with {} in it", checked.image.display(), library.path.display());
+    }
+    let session = Session::start(Request {
+        program: checked.program,
+        argv0: argv0.clone(),
+        arguments: arguments.to_vec(),
+        library: library.path.clone(),
+        config: config(args),
+    })?;
+    let mut run = Run { recorder: Recorder::new(&view), view, outputs, recording: record::empty_recording(), errors: false, failure: None };
+    let end = run.follow(&session, &argv0.to_string_lossy());
+    drop(session);
+    run.finish(recordings, end)
+}
+
+struct Run {
+    view: View,
+    recorder: Recorder,
+    outputs: Outputs,
+    recording: leakscope_findings::Recording,
+    errors: bool,
+    /// The first thing that went wrong with a report; the program is followed to its end all the same.
+    failure: Option<anyhow::Error>,
+}
+
+impl Run {
+    /// Takes events until everything has ended; gives the end of the program.
+    fn follow(&mut self, session: &Session, name: &str) -> End {
+        let mut first_end = End::Unknown;
+        while let Some(event) = session.next_event() {
+            match event {
+                Event::Ended(ended) => {
+                    if let Err(error) = self.report(&ended) {
+                        self.failure.get_or_insert(error);
+                    }
+                }
+                Event::FirstEnded { end, started } => {
+                    first_end = end;
+                    if !started {
+                        self.say(&format!("{name}: nothing is known of it: the injected library did not start in it; its exit code is kept. Look for messages of the dynamic loader (ld.so) above, or try `leakscope memcheck`"));
+                    }
+                }
+                Event::Waiting { pids } => self.say_waiting(&pids),
+                Event::NoLedger { pid, reason } => self.say(&format!("process {pid} is not recorded: {reason}")),
+            }
+        }
+        first_end
+    }
+
+    fn say(&self, text: &str) {
+        eprintln!("leakscope: {text}");
+    }
+
+    fn say_waiting(&self, pids: &[u32]) {
+        if self.view.quiet {
+            return;
+        }
+        let list = pids.iter().take(8).map(u32::to_string).collect::<Vec<_>>().join(", ");
+        let more = if pids.len() > 8 { ", ..." } else { "" };
+        self.say(&format!("the program has ended; waiting for its children {list}{more} (Ctrl-C to stop waiting and report them as they are)"));
+    }
+
+    fn report(&mut self, ended: &Ended) -> Result<()> {
+        let recorded = self.recorder.record(ended.ledger.file(), recorded_end(ended.end))?;
+        if recorded.process.state == State::Failed {
+            let reason = if recorded.process.failure.is_empty() { "no reason was given" } else { &recorded.process.failure };
+            self.say(&format!("process {}: the injected library could not start ({reason}); the process ran untraced", ended.pid));
+        }
+        if matches!(ended.end, End::Signaled { out_of_memory: true, .. }) {
+            self.say(&format!("process {}: the kernel's OOM killer ended it: its memory was used up", ended.pid));
+        }
+        let analysis = record::report(&recorded, &self.recording.tool_version, &self.view, &mut self.outputs)?;
+        self.errors |= analysis.has_errors();
+        if !self.view.recordings.is_empty() {
+            self.recording.processes.push(recorded);
+        }
+        Ok(())
+    }
+
+    fn finish(self, recordings: Vec<Replacement>, end: End) -> Result<ExitCode> {
+        let saved = record::save(&self.recording, recordings).and_then(|()| self.outputs.finish());
+        if let Some(error) = self.failure {
+            return Err(error);
+        }
+        saved?;
+        match end {
+            End::Signaled { signal, .. } => die_by_signal(signal),
+            _ if self.errors && self.view.error_exitcode != 0 => Ok(ExitCode::from(self.view.error_exitcode)),
+            // The kernel keeps the low eight bits.
+            End::Exited(code) => Ok(ExitCode::from(code as u8)),
+            End::Unknown | End::Replaced | End::StillRunning => Ok(ExitCode::SUCCESS),
+        }
+    }
+}
+
+fn recorded_end(end: End) -> recording::End {
+    match end {
+        End::Exited(code) => recording::End::Exited(code),
+        End::Signaled { signal, .. } => recording::End::Signalled(signal),
+        End::Replaced => recording::End::Exec,
+        End::Unknown => recording::End::Unknown,
+        End::StillRunning => recording::End::Running,
+    }
+}

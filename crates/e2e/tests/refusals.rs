@@ -1,0 +1,164 @@
+//! Bad input: each gives one clear sentence on standard error and exit code 2, and never a panic.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use leakscope_e2e::{Ending, Fixture, Run, Tool, compile, fixtures_dir, leakscope_bin};
+
+/// Runs leakscope with these words and holds the refusal: exit 2, at most one message, all words of `expected` in it.
+fn refused(words: &[&str], expected: &[&str]) {
+    if Tool::from_env().unwrap() != Tool::Leakscope {
+        return;
+    }
+    let finished = Run::new(leakscope_bin()).args(words).finish().unwrap();
+    let said = &finished.stderr;
+    assert_eq!(finished.ending, Ending::Exit(2), "{words:?} said: {said}");
+    assert!(!said.contains("panicked"), "{words:?} panicked: {said}");
+    let lower = said.to_lowercase();
+    for word in expected {
+        assert!(lower.contains(&word.to_lowercase()), "{words:?}: expected `{word}` in: {said}");
+    }
+    assert!(said.lines().count() <= 4, "{words:?}: expected one sentence and its help: {said}");
+    assert!(finished.stdout.is_empty(), "{words:?} printed to standard output");
+}
+
+fn scratch() -> tempfile::TempDir {
+    tempfile::tempdir().unwrap()
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+fn write(dir: &Path, name: &str, content: &[u8], mode: u32) -> PathBuf {
+    let path = dir.join(name);
+    std::fs::write(&path, content).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+    path
+}
+
+/// A small dynamic program that is certainly there.
+fn some_program() -> PathBuf {
+    let fixture = Fixture::read(&fixtures_dir().join("c/registers.c")).unwrap();
+    compile(&fixture).unwrap().remove(0).path
+}
+
+/// The start of a copy of a real program, with some bytes of the ELF header changed.
+fn changed_program(dir: &Path, changes: &[(usize, u8)]) -> PathBuf {
+    let mut bytes = std::fs::read("/bin/true").unwrap();
+    for (offset, value) in changes {
+        bytes[*offset] = *value;
+    }
+    write(dir, "changed", &bytes, 0o755)
+}
+
+#[test]
+fn no_such_program() {
+    refused(&["run", "--", "/nonexistent/program"], &["/nonexistent/program", "no such"]);
+    refused(&["run", "--", "certainly-not-a-program-of-this-system"], &["certainly-not-a-program-of-this-system"]);
+}
+
+#[test]
+fn no_program_at_all() {
+    refused(&["run"], &["program"]);
+}
+
+#[test]
+fn not_executable() {
+    let dir = scratch();
+    let path = write(dir.path(), "data", b"text\n", 0o644);
+    refused(&["run", "--", text(&path)], &[text(&path), "execut"]);
+}
+
+#[test]
+fn a_directory() {
+    refused(&["run", "--", "/tmp"], &["/tmp", "directory"]);
+}
+
+#[test]
+fn a_static_program() {
+    let dir = scratch();
+    let source = write(dir.path(), "s.c", b"int main(void) { return 0; }\n", 0o644);
+    let program = dir.path().join("static");
+    let build = Run::new("gcc").args(["-static", "-o"]).arg(&program).arg(&source).finish().unwrap();
+    assert_eq!(build.ending, Ending::Exit(0), "{}", build.stderr);
+    refused(&["run", "--", text(&program)], &[text(&program), "static"]);
+}
+
+#[test]
+fn a_set_user_id_program() {
+    let dir = scratch();
+    let path = write(dir.path(), "raised", &std::fs::read("/bin/true").unwrap(), 0o4755);
+    if rustix::process::geteuid().is_root() {
+        // For root a program of root raises nothing; another owner makes it so.
+        std::os::unix::fs::chown(&path, Some(65534), Some(65534)).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o4755)).unwrap();
+    }
+    refused(&["run", "--", text(&path)], &[text(&path), "setuid"]);
+}
+
+#[test]
+fn another_architecture() {
+    let dir = scratch();
+    // e_machine: 183 is AArch64.
+    refused(&["run", "--", text(&changed_program(dir.path(), &[(18, 183), (19, 0)]))], &["changed", "aarch64"]);
+}
+
+#[test]
+fn a_32_bit_program() {
+    let dir = scratch();
+    // EI_CLASS 1 with e_machine 3: i386.
+    refused(&["run", "--", text(&changed_program(dir.path(), &[(4, 1), (18, 3), (19, 0)]))], &["changed", "32-bit"]);
+}
+
+#[test]
+fn a_musl_program() {
+    let dir = scratch();
+    let source = write(dir.path(), "m.c", b"int main(void) { return 0; }\n", 0o644);
+    let program = dir.path().join("with-musl");
+    let build = Run::new("musl-gcc").arg("-o").arg(&program).arg(&source).finish();
+    let build = build.expect("musl-gcc is not installed; next: cargo xtask setup");
+    assert_eq!(build.ending, Ending::Exit(0), "{}", build.stderr);
+    refused(&["run", "--", text(&program)], &["with-musl", "musl"]);
+}
+
+#[test]
+fn a_foreign_recording() {
+    let dir = scratch();
+    let path = write(dir.path(), "foreign.leak", b"this is no recording\n", 0o644);
+    refused(&["report", text(&path)], &["foreign.leak"]);
+    let empty = write(dir.path(), "empty.leak", b"", 0o644);
+    refused(&["report", text(&empty)], &["empty.leak"]);
+    refused(&["report", "/nonexistent.leak"], &["/nonexistent.leak"]);
+}
+
+#[test]
+fn a_full_disk() {
+    let program = some_program();
+    let program = text(&program);
+    refused(&["run", "-q", "-o", "/dev/full", "--", program], &["/dev/full", "no space"]);
+}
+
+#[test]
+fn a_folder_that_does_not_exist() {
+    let program = some_program();
+    refused(&["run", "-o", "/nonexistent/report.txt", "--", text(&program)], &["/nonexistent/report.txt"]);
+}
+
+#[test]
+fn a_mistake_in_a_suppression_file() {
+    let dir = scratch();
+    let rules = b"{\n   my-rule\n   Memcheck:Leak\n   fun:malloc\n   nonsense:here\n}\n";
+    let path = write(dir.path(), "rules.supp", rules, 0o644);
+    let option = format!("--suppressions={}", path.display());
+    refused(&["run", &option, "--", "/bin/true"], &["rules.supp:5", "expected"]);
+    refused(&["run", "--suppressions=/nonexistent.supp", "--", "/bin/true"], &["/nonexistent.supp"]);
+}
+
+#[test]
+fn wrong_options() {
+    refused(&["run", "--no-such-option", "--", "/bin/true"], &["--no-such-option"]);
+    refused(&["run", "--show-leak-kinds=some", "--", "/bin/true"], &["--show-leak-kinds", "some"]);
+    refused(&["run", "--num-callers=many", "--", "/bin/true"], &["--num-callers", "many"]);
+    refused(&["snapshot", "1"], &["1"]);
+}

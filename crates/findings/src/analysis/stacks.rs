@@ -1,0 +1,213 @@
+//! Stacks as a report shows them: the allocation function in front, cut to `--num-callers`, named.
+
+use std::cell::OnceCell;
+use std::sync::Arc;
+
+use leakscope_ledger::layout::site_flags;
+use leakscope_model::AllocFn;
+
+use super::Options;
+use crate::recording::{FrameRecord, Location, ProcessRecording};
+
+/// What a hook's frame is called when we do not know our own library's name.
+const HOOK_OBJECT: &str = "leakscope";
+
+/// A frame with its names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Frame {
+    /// Address in the running process: for a caller, inside of its call instruction.
+    pub ip: u64,
+    /// Link-time address.
+    pub svma: u64,
+    /// Name for people; `(below main)` for what starts a program, unless `--show-below-main`.
+    pub function: Option<Arc<str>>,
+    /// Name for the linker, where it is another.
+    pub linkage_name: Option<Arc<str>>,
+    /// Name of the source file.
+    pub file: Option<Arc<str>>,
+    /// Its directory.
+    pub directory: Option<Arc<str>>,
+    /// Line, 0 when unknown.
+    pub line: u32,
+    /// Column, 0 when unknown.
+    pub column: u32,
+    /// Whether it was inlined into the next frame.
+    pub inlined: bool,
+    /// Path of the module; empty when unknown.
+    pub object: Arc<str>,
+    /// Number of the module in the recording.
+    pub module: Option<u32>,
+}
+
+/// A stack, innermost frame first. The first one is the allocation function.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Stack {
+    frames: Vec<Frame>,
+    /// Number of frames to show: up to `main`.
+    shown: usize,
+    flags: u32,
+}
+
+impl Stack {
+    /// Whether frames are missing because the stack was deeper than the recorder keeps.
+    pub fn is_cut(&self) -> bool {
+        self.flags & site_flags::CUT_DEEP != 0
+    }
+
+    /// Whether the stack ends at code without unwind information.
+    pub fn is_broken(&self) -> bool {
+        self.flags & site_flags::BROKEN != 0
+    }
+
+    /// The frames to show: nothing below `main`, unless the options ask for it.
+    pub fn frames(&self) -> &[Frame] {
+        &self.frames[..self.shown]
+    }
+
+    /// All frames up to `--num-callers` addresses; suppressions match these.
+    pub fn all_frames(&self) -> &[Frame] {
+        &self.frames
+    }
+}
+
+/// Makes stacks; each location is named once.
+pub(super) struct Stacks<'a> {
+    recorded: &'a ProcessRecording,
+    num_callers: usize,
+    show_below_main: bool,
+    named: Vec<OnceCell<Arc<[Frame]>>>,
+    hook_object: Arc<str>,
+    hook_start: u64,
+}
+
+impl<'a> Stacks<'a> {
+    pub(super) fn new(recorded: &'a ProcessRecording, options: &Options) -> Self {
+        let hook = recorded.hook_module.and_then(|number| recorded.modules.get(number as usize));
+        Self {
+            recorded,
+            num_callers: options.num_callers.max(1),
+            show_below_main: options.show_below_main,
+            named: vec![OnceCell::new(); recorded.locations.len()],
+            hook_object: hook.map_or_else(|| HOOK_OBJECT.into(), |module| module.path.clone()),
+            hook_start: hook.map_or(0, |module| module.start),
+        }
+    }
+
+    /// The identity of a site's stack for merging: its function and the first `addresses` - 1 locations.
+    pub(super) fn key(&self, site: u32, addresses: usize) -> (AllocFn, Vec<u32>) {
+        let function = self.function(site);
+        (function, self.recorded.stack(site).take(addresses.min(self.num_callers) - 1).collect())
+    }
+
+    pub(super) fn function(&self, site: u32) -> AllocFn {
+        self.recorded.sites.get(site as usize).map_or(AllocFn::Malloc, |site| site.function)
+    }
+
+    /// The stack of a site.
+    pub(super) fn stack(&self, site: u32) -> Stack {
+        let mut frames = vec![self.hook_frame(self.function(site))];
+        let mut shown = None;
+        for number in self.recorded.stack(site).take(self.num_callers - 1) {
+            let named = self.location(number);
+            frames.extend(named.iter().cloned());
+            // Inlined functions do not end a stack: the physical function of the address counts.
+            let kind = named.last().map_or(Kind::Normal, kind);
+            match (kind, shown) {
+                // Of several, the outermost `main` ends the stack, else the innermost function below main.
+                (Kind::Main, _) => shown = Some((frames.len(), Kind::Main)),
+                (Kind::BelowMain, None) => shown = Some((frames.len(), Kind::BelowMain)),
+                _ => {}
+            }
+        }
+        let shown = match shown {
+            Some((shown, _)) if !self.show_below_main => shown,
+            _ => frames.len(),
+        };
+        let flags = self.recorded.sites.get(site as usize).map_or(0, |site| site.flags);
+        Stack { frames, shown, flags }
+    }
+
+    fn hook_frame(&self, function: AllocFn) -> Frame {
+        Frame {
+            ip: self.hook_start,
+            svma: 0,
+            function: Some(function.demangled().into()),
+            linkage_name: Some(function.symbol().into()),
+            file: None,
+            directory: None,
+            line: 0,
+            column: 0,
+            inlined: false,
+            object: self.hook_object.clone(),
+            module: self.recorded.hook_module,
+        }
+    }
+
+    fn location(&self, number: u32) -> Arc<[Frame]> {
+        match (self.recorded.locations.get(number as usize), self.named.get(number as usize)) {
+            (Some(location), Some(cell)) => cell.get_or_init(|| self.name(location)).clone(),
+            _ => Arc::from([]),
+        }
+    }
+
+    fn name(&self, location: &Location) -> Arc<[Frame]> {
+        let module = self.recorded.module_of(location);
+        let bare = Frame {
+            ip: location.pc,
+            svma: module.map_or(location.pc, |module| location.pc.wrapping_sub(module.load_bias)),
+            function: None,
+            linkage_name: None,
+            file: None,
+            directory: None,
+            line: 0,
+            column: 0,
+            inlined: false,
+            object: module.map(|module| module.path.clone()).unwrap_or_default(),
+            module: location.module.checked_sub(1),
+        };
+        let frames = self.recorded.frames_of(location);
+        if frames.is_empty() {
+            return Arc::from([bare]);
+        }
+        frames.iter().map(|frame| self.frame(frame, bare.clone())).collect()
+    }
+
+    fn frame(&self, record: &FrameRecord, bare: Frame) -> Frame {
+        let name = |number: u32| (number != 0).then(|| self.recorded.string(number)).filter(|name| !name.is_empty());
+        let mut frame = Frame {
+            function: name(record.function),
+            linkage_name: name(record.linkage_name),
+            file: name(record.file),
+            directory: name(record.directory),
+            line: record.line,
+            column: record.column,
+            inlined: record.inlined,
+            ..bare
+        };
+        if !self.show_below_main && kind(&frame) == Kind::BelowMain {
+            frame.function = Some("(below main)".into());
+            frame.linkage_name = None;
+        }
+        frame
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Main,
+    BelowMain,
+    Normal,
+}
+
+/// What a function means for the end of a stack. Source: Valgrind's manual on `--show-below-main`.
+fn kind(frame: &Frame) -> Kind {
+    let name = frame.linkage_name.as_deref().or(frame.function.as_deref()).unwrap_or_default();
+    let name = name.split_once('@').map_or(name, |(front, _)| front);
+    match name {
+        "main" => Kind::Main,
+        "_start" | "(below main)" | "__libc_start_call_main" | "__libc_start_main" | "__libc_start_main_impl"
+        | "generic_start_main" => Kind::BelowMain,
+        _ if name.starts_with("__libc_start_main.") || name.starts_with("generic_start_main.") => Kind::BelowMain,
+        _ => Kind::Normal,
+    }
+}

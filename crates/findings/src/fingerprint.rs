@@ -1,0 +1,257 @@
+//! The identity of a finding across builds, machines and optimisation levels.
+//!
+//! Baselines and diffs hang on it, so how it is made never changes within one version prefix. It is the
+//! 64-bit XXH3 (a published, frozen algorithm) of this text, one line each, every line ended by a newline:
+//!
+//! ```text
+//! lks1                     the version of this recipe
+//! leak                     the class: leak, or one of Memcheck's error kinds (InvalidFree, MismatchedFree, ...)
+//! make_node                the logical call path, innermost first, inlined functions expanded
+//! build_list
+//! main
+//! ```
+//!
+//! * **The class of a leak is `leak` for all four leak kinds.** Whether a block is definitely or possibly lost
+//!   depends on stale words in registers and on stacks, so the kind may change where the leak does not.
+//! * **The allocation function is not part**: the optimiser turns `malloc` + `memset` into `calloc`, and the
+//!   path says where it is. For an error it is not part either; its class is.
+//! * Functions: the demangled name without template-independent noise: parameter lists, ABI tags (`[abi:cxx11]`),
+//!   clone suffixes (`.isra.0`, `.part.1`, `.constprop.2`, `.cold`, `.lto_priv.3`, `.llvm.123`, ` [clone ...]`),
+//!   Rust's hash (`::h0123456789abcdef`), glibc's aliases (`__GI_`, `@@GLIBC_2.34`) and numbers of lambdas and
+//!   closures. Template arguments stay: they tell instances apart and are the same at every level.
+//! * What runs below `main`, and the start of a thread, is dropped: `__libc_start_main` and its kin, `_start`,
+//!   `start_thread`, `clone`, Rust's and C++'s run-time entry.
+//! * Recursion is collapsed: a cycle of up to four functions that repeats at once is taken once.
+//! * A frame without a name is `FILE+0xOFFSET` (file name of the module, link-time address), and a run of such
+//!   frames of one module is the module's name alone after its first, as the inlining of stripped code is unknown.
+//! * At most the 24 innermost functions count, so that it does not depend on `--num-callers` beyond that.
+
+use std::fmt;
+use std::sync::Arc;
+
+use leakscope_model::MisuseKind;
+
+use crate::analysis::Frame;
+
+/// Functions that count.
+const MOST_FUNCTIONS: usize = 24;
+/// The longest cycle that is taken for recursion.
+const LONGEST_CYCLE: usize = 4;
+
+/// The identity of a finding; shown as 16 hex digits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Fingerprint(pub u64);
+
+impl fmt::Display for Fingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+impl std::str::FromStr for Fingerprint {
+    type Err = std::num::ParseIntError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        u64::from_str_radix(text, 16).map(Self)
+    }
+}
+
+/// The fingerprint of a leak with this stack (all frames, allocation function first).
+pub fn of_leak(frames: &[Frame]) -> Fingerprint {
+    of("leak", frames)
+}
+
+/// The fingerprint of a wrong call with this stack (all frames, called function first).
+pub fn of_misuse(kind: MisuseKind, frames: &[Frame]) -> Fingerprint {
+    of(class(kind), frames)
+}
+
+/// The class of a wrong call. Double frees and other wrong frees differ: they are different bugs.
+fn class(kind: MisuseKind) -> &'static str {
+    match kind {
+        MisuseKind::DoubleFree => "DoubleFree",
+        MisuseKind::InvalidFree => "InvalidFree",
+        MisuseKind::InteriorFree => "InteriorFree",
+        MisuseKind::MismatchedFree => "MismatchedFree",
+        MisuseKind::InvalidRealloc => "InvalidRealloc",
+        MisuseKind::Overrun => "Overrun",
+        MisuseKind::FishySize => "FishyValue",
+        MisuseKind::ReallocZero => "ReallocZero",
+    }
+}
+
+fn of(class: &str, frames: &[Frame]) -> Fingerprint {
+    let mut text = format!("lks1\n{class}\n");
+    for function in call_path(frames) {
+        text.push_str(&function);
+        text.push('\n');
+    }
+    Fingerprint(xxhash_rust::xxh3::xxh3_64(text.as_bytes()))
+}
+
+/// The normalised call path of a stack, innermost first, without the allocation function.
+pub fn call_path(frames: &[Frame]) -> Vec<String> {
+    let mut path: Vec<String> = Vec::new();
+    let mut nameless_in: Option<Arc<str>> = None;
+    for frame in frames.iter().skip(1) {
+        let Some(function) = frame.function.as_deref().filter(|name| !name.is_empty()) else {
+            let object = frame.object.rsplit('/').next().unwrap_or_default();
+            if nameless_in.as_ref() != Some(&frame.object) {
+                path.push(format!("{object}+{:#x}", frame.svma));
+            }
+            nameless_in = Some(frame.object.clone());
+            continue;
+        };
+        nameless_in = None;
+        let name = normalise(function);
+        if is_below_main(&name) {
+            break;
+        }
+        let end = name == "main";
+        path.push(name);
+        collapse_recursion(&mut path);
+        if end || path.len() > MOST_FUNCTIONS * LONGEST_CYCLE {
+            break;
+        }
+    }
+    path.truncate(MOST_FUNCTIONS);
+    path
+}
+
+/// Drops the last functions when they repeat those just before.
+fn collapse_recursion(path: &mut Vec<String>) {
+    for cycle in 1..=LONGEST_CYCLE.min(path.len() / 2) {
+        let (rest, last) = path.split_at(path.len() - cycle);
+        if rest.ends_with(last) {
+            path.truncate(path.len() - cycle);
+            return;
+        }
+    }
+}
+
+/// What starts a program or a thread, normalised.
+fn is_below_main(name: &str) -> bool {
+    const NAMES: [&str; 22] = [
+        "(below main)",
+        "__libc_start_main",
+        "__libc_start_main_impl",
+        "__libc_start_call_main",
+        "generic_start_main",
+        "_start",
+        "_dl_start_user",
+        "start_thread",
+        "__clone",
+        "__clone3",
+        "clone",
+        "clone3",
+        "thread_start",
+        "std::rt::lang_start",
+        "std::rt::lang_start_internal",
+        "std::sys::backtrace::__rust_begin_short_backtrace",
+        "std::sys_common::backtrace::__rust_begin_short_backtrace",
+        "execute_native_thread_routine",
+        "_dl_init",
+        "call_init",
+        "__libc_csu_init",
+        "core::ops::function::FnOnce::call_once",
+    ];
+    NAMES.contains(&name)
+}
+
+/// A function's name without what changes from build to build.
+pub fn normalise(name: &str) -> String {
+    let mut name = name;
+    for prefix in ["__GI_", "__interceptor_"] {
+        name = name.strip_prefix(prefix).unwrap_or(name);
+    }
+    if let Some((front, _)) = name.split_once(" [clone") {
+        name = front;
+    }
+    if let Some((front, version)) = name.split_once('@')
+        && !front.is_empty()
+        && version.trim_start_matches('@').chars().all(|c| c.is_ascii_alphanumeric() || "._".contains(c))
+    {
+        name = front;
+    }
+    let mut name = without_parameters(name).to_owned();
+    while let Some(start) = name.find("[abi:") {
+        let Some(end) = name[start..].find(']') else { break };
+        name.replace_range(start..start + end + 1, "");
+    }
+    name = without_hash(&name).to_owned();
+    while let Some(shorter) = without_clone_suffix(&name) {
+        name.truncate(shorter);
+    }
+    without_numbers_of_closures(&name)
+}
+
+/// Without the parameter list and what follows it (`const`), but with template arguments.
+fn without_parameters(name: &str) -> &str {
+    if !name.ends_with(')') && !name.ends_with(" const") && !name.ends_with('&') {
+        return name;
+    }
+    let bytes = name.as_bytes();
+    let Some(close) = name.rfind(')') else { return name };
+    // Only qualifiers may follow a parameter list.
+    if !name[close + 1..].chars().all(|c| c.is_ascii_lowercase() || c == ' ' || c == '&') {
+        return name;
+    }
+    let mut depth = 0_usize;
+    for at in (0..=close).rev() {
+        match bytes[at] {
+            b')' => depth += 1,
+            b'(' => {
+                depth = depth.saturating_sub(1);
+                if depth == 0 {
+                    // `operator()` and `(anonymous namespace)` are names, not parameters.
+                    let front = &name[..at];
+                    let is_name = front.is_empty() || front.ends_with("operator") || front.ends_with("::");
+                    return if is_name { name } else { front };
+                }
+            }
+            _ => {}
+        }
+    }
+    name
+}
+
+/// Without Rust's `::h` and 16 hex digits.
+fn without_hash(name: &str) -> &str {
+    match name.rsplit_once("::h") {
+        Some((front, hash)) if hash.len() == 16 && hash.bytes().all(|b| b.is_ascii_hexdigit()) => front,
+        _ => name,
+    }
+}
+
+/// Length without the last suffix that a compiler gave a copy of a function.
+fn without_clone_suffix(name: &str) -> Option<usize> {
+    const WORDS: [&str; 11] =
+        ["isra", "part", "constprop", "cold", "lto_priv", "llvm", "localalias", "clone", "specialized", "resolver", "ifunc"];
+    let (front, last) = name.rsplit_once('.')?;
+    if front.is_empty() {
+        return None;
+    }
+    if WORDS.contains(&last) {
+        return Some(front.len());
+    }
+    let (before, word) = front.rsplit_once('.')?;
+    let numbered = !last.is_empty() && last.bytes().all(|b| b.is_ascii_digit());
+    (numbered && !before.is_empty() && WORDS.contains(&word)).then_some(before.len())
+}
+
+/// `{lambda(int)#2}` and `{{closure}}#3` without their numbers, which count what comes before in the file.
+fn without_numbers_of_closures(name: &str) -> String {
+    let mut out = String::with_capacity(name.len());
+    let mut rest = name;
+    while let Some(at) = rest.find('#') {
+        out.push_str(&rest[..at]);
+        let after = rest[at + 1..].trim_start_matches(|c: char| c.is_ascii_digit());
+        let counts = after.len() < rest.len() - at - 1 && (out.ends_with([')', '}']) || after.starts_with('}'));
+        if !counts {
+            out.push_str(&rest[at..rest.len() - after.len()]);
+        }
+        rest = after;
+    }
+    out.push_str(rest);
+    out
+}

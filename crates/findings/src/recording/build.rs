@@ -1,0 +1,344 @@
+//! From a ledger's snapshot to a recording: names for addresses, each looked up once.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use leakscope_ledger::reader::{self, Snapshot};
+use leakscope_model::{ModuleId, SiteId, Svma};
+
+use super::{
+    Check, CheckRecord, CheckState, End, FrameRecord, Location, Lost, Misuse, Module, Node, Origin,
+    ProcessFacts, ProcessRecording, Sample, Site, State, Thread, Totals,
+};
+
+/// A frame as a symboliser gives it, innermost inlined function first.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ResolvedFrame {
+    /// Name for people (demangled).
+    pub function: Option<String>,
+    /// Name for the linker (mangled).
+    pub linkage_name: Option<String>,
+    /// Name of the source file, without its directory.
+    pub file: Option<String>,
+    /// Directory of the source file.
+    pub directory: Option<String>,
+    /// Line from 1.
+    pub line: Option<u32>,
+    /// Column from 1.
+    pub column: Option<u32>,
+    /// Whether the function was inlined into that of the next frame.
+    pub inlined: bool,
+}
+
+/// What to put into a recording.
+#[derive(Clone, Debug, Default)]
+pub struct BuildOptions {
+    /// Look up every site (for views of all allocations), not only those that a leak check, a wrong call or a
+    /// live block at the end refers to. Sites that are not looked up keep module and offset.
+    pub all_symbols: bool,
+    /// File name of our preloaded library, to find it among the modules.
+    pub hook_file_name: String,
+    /// How the process ended.
+    pub end: End,
+}
+
+/// Makes a recording of one process. `resolve` is called once per module with sorted, distinct link-time
+/// addresses (already inside of the call instruction) and gives the frames of each, in the same order.
+pub fn build(
+    snapshot: &Snapshot,
+    options: &BuildOptions,
+    resolve: &mut dyn FnMut(ModuleId, &reader::Module, &[Svma]) -> Vec<Vec<ResolvedFrame>>,
+) -> ProcessRecording {
+    let wanted = if options.all_symbols { vec![true; snapshot.nodes.len()] } else { reported_nodes(snapshot) };
+    let (nodes, mut locations) = locate(snapshot);
+    let mut names = Names::default();
+    let mut frames = Vec::new();
+    let mut needed = vec![false; locations.len()];
+    for (node, &wanted) in nodes.iter().zip(&wanted) {
+        needed[node.location as usize] |= wanted;
+    }
+    symbolise(snapshot, &mut locations, &needed, &mut names, &mut frames, resolve);
+    let hook_module = snapshot
+        .modules
+        .iter()
+        .position(|module| {
+            !options.hook_file_name.is_empty()
+                && module.path.rsplit(|&byte| byte == b'/').next() == Some(options.hook_file_name.as_bytes())
+        })
+        .map(|number| number as u32);
+    ProcessRecording {
+        process: facts(&snapshot.process),
+        end: options.end,
+        lost: lost(&snapshot.lost),
+        problems: snapshot.problems.clone(),
+        modules: snapshot.modules.iter().map(module).collect(),
+        hook_module,
+        strings: names.strings,
+        frames,
+        locations,
+        nodes,
+        sites: snapshot.sites.iter().zip(&snapshot.totals).map(|(site, totals)| self::site(site, totals)).collect(),
+        threads: snapshot.threads.iter().map(thread).collect(),
+        misuses: snapshot.misuses.iter().map(misuse).collect(),
+        checks: snapshot.checks.iter().map(check).collect(),
+        series: snapshot.series.iter().map(sample).collect(),
+    }
+}
+
+/// Which nodes are on the stack of a site that a report names by default.
+fn reported_nodes(snapshot: &Snapshot) -> Vec<bool> {
+    let mut wanted = vec![false; snapshot.nodes.len()];
+    let mut mark = |site: SiteId| {
+        for (id, _) in snapshot.stack(site) {
+            // A marked node's callers are marked.
+            if std::mem::replace(&mut wanted[id.0 as usize], true) {
+                break;
+            }
+        }
+    };
+    for (number, totals) in snapshot.totals.iter().enumerate() {
+        if totals.live_blocks() > 0 {
+            mark(SiteId(number as u32));
+        }
+    }
+    for record in snapshot.checks.iter().flat_map(|check| check.records.iter().flatten()) {
+        mark(record.site);
+    }
+    for misuse in &snapshot.misuses {
+        mark(misuse.site);
+        mark(misuse.allocation_site);
+        mark(misuse.free_site);
+    }
+    wanted
+}
+
+/// The tree with location numbers, and the unique locations; 0 is the location of the root.
+fn locate(snapshot: &Snapshot) -> (Vec<Node>, Vec<Location>) {
+    let index = snapshot.module_index();
+    let mut known: HashMap<(u32, u64), u32> = HashMap::new();
+    let mut locations = vec![Location::default()];
+    let nodes = snapshot
+        .nodes
+        .iter()
+        .enumerate()
+        .map(|(number, node)| {
+            if number == 0 {
+                return Node::default();
+            }
+            let pc = node.lookup_pc();
+            let module = index.find(&snapshot.modules, pc, node.epoch).map_or(0, |module| module.0 + 1);
+            let location = *known.entry((module, pc)).or_insert_with(|| {
+                locations.push(Location { pc, module, ..Location::default() });
+                locations.len() as u32 - 1
+            });
+            Node { location, parent: node.parent.0 }
+        })
+        .collect();
+    (nodes, locations)
+}
+
+/// Names by number.
+struct Names {
+    strings: Vec<Arc<str>>,
+    numbers: HashMap<Arc<str>, u32>,
+}
+
+impl Default for Names {
+    fn default() -> Self {
+        let empty: Arc<str> = Arc::from("");
+        Self { strings: vec![empty.clone()], numbers: HashMap::from([(empty, 0)]) }
+    }
+}
+
+impl Names {
+    fn number(&mut self, name: Option<&str>) -> u32 {
+        let name = name.unwrap_or_default();
+        if let Some(&number) = self.numbers.get(name) {
+            return number;
+        }
+        let name: Arc<str> = Arc::from(name);
+        let number = self.strings.len() as u32;
+        self.strings.push(name.clone());
+        self.numbers.insert(name, number);
+        number
+    }
+}
+
+/// Looks up the needed locations, module by module.
+fn symbolise(
+    snapshot: &Snapshot,
+    locations: &mut [Location],
+    needed: &[bool],
+    names: &mut Names,
+    frames: &mut Vec<FrameRecord>,
+    resolve: &mut dyn FnMut(ModuleId, &reader::Module, &[Svma]) -> Vec<Vec<ResolvedFrame>>,
+) {
+    let mut by_module: Vec<(u32, u64, u32)> = locations
+        .iter()
+        .enumerate()
+        .filter(|&(number, location)| needed[number] && location.module != 0)
+        .map(|(number, location)| (location.module, location.pc, number as u32))
+        .collect();
+    by_module.sort_unstable();
+    for run in by_module.chunk_by(|a, b| a.0 == b.0) {
+        let id = ModuleId(run[0].0 - 1);
+        let module = &snapshot.modules[id.0 as usize];
+        let addresses: Vec<Svma> = run.iter().map(|&(_, pc, _)| module.svma(pc)).collect();
+        let resolved = resolve(id, module, &addresses);
+        for (&(_, _, number), resolved) in run.iter().zip(resolved) {
+            let location = &mut locations[number as usize];
+            location.first_frame = frames.len() as u32;
+            location.frames = resolved.len() as u32;
+            frames.extend(resolved.iter().map(|frame| frame_record(frame, names)));
+        }
+    }
+}
+
+fn frame_record(frame: &ResolvedFrame, names: &mut Names) -> FrameRecord {
+    let linkage_name = frame.linkage_name.as_deref().filter(|name| frame.function.as_deref() != Some(*name));
+    FrameRecord {
+        function: names.number(frame.function.as_deref()),
+        linkage_name: names.number(linkage_name),
+        file: names.number(frame.file.as_deref()),
+        directory: names.number(frame.directory.as_deref()),
+        line: frame.line.unwrap_or(0),
+        column: frame.column.unwrap_or(0),
+        inlined: frame.inlined,
+    }
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn facts(process: &reader::Process) -> ProcessFacts {
+    let ended = process.end_monotonic_ns != 0;
+    ProcessFacts {
+        pid: process.pid,
+        parent_pid: process.parent_pid,
+        origin: match process.origin {
+            reader::Origin::Start => Origin::Start,
+            reader::Origin::Fork => Origin::Fork,
+            reader::Origin::Exec => Origin::Exec,
+        },
+        state: match process.state {
+            reader::State::New => State::New,
+            reader::State::Running => State::Running,
+            reader::State::Ending => State::Ending,
+            reader::State::Ended => State::Ended,
+            reader::State::Failed => State::Failed,
+        },
+        executable: text(&process.executable),
+        command_line: process.command_line.iter().map(|argument| text(argument)).collect(),
+        failure: text(&process.failure),
+        start_realtime_ns: process.start_realtime_ns,
+        start_monotonic_ns: process.start_monotonic_ns,
+        end_monotonic_ns: process.end_monotonic_ns,
+        cycles: if ended { process.end_tsc.saturating_sub(process.start_tsc) } else { 0 },
+        flags: process.config.flags,
+        sample_bytes: process.config.sample_bytes,
+        max_frames: process.config.max_frames,
+    }
+}
+
+fn lost(lost: &reader::Lost) -> Lost {
+    let reader::Lost { sites, nodes, counters, blocks, deep_stacks, broken_stacks, modules, misuses, threads } = *lost;
+    Lost { sites, nodes, counters, blocks, deep_stacks, broken_stacks, modules, misuses, threads }
+}
+
+fn module(module: &reader::Module) -> Module {
+    Module {
+        start: module.start,
+        end: module.end,
+        load_bias: module.load_bias,
+        path: text(&module.path).into(),
+        build_id: module.build_id.clone(),
+        unloaded: module.unloaded_epoch != u32::MAX,
+    }
+}
+
+fn site(site: &reader::Site, totals: &reader::SiteTotals) -> Site {
+    let measured = totals.lifetimes.iter().any(|&count| count > 0);
+    Site {
+        leaf: site.leaf.0,
+        function: site.function,
+        flags: site.flags,
+        totals: Totals {
+            allocated_blocks: totals.allocated_blocks,
+            allocated_bytes: totals.allocated_bytes,
+            freed_blocks: totals.freed_blocks,
+            freed_bytes: totals.freed_bytes,
+            live_blocks: totals.live_blocks(),
+            live_bytes: totals.live_bytes(),
+            peak_bytes: totals.peak_bytes,
+            peak_blocks: totals.peak_blocks,
+            temporary_blocks: totals.temporary_blocks,
+            largest_bytes: totals.largest_bytes,
+            lifetimes: if measured { totals.lifetimes.to_vec() } else { Vec::new() },
+        },
+    }
+}
+
+fn thread(thread: &reader::Thread) -> Thread {
+    let reader::Thread { tid, ended, live_bytes, peak_bytes } = *thread;
+    Thread { tid, ended, live_bytes, peak_bytes }
+}
+
+fn misuse(misuse: &reader::Misuse) -> Misuse {
+    Misuse {
+        kind: misuse.kind,
+        site: misuse.site.0,
+        allocation_site: misuse.allocation_site.0,
+        free_site: misuse.free_site.0,
+        address: misuse.address,
+        block_start: misuse.block_start,
+        block_bytes: misuse.block_bytes,
+        count: misuse.count,
+        thread: misuse.thread.0,
+        overrun_offset: misuse.overrun_offset,
+    }
+}
+
+fn check(check: &reader::Check) -> Check {
+    Check {
+        number: check.number,
+        state: match check.state {
+            reader::CheckState::Running => CheckState::Running,
+            reader::CheckState::Complete => CheckState::Complete,
+            reader::CheckState::Failed => CheckState::Failed,
+        },
+        trigger: check.trigger,
+        monotonic_ns: check.monotonic_ns,
+        blocks: check.blocks,
+        bytes: check.bytes,
+        root_bytes: check.root_bytes,
+        unreadable_bytes: check.unreadable_bytes,
+        threads_seen: check.threads_seen,
+        threads_unseen: check.threads_unseen,
+        pause_ns: check.pause_ns,
+        check_ns: check.check_ns,
+        lost_records: check.lost_records,
+        status: check.status,
+        freeres: check.freeres,
+        failure: text(&check.failure),
+        records: check.records.as_ref().map(|records| records.iter().map(check_record).collect()),
+    }
+}
+
+fn check_record(record: &reader::CheckRecord) -> CheckRecord {
+    CheckRecord {
+        site: record.site.0,
+        kind: record.kind,
+        heuristic: record.heuristic,
+        blocks: record.blocks,
+        bytes: record.bytes,
+        indirect_blocks: record.indirect_blocks,
+        indirect_bytes: record.indirect_bytes,
+        addresses: record.addresses,
+    }
+}
+
+fn sample(sample: &reader::Sample) -> Sample {
+    let reader::Sample { monotonic_ns, live_bytes, live_blocks, resident_bytes } = *sample;
+    Sample { monotonic_ns, live_bytes, live_blocks, resident_bytes }
+}

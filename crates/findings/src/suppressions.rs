@@ -1,0 +1,193 @@
+//! Valgrind's suppression files: which findings a user does not want to see.
+//!
+//! Syntax and matching follow Valgrind's manual, sections 2.5 ("Suppressing errors") and 4.4 ("Writing
+//! suppression files"). A rule's stack is matched against the innermost frames of a finding, inlined functions
+//! expanded; `...` stands for any number of frames. Of several rules that match, the one read last wins, as in
+//! Valgrind. `fun:` compares the linker's (mangled) name, as Valgrind does, and the demangled name too, which
+//! Valgrind never has in a file it accepts; an inlined function has both names here.
+//!
+//! ```text
+//! {
+//!    a name
+//!    Memcheck:Leak
+//!    match-leak-kinds: definite,possible
+//!    fun:malloc
+//!    ...
+//!    obj:*/libfoo.so*
+//!    src:foo.c:123
+//! }
+//! ```
+
+mod generate;
+mod matching;
+mod parse;
+
+use std::fmt;
+use std::sync::Arc;
+
+use leakscope_model::{LeakKind, LeakKindSet, MisuseKind};
+
+use crate::analysis::Frame;
+
+pub use generate::{Generated, generate};
+
+/// A rule's number in its [`Suppressions`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RuleId(pub u32);
+
+/// Rules of any number of files.
+#[derive(Clone, Debug, Default)]
+pub struct Suppressions {
+    rules: Vec<Rule>,
+}
+
+/// One rule.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rule {
+    /// Its name.
+    pub name: Arc<str>,
+    /// The file it stands in.
+    pub file: Arc<str>,
+    /// The line of its name.
+    pub line: u32,
+    /// What it hides.
+    pub kind: RuleKind,
+    /// Its stack, innermost frame first.
+    pub stack: Vec<FramePattern>,
+}
+
+/// What a rule hides. Kinds that only a checker of every memory access finds are kept but never match.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RuleKind {
+    /// `Leak`, of these kinds.
+    Leak(LeakKindSet),
+    /// `Free`.
+    Free,
+    /// `FishyValue`, of this argument of this function.
+    FishyValue {
+        /// Such as `malloc`.
+        function: String,
+        /// Such as `size`.
+        argument: String,
+    },
+    /// A kind that Memcheck knows and that is never found here, such as `Value8` or `Param`.
+    Other(String),
+}
+
+/// One line of a rule's stack.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FramePattern {
+    /// `fun:`, with wildcards.
+    Function(String),
+    /// `obj:`, with wildcards.
+    Object(String),
+    /// `src:`, with wildcards, and a line.
+    Source {
+        /// Name of the file.
+        file: String,
+        /// Line; `None` for any.
+        line: Option<u32>,
+    },
+    /// `...`
+    AnyFrames,
+}
+
+/// What a rule is asked to hide.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Error {
+    /// A loss record.
+    Leak(LeakKind),
+    /// A wrong call.
+    Misuse(MisuseKind),
+}
+
+/// A mistake in a suppression file. The words name the file and the line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SuppressionError {
+    /// The file.
+    pub file: String,
+    /// The line, from 1.
+    pub line: u32,
+    /// What was expected there.
+    pub expected: String,
+    /// What was found instead; empty for the end of the file.
+    pub found: String,
+}
+
+impl fmt::Display for SuppressionError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "suppression file {}:{}: expected {}, found ", self.file, self.line, self.expected)?;
+        if self.found.is_empty() { write!(f, "the end of the file") } else { write!(f, "`{}`", self.found) }
+    }
+}
+
+impl std::error::Error for SuppressionError {}
+
+impl Suppressions {
+    /// No rules.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds the rules in `text`, the contents of the file `file`. Rules for other tools are left out.
+    ///
+    /// # Errors
+    /// At the first mistake; no rule of this file is added then.
+    pub fn add(&mut self, file: &str, text: &str) -> Result<(), SuppressionError> {
+        let rules = parse::parse(file, text)?;
+        self.rules.extend(rules);
+        Ok(())
+    }
+
+    /// The rules, in the order in which they were read.
+    pub fn rules(&self) -> &[Rule] {
+        &self.rules
+    }
+
+    /// The rule with this number.
+    pub fn rule(&self, id: RuleId) -> Option<&Rule> {
+        self.rules.get(id.0 as usize)
+    }
+
+    /// The rule that hides `error` with this stack, innermost frame first.
+    pub fn find(&self, error: &Error, frames: &[Frame]) -> Option<RuleId> {
+        let found = self
+            .rules
+            .iter()
+            .enumerate()
+            .rev()
+            .find(|(_, rule)| rule.kind.covers(error, frames) && matching::stack_matches(&rule.stack, frames));
+        found.map(|(number, _)| RuleId(number as u32))
+    }
+}
+
+impl RuleKind {
+    fn covers(&self, error: &Error, frames: &[Frame]) -> bool {
+        match (self, error) {
+            (Self::Leak(kinds), Error::Leak(kind)) => kinds.contains(*kind),
+            (Self::FishyValue { function, argument }, Error::Misuse(MisuseKind::FishySize)) => {
+                let called = frames.first().and_then(|frame| frame.function.as_deref()).unwrap_or_default();
+                let (name, arguments) = fishy_names(called);
+                function == name && arguments.contains(&argument.as_str())
+            }
+            (Self::Free, Error::Misuse(kind)) => *kind != MisuseKind::FishySize,
+            _ => false,
+        }
+    }
+}
+
+/// What Memcheck calls an allocation function and its arguments in a FishyValue error.
+pub fn fishy_names(function: &str) -> (&str, &'static [&'static str]) {
+    match function {
+        "calloc" => ("calloc", &["nmemb", "size"]),
+        "aligned_alloc" | "memalign" | "posix_memalign" | "valloc" | "pvalloc" => ("memalign", &["size"]),
+        "realloc" | "reallocarray" => ("realloc", &["size"]),
+        _ if function.starts_with("operator new[](") => {
+            (if function.contains("align_val_t") { "__builtin_vec_new_aligned" } else { "__builtin_vec_new" }, &["size"])
+        }
+        _ if function.starts_with("operator new(") => {
+            (if function.contains("align_val_t") { "__builtin_new_aligned" } else { "__builtin_new" }, &["size"])
+        }
+        other => (other, &["size"]),
+    }
+}

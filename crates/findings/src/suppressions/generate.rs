@@ -1,0 +1,70 @@
+//! A rule for a finding: `--gen-suppressions=all`.
+
+use leakscope_model::{LeakKind, MisuseKind};
+
+use super::{Error, fishy_names};
+use crate::analysis::Frame;
+
+/// A rule that would hide a finding.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Generated {
+    /// Such as `Memcheck:Leak`.
+    pub kind: String,
+    /// The line after the kind, such as `match-leak-kinds: definite`.
+    pub extra: Option<String>,
+    /// Lines of the stack: (`fun` or `obj`, name).
+    pub frames: Vec<(&'static str, String)>,
+}
+
+impl Generated {
+    /// What stands for the name until the user gives one.
+    pub const NAME: &'static str = "insert_a_suppression_name_here";
+
+    /// The text for a suppression file.
+    pub fn text(&self) -> String {
+        let mut out = format!("{{\n   <{}>\n   {}\n", Self::NAME, self.kind);
+        if let Some(extra) = &self.extra {
+            out.push_str(&format!("   {extra}\n"));
+        }
+        for (what, name) in &self.frames {
+            out.push_str(&format!("   {what}:{name}\n"));
+        }
+        out.push_str("}\n");
+        out
+    }
+}
+
+/// A rule for `error` with these frames (as shown). Inlined functions are named by their plain name in
+/// Valgrind; here by the linker's, which both match.
+pub fn generate(error: &Error, frames: &[Frame]) -> Generated {
+    let (kind, extra) = match error {
+        Error::Leak(kind) => ("Memcheck:Leak", Some(format!("match-leak-kinds: {}", leak_word(*kind)))),
+        Error::Misuse(MisuseKind::FishySize) => {
+            let called = frames.first().and_then(|frame| frame.function.as_deref()).unwrap_or_default();
+            let (function, arguments) = fishy_names(called);
+            ("Memcheck:FishyValue", Some(format!("{function}({})", arguments[0])))
+        }
+        Error::Misuse(_) => ("Memcheck:Free", None),
+    };
+    let frames = frames
+        .iter()
+        .map(|frame| {
+            let name = frame.linkage_name.as_deref().or(frame.function.as_deref());
+            match name {
+                Some(name) => ("fun", one_line(name)),
+                None if !frame.object.is_empty() => ("obj", one_line(&frame.object)),
+                None => ("obj", "*".to_owned()),
+            }
+        })
+        .collect();
+    Generated { kind: kind.to_owned(), extra, frames }
+}
+
+fn leak_word(kind: LeakKind) -> &'static str {
+    kind.option_word()
+}
+
+/// A hostile name must not end its line: `?` matches any one byte.
+fn one_line(name: &str) -> String {
+    name.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
+}

@@ -1,0 +1,142 @@
+//! Patterns against frames and names, in time proportional to the product of the two lengths.
+
+use super::FramePattern;
+use crate::analysis::Frame;
+use crate::fingerprint::normalise;
+
+/// Whether the innermost frames match the whole pattern.
+pub(super) fn stack_matches(pattern: &[FramePattern], frames: &[Frame]) -> bool {
+    // possible[i]: the frames so far match pattern[..i], with more frames allowed where pattern[i] is `...`.
+    let mut possible = vec![false; pattern.len() + 1];
+    possible[0] = true;
+    skip_any(pattern, &mut possible);
+    for frame in frames {
+        if possible[pattern.len()] {
+            return true;
+        }
+        let mut next = vec![false; pattern.len() + 1];
+        for (i, line) in pattern.iter().enumerate() {
+            if !possible[i] {
+                continue;
+            }
+            match line {
+                FramePattern::AnyFrames => next[i] = true,
+                _ if frame_matches(line, frame) => next[i + 1] = true,
+                _ => {}
+            }
+        }
+        possible = next;
+        skip_any(pattern, &mut possible);
+        if !possible.contains(&true) {
+            return false;
+        }
+    }
+    possible[pattern.len()]
+}
+
+/// `...` also stands for no frame at all.
+fn skip_any(pattern: &[FramePattern], possible: &mut [bool]) {
+    for (i, line) in pattern.iter().enumerate() {
+        if possible[i] && *line == FramePattern::AnyFrames {
+            possible[i + 1] = true;
+        }
+    }
+}
+
+/// What an unknown name is compared as.
+const UNKNOWN: &str = "???";
+
+fn frame_matches(pattern: &FramePattern, frame: &Frame) -> bool {
+    match pattern {
+        FramePattern::AnyFrames => true,
+        FramePattern::Function(pattern) => {
+            let function = frame.function.as_deref().unwrap_or(UNKNOWN);
+            let linkage = frame.linkage_name.as_deref().unwrap_or(function);
+            wildcard(pattern, linkage) || (linkage != function && wildcard(pattern, function))
+                // Debug information gives inlined functions by their plain name, which is what Valgrind compares.
+                || (frame.inlined && wildcard(pattern, &plain_name(function)))
+        }
+        FramePattern::Object(pattern) => {
+            wildcard(pattern, if frame.object.is_empty() { UNKNOWN } else { &frame.object })
+        }
+        FramePattern::Source { file, line } => {
+            frame.file.as_deref().is_some_and(|name| wildcard(file, name))
+                && line.is_none_or(|line| line == frame.line)
+        }
+    }
+}
+
+/// `f` of `n::C<int>::f<char>(int) const`.
+fn plain_name(function: &str) -> String {
+    let name = normalise(function);
+    let bytes = name.as_bytes();
+    let (mut depth, mut end) = (0_usize, bytes.len());
+    for at in (0..bytes.len()).rev() {
+        match bytes[at] {
+            b'>' | b')' => depth += 1,
+            b'<' | b'(' => {
+                depth = depth.saturating_sub(1);
+                // Template arguments at the end are no part of the name.
+                if depth == 0 && bytes[at] == b'<' && bytes[end - 1] == b'>' && at > 0 {
+                    end = at;
+                }
+            }
+            b':' if depth == 0 => return name[at + 1..end].to_owned(),
+            _ => {}
+        }
+    }
+    name[..end].to_owned()
+}
+
+/// `*` stands for any bytes, `?` for any one byte.
+pub(crate) fn wildcard(pattern: &str, text: &str) -> bool {
+    let (pattern, text) = (pattern.as_bytes(), text.as_bytes());
+    let (mut p, mut t) = (0, 0);
+    // Where to go on when a later part does not match: after the last `*`, one byte further on.
+    let mut retry: Option<(usize, usize)> = None;
+    while t < text.len() {
+        match pattern.get(p) {
+            Some(b'*') => {
+                retry = Some((p + 1, t));
+                p += 1;
+            }
+            Some(&byte) if byte == b'?' || byte == text[t] => {
+                p += 1;
+                t += 1;
+            }
+            _ => match retry {
+                Some((after_star, start)) => {
+                    retry = Some((after_star, start + 1));
+                    p = after_star;
+                    t = start + 1;
+                }
+                None => return false,
+            },
+        }
+    }
+    pattern[p..].iter().all(|&byte| byte == b'*')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::plain_name;
+
+    #[test]
+    fn plain_names() {
+        let table = [
+            ("f", "f"),
+            ("n::C<int>::get(int) const", "get"),
+            ("void n::f<std::pair<int, char> >(int)", "f"),
+            ("std::vector<int, std::allocator<int> >::push_back(int&&)", "push_back"),
+            ("n::(anonymous namespace)::f(int)", "f"),
+            ("<T as Trait>::run", "run"),
+            ("operator<", "operator<"),
+            ("", ""),
+            (">", ">"),
+            ("<", "<"),
+        ];
+        for (name, expected) in table {
+            assert_eq!(plain_name(name), expected, "{name}");
+        }
+    }
+}

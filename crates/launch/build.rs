@@ -1,0 +1,73 @@
+//! Builds the library that is injected into targets and makes its bytes available to `src/library.rs`.
+//!
+//! It is built by a second cargo with its own target directory: the outer cargo holds the lock of the usual
+//! one. Always with the optimised `injected` profile (an unoptimised interposer is unusably slow, and a
+//! target dies of an undefined `rust_eh_personality` without `panic = "abort"` and fat LTO), and for the
+//! plain x86-64 baseline whatever flags this build has: the binary may be copied to an older machine.
+//!
+//! `LEAKSCOPE_PRELOAD_SO=/path` at build time embeds that file instead.
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use sha2::{Digest, Sha256};
+
+/// What the injected library is made of; a change in one of them builds it again.
+const INJECTED_CRATES: [&str; 5] = ["preload", "rt", "ledger", "model", "reach"];
+
+fn main() {
+    let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
+    println!("cargo::rerun-if-env-changed=LEAKSCOPE_PRELOAD_SO");
+    let built = match env::var_os("LEAKSCOPE_PRELOAD_SO") {
+        Some(path) => PathBuf::from(path),
+        None => build(&out),
+    };
+    println!("cargo::rerun-if-changed={}", built.display());
+    let bytes = fs::read(&built).unwrap_or_else(|error| panic!("cannot read {}: {error}", built.display()));
+    let hash: String = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+    fs::write(out.join("preload.so"), bytes).expect("OUT_DIR is writable");
+    println!("cargo::rustc-env=LEAKSCOPE_PRELOAD_SHA256={hash}");
+}
+
+/// Builds crate `leakscope-preload` and gives the path of the library.
+fn build(out: &Path) -> PathBuf {
+    let manifest = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR"));
+    let workspace = manifest.ancestors().nth(2).expect("this crate lies in <workspace>/crates/launch");
+    for name in INJECTED_CRATES {
+        println!("cargo::rerun-if-changed={}", workspace.join("crates").join(name).display());
+    }
+    println!("cargo::rerun-if-changed={}", workspace.join("Cargo.toml").display());
+
+    // Targets run with glibc, also when this build is for the musl target.
+    let architecture = env::var("CARGO_CFG_TARGET_ARCH").expect("cargo sets CARGO_CFG_TARGET_ARCH");
+    let triple = format!("{architecture}-unknown-linux-gnu");
+    // OUT_DIR is <target>/[triple/]<profile>/build/<crate>/out. One directory for all profiles: the same library.
+    let nested = out.ancestors().nth(4).expect("OUT_DIR is four levels deep").join("injected");
+    let mut cargo = Command::new(env::var_os("CARGO").expect("cargo sets CARGO"));
+    for (name, _) in env::vars_os() {
+        let Some(text) = name.to_str() else { continue };
+        let kept = matches!(text, "CARGO_HOME" | "CARGO_NET_OFFLINE")
+            || text.starts_with("CARGO_REGISTR") || text.starts_with("CARGO_HTTP") || text.starts_with("CARGO_SOURCE");
+        let foreign = text.starts_with("CARGO") || text.starts_with("RUSTFLAGS") || text.starts_with("RUSTC")
+            || matches!(text, "RUSTDOCFLAGS" | "TARGET" | "HOST" | "PROFILE" | "OUT_DIR" | "OPT_LEVEL" | "DEBUG" | "NUM_JOBS" | "MAKEFLAGS" | "MFLAGS");
+        if foreign && !kept {
+            cargo.env_remove(&name);
+        }
+    }
+    let status = cargo
+        .current_dir(workspace)
+        .args(["build", "--quiet", "--package", "leakscope-preload", "--profile", "injected", "--target", &triple])
+        .arg("--target-dir").arg(&nested)
+        // Also overrides flags from the user's cargo configuration.
+        .env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-cpu=x86-64")
+        .env("CARGO_PROFILE_INJECTED_STRIP", "debuginfo")
+        .status();
+    match status {
+        Ok(status) if status.success() => {}
+        Ok(status) => panic!("building the injected library (cargo build -p leakscope-preload) failed: {status}"),
+        Err(error) => panic!("cannot start cargo to build the injected library: {error}"),
+    }
+    nested.join(triple).join("injected/libleakscope_preload.so")
+}

@@ -1,0 +1,287 @@
+//! The hooks' bodies for malloc and its relatives: call the original, tell the run-time.
+
+use crate::originals;
+use crate::start;
+use core::ffi::c_void;
+use core::sync::atomic::AtomicUsize;
+use core::sync::atomic::Ordering::Relaxed;
+use leakscope_ledger::layout::flags;
+use leakscope_model::{AllocFn, MisuseKind};
+use leakscope_rt::unwind::Registers;
+use leakscope_rt::{blocks, misuse, runtime};
+use runtime::Verdict;
+
+/// Memory for allocations before the originals are known: `dlsym` itself allocates.
+const BOOTSTRAP_BYTES: usize = 64 << 10;
+#[repr(align(64))]
+struct Bootstrap(core::cell::UnsafeCell<[u8; BOOTSTRAP_BYTES]>);
+// SAFETY: handed out in parts that do not overlap.
+unsafe impl Sync for Bootstrap {}
+static BOOTSTRAP: Bootstrap = Bootstrap(core::cell::UnsafeCell::new([0; BOOTSTRAP_BYTES]));
+static BOOTSTRAP_USED: AtomicUsize = AtomicUsize::new(0);
+
+#[cold]
+fn bootstrap(bytes: usize, alignment: usize) -> *mut c_void {
+    let step = alignment.clamp(16, 4096);
+    let Some(room) = bytes.checked_add(step + 16) else { return core::ptr::null_mut() };
+    let at = BOOTSTRAP_USED.fetch_add(room.next_multiple_of(16), Relaxed);
+    if at + room > BOOTSTRAP_BYTES {
+        return core::ptr::null_mut();
+    }
+    let start = BOOTSTRAP.0.get() as usize + at + 16;
+    let aligned = start.next_multiple_of(step);
+    // SAFETY: the part [at, at + room) is ours alone; the word before the block holds its size, for realloc.
+    unsafe { ((aligned - 8) as *mut usize).write(bytes) };
+    aligned as *mut c_void
+}
+
+#[inline(always)]
+fn is_bootstrap(block: *mut c_void) -> bool {
+    (block as usize).wrapping_sub(BOOTSTRAP.0.get() as usize) < BOOTSTRAP_BYTES
+}
+
+/// What to ask the original for, so that blocks keep the distance that the block table needs.
+#[inline(always)]
+fn forwarded(bytes: usize) -> usize {
+    if runtime::has_glibc_chunks() { bytes } else { blocks::forwarded_bytes(bytes) }
+}
+
+/// Tells the run-time of a block that an original returned.
+#[inline(always)]
+fn made(block: *mut c_void, bytes: usize, function: AllocFn, regs: Registers) -> *mut c_void {
+    if let Some(ledger) = runtime::ledger() {
+        if block.is_null() {
+            failed(bytes, function, regs);
+        } else if runtime::sampling() {
+            leakscope_rt::sampling::allocated(ledger, block as u64, bytes, function, regs);
+        } else {
+            runtime::allocated(ledger, block as u64, bytes, function, regs);
+        }
+    }
+    block
+}
+
+#[cold]
+#[inline(never)]
+fn failed(bytes: usize, function: AllocFn, regs: Registers) {
+    if bytes as isize <= -1
+        && let Some(ledger) = runtime::ledger()
+    {
+        misuse::odd_size(ledger, MisuseKind::FishySize, bytes as u64, function, regs);
+    }
+}
+
+/// `malloc`, and `operator new` in all forms without alignment.
+#[inline(always)]
+pub unsafe fn allocate(bytes: usize, function: AllocFn, regs: Registers) -> *mut c_void {
+    let Some(original) = originals::malloc::get().filter(|_| runtime::ledger().is_some()) else {
+        return start::late(|| match originals::malloc::get() {
+            // SAFETY: the original's contract is malloc's.
+            Some(original) => made(unsafe { original(forwarded(bytes)) }, bytes, function, regs),
+            None => bootstrap(bytes, 16),
+        });
+    };
+    // SAFETY: the original's contract is malloc's.
+    made(unsafe { original(forwarded(bytes)) }, bytes, function, regs)
+}
+
+/// `calloc`.
+#[inline(always)]
+pub unsafe fn allocate_zeroed(count: usize, each: usize, regs: Registers) -> *mut c_void {
+    let body = || match (originals::calloc::get(), count.checked_mul(each)) {
+        (Some(original), Some(bytes)) => {
+            // SAFETY: the original's contract is calloc's.
+            made(unsafe { original(1, forwarded(bytes)) }, bytes, AllocFn::Calloc, regs)
+        }
+        // SAFETY: as above; it will refuse.
+        (Some(original), None) => unsafe { original(count, each) },
+        (None, Some(bytes)) => bootstrap(bytes, 16),
+        (None, None) => core::ptr::null_mut(),
+    };
+    if runtime::ledger().is_some() { body() } else { start::late(body) }
+}
+
+/// `memalign`, `aligned_alloc`, `operator new` with alignment.
+pub unsafe fn allocate_aligned(alignment: usize, bytes: usize, function: AllocFn, regs: Registers) -> *mut c_void {
+    let body = || {
+        let original = match function {
+            AllocFn::AlignedAlloc => originals::aligned_alloc::get(),
+            _ => originals::memalign::get(),
+        };
+        match original {
+            // SAFETY: the original's contract is memalign's.
+            Some(original) => made(unsafe { original(alignment, forwarded(bytes)) }, bytes, function, regs),
+            None => bootstrap(bytes, alignment),
+        }
+    };
+    if runtime::ledger().is_some() { body() } else { start::late(body) }
+}
+
+/// `posix_memalign`.
+pub unsafe fn allocate_posix(out: *mut *mut c_void, alignment: usize, bytes: usize, regs: Registers) -> i32 {
+    let body = || match originals::posix_memalign::get() {
+        Some(original) => {
+            // SAFETY: the original's contract is posix_memalign's, whose caller vouches for `out`.
+            unsafe {
+                let result = original(out, alignment, forwarded(bytes));
+                if result == 0 {
+                    made(*out, bytes, AllocFn::PosixMemalign, regs);
+                } else {
+                    made(core::ptr::null_mut(), bytes, AllocFn::PosixMemalign, regs);
+                }
+                result
+            }
+        }
+        None => libc::ENOMEM,
+    };
+    if runtime::ledger().is_some() { body() } else { start::late(body) }
+}
+
+/// `valloc` and `pvalloc`.
+pub unsafe fn allocate_pages(bytes: usize, function: AllocFn, regs: Registers) -> *mut c_void {
+    let body = || {
+        let whole_pages = function == AllocFn::Pvalloc;
+        let original = if whole_pages { originals::pvalloc::get() } else { originals::valloc::get() };
+        match original {
+            // SAFETY: the original's contract is valloc's.
+            Some(original) => made(unsafe { original(forwarded(bytes)) }, bytes, function, regs),
+            None => bootstrap(bytes, 4096),
+        }
+    };
+    if runtime::ledger().is_some() { body() } else { start::late(body) }
+}
+
+/// `realloc` and `reallocarray`.
+#[inline(always)]
+pub unsafe fn reallocate(block: *mut c_void, bytes: usize, function: AllocFn, regs: Registers) -> *mut c_void {
+    if block.is_null() {
+        // SAFETY: as malloc.
+        return unsafe { allocate(bytes, function, regs) };
+    }
+    if is_bootstrap(block) {
+        // SAFETY: `bootstrap` wrote the size before the block; the new block has room for what is copied.
+        return unsafe {
+            let fresh = allocate(bytes, function, regs);
+            if !fresh.is_null() {
+                let old_bytes = *((block as usize - 8) as *const usize);
+                core::ptr::copy_nonoverlapping(block.cast::<u8>(), fresh.cast(), old_bytes.min(bytes));
+            }
+            fresh
+        };
+    }
+    let Some(original) = originals::realloc::get() else { return core::ptr::null_mut() };
+    let Some(ledger) = runtime::ledger() else {
+        // SAFETY: the original's contract is realloc's.
+        return unsafe { original(block, bytes) };
+    };
+    if runtime::sampling() {
+        // SAFETY: as above.
+        return unsafe { reallocate_sampled(original, block, bytes, function, regs) };
+    }
+    let verdict = runtime::released(ledger, block as u64, function, regs);
+    if verdict == Verdict::Refused {
+        return core::ptr::null_mut();
+    }
+    // SAFETY: the original's contract is realloc's.
+    let fresh = runtime::while_pending(block as u64, || unsafe {
+        original(block, if bytes == 0 { 0 } else { forwarded(bytes) })
+    });
+    if fresh.is_null() {
+        if bytes != 0
+            && let Verdict::Known(info) = verdict
+        {
+            runtime::still_there(ledger, &info, regs);
+            failed(bytes, function, regs);
+        }
+        return fresh;
+    }
+    made(fresh, bytes, function, regs)
+}
+
+#[cold]
+unsafe fn reallocate_sampled(
+    original: originals::realloc::Function,
+    block: *mut c_void,
+    bytes: usize,
+    function: AllocFn,
+    regs: Registers,
+) -> *mut c_void {
+    if let Some(ledger) = runtime::ledger() {
+        leakscope_rt::sampling::released(ledger, block as u64, function, regs);
+    }
+    // SAFETY: the original's contract is realloc's.
+    let fresh = unsafe { original(block, if bytes == 0 { 0 } else { forwarded(bytes) }) };
+    if fresh.is_null() { fresh } else { made(fresh, bytes, function, regs) }
+}
+
+/// `free`, `cfree`, and `operator delete` in all forms.
+#[inline(always)]
+pub unsafe fn release(block: *mut c_void, function: AllocFn, regs: Registers) {
+    if block.is_null() || is_bootstrap(block) {
+        return;
+    }
+    let mut foreign = false;
+    if let Some(ledger) = runtime::ledger() {
+        if runtime::sampling() {
+            leakscope_rt::sampling::released(ledger, block as u64, function, regs);
+        } else {
+            match runtime::released(ledger, block as u64, function, regs) {
+                Verdict::Refused => return,
+                Verdict::Known(_) => {}
+                Verdict::Foreign => foreign = true,
+            }
+        }
+    }
+    if foreign && function.family() != leakscope_model::AllocFamily::Malloc {
+        // SAFETY: the block is not one of ours; its own operator delete knows it.
+        return unsafe { release_foreign(block, function) };
+    }
+    match originals::free::get() {
+        // SAFETY: the original's contract is free's.
+        Some(original) => unsafe { original(block) },
+        None => start::late(|| {
+            if let Some(original) = originals::free::get() {
+                // SAFETY: as above.
+                unsafe { original(block) }
+            }
+        }),
+    }
+}
+
+#[cold]
+#[inline(never)]
+unsafe fn release_foreign(block: *mut c_void, function: AllocFn) {
+    let original = match function.family() {
+        leakscope_model::AllocFamily::NewArray => originals::delete_array::find(),
+        _ => originals::delete::find(),
+    };
+    if let Some(original) = original.or(originals::free::get()) {
+        // SAFETY: the caller's contract is operator delete's.
+        unsafe { original(block) }
+    }
+}
+
+/// `malloc_usable_size`.
+pub unsafe fn usable_bytes(block: *mut c_void) -> usize {
+    if block.is_null() || is_bootstrap(block) {
+        return if block.is_null() {
+            0
+        } else {
+            // SAFETY: `bootstrap` wrote the size before the block.
+            unsafe { *((block as usize - 8) as *const usize) }
+        };
+    }
+    // What lies past the requested end holds our canary: the program must not think that it may use it.
+    if runtime::ledger().is_some()
+        && runtime::flag(flags::CANARY)
+        && let Some(info) = blocks::lookup(block as u64)
+        && !info.freed
+    {
+        return info.bytes as usize;
+    }
+    match originals::malloc_usable_size::get() {
+        // SAFETY: the original's contract is malloc_usable_size's.
+        Some(original) => unsafe { original(block) },
+        None => 0,
+    }
+}

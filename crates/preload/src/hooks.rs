@@ -1,0 +1,136 @@
+//! The exported C symbols of the malloc family. Each is a naked function that adds the caller's stack pointer (which
+//! points at the return address) and frame pointer to the arguments: our own frames need no unwinding.
+
+use crate::allocator;
+use core::arch::naked_asm;
+use core::ffi::{c_int, c_void};
+use leakscope_model::AllocFn;
+use leakscope_rt::unwind::Registers;
+
+/// A hook with one argument.
+macro_rules! hook1 {
+    ($($symbol:ident => $body:path;)*) => { $(
+        #[unsafe(naked)]
+        #[unsafe(no_mangle)]
+        unsafe extern "C" fn $symbol() {
+            naked_asm!(".cfi_startproc", "mov rsi, rsp", "mov rdx, rbp", "jmp {}", ".cfi_endproc", sym $body)
+        }
+    )* };
+}
+pub(crate) use hook1;
+
+/// A hook with two arguments.
+macro_rules! hook2 {
+    ($($symbol:ident => $body:path;)*) => { $(
+        #[unsafe(naked)]
+        #[unsafe(no_mangle)]
+        unsafe extern "C" fn $symbol() {
+            naked_asm!(".cfi_startproc", "mov rdx, rsp", "mov rcx, rbp", "jmp {}", ".cfi_endproc", sym $body)
+        }
+    )* };
+}
+
+hook1! {
+    malloc => malloc_body;
+    free => free_body;
+    cfree => cfree_body;
+    valloc => valloc_body;
+    pvalloc => pvalloc_body;
+}
+
+hook2! {
+    calloc => calloc_body;
+    realloc => realloc_body;
+    memalign => memalign_body;
+    aligned_alloc => aligned_alloc_body;
+}
+
+#[unsafe(naked)]
+#[unsafe(no_mangle)]
+unsafe extern "C" fn posix_memalign() {
+    naked_asm!(".cfi_startproc", "mov rcx, rsp", "mov r8, rbp", "jmp {}", ".cfi_endproc", sym posix_memalign_body)
+}
+
+#[unsafe(naked)]
+#[unsafe(no_mangle)]
+unsafe extern "C" fn reallocarray() {
+    naked_asm!(".cfi_startproc", "mov rcx, rsp", "mov r8, rbp", "jmp {}", ".cfi_endproc", sym reallocarray_body)
+}
+
+unsafe extern "C" fn malloc_body(bytes: usize, rsp: u64, rbp: u64) -> *mut c_void {
+    // SAFETY: the program calls malloc.
+    unsafe { allocator::allocate(bytes, AllocFn::Malloc, Registers { rsp, rbp }) }
+}
+
+unsafe extern "C" fn calloc_body(count: usize, each: usize, rsp: u64, rbp: u64) -> *mut c_void {
+    // SAFETY: the program calls calloc.
+    unsafe { allocator::allocate_zeroed(count, each, Registers { rsp, rbp }) }
+}
+
+unsafe extern "C" fn realloc_body(block: *mut c_void, bytes: usize, rsp: u64, rbp: u64) -> *mut c_void {
+    // SAFETY: the program calls realloc.
+    unsafe { allocator::reallocate(block, bytes, AllocFn::Realloc, Registers { rsp, rbp }) }
+}
+
+unsafe extern "C" fn reallocarray_body(
+    block: *mut c_void,
+    count: usize,
+    each: usize,
+    rsp: u64,
+    rbp: u64,
+) -> *mut c_void {
+    let Some(bytes) = count.checked_mul(each) else {
+        // SAFETY: errno is the calling thread's.
+        unsafe { *libc::__errno_location() = libc::ENOMEM };
+        return core::ptr::null_mut();
+    };
+    // SAFETY: the program calls reallocarray.
+    unsafe { allocator::reallocate(block, bytes, AllocFn::Reallocarray, Registers { rsp, rbp }) }
+}
+
+unsafe extern "C" fn memalign_body(alignment: usize, bytes: usize, rsp: u64, rbp: u64) -> *mut c_void {
+    // SAFETY: the program calls memalign.
+    unsafe { allocator::allocate_aligned(alignment, bytes, AllocFn::Memalign, Registers { rsp, rbp }) }
+}
+
+unsafe extern "C" fn aligned_alloc_body(alignment: usize, bytes: usize, rsp: u64, rbp: u64) -> *mut c_void {
+    // SAFETY: the program calls aligned_alloc.
+    unsafe { allocator::allocate_aligned(alignment, bytes, AllocFn::AlignedAlloc, Registers { rsp, rbp }) }
+}
+
+unsafe extern "C" fn posix_memalign_body(
+    out: *mut *mut c_void,
+    alignment: usize,
+    bytes: usize,
+    rsp: u64,
+    rbp: u64,
+) -> c_int {
+    // SAFETY: the program calls posix_memalign.
+    unsafe { allocator::allocate_posix(out, alignment, bytes, Registers { rsp, rbp }) }
+}
+
+unsafe extern "C" fn valloc_body(bytes: usize, rsp: u64, rbp: u64) -> *mut c_void {
+    // SAFETY: the program calls valloc.
+    unsafe { allocator::allocate_pages(bytes, AllocFn::Valloc, Registers { rsp, rbp }) }
+}
+
+unsafe extern "C" fn pvalloc_body(bytes: usize, rsp: u64, rbp: u64) -> *mut c_void {
+    // SAFETY: the program calls pvalloc.
+    unsafe { allocator::allocate_pages(bytes, AllocFn::Pvalloc, Registers { rsp, rbp }) }
+}
+
+unsafe extern "C" fn free_body(block: *mut c_void, rsp: u64, rbp: u64) {
+    // SAFETY: the program calls free.
+    unsafe { allocator::release(block, AllocFn::Free, Registers { rsp, rbp }) }
+}
+
+unsafe extern "C" fn cfree_body(block: *mut c_void, rsp: u64, rbp: u64) {
+    // SAFETY: the program calls cfree.
+    unsafe { allocator::release(block, AllocFn::Cfree, Registers { rsp, rbp }) }
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn malloc_usable_size(block: *mut c_void) -> usize {
+    // SAFETY: the program calls malloc_usable_size.
+    unsafe { allocator::usable_bytes(block) }
+}

@@ -1,0 +1,255 @@
+//! From an address to its block, with one cache miss for the pointers that tell nothing new.
+//!
+//! The address space between the first and the last block is cut into at most 2^15 *regions* of equal size. Within a
+//! region, the stretch from the first block start to the last is cut into *granules* of 64 slots: usually 1 KiB with
+//! slots of 16 bytes, the alignment of every allocator. A granule holds two bit maps. `starts`: a block starts in
+//! this slot. `settled`: nothing that points to that block can change its mark any more. Most pointers of a big
+//! heap lead to settled blocks, and cost a look at these 16 bytes. For the others, the count of blocks that start
+//! before the granule plus a popcount is the block's number.
+//!
+//! A granule with a start that is not on a slot's first byte stays without bits (*irregular*): a binary search over
+//! its blocks replaces the popcount, and its blocks are never settled. Pointers beyond the last granule of a
+//! region lead to the last block that starts before them, if to any: large blocks and wide gaps cost no granules.
+
+use crate::block::Block;
+
+/// Slots of a granule: the bits of a word.
+const SLOTS_LOG2: u32 = 6;
+const MIN_SLOT_LOG2: u32 = 3;
+const DEFAULT_SLOT_LOG2: u32 = 4;
+const MAX_REGIONS_LOG2: u32 = 15;
+const MIN_REGION_LOG2: u32 = 20;
+/// Granules per block, and in addition: what a thinly spread heap may cost before granules grow.
+const GRANULES_PER_BLOCK: u64 = 16;
+const SPARE_GRANULES: u64 = 1 << 16;
+
+/// 64 slots of address space: where blocks start, and which of those are settled. All bits 0 is a valid value.
+#[derive(Clone, Copy, Default, Debug)]
+#[repr(C)]
+pub struct Granule {
+    starts: u64,
+    settled: u64,
+}
+
+/// One of the equal parts of the address space that the heap spans. All bits 0 is a valid value.
+#[derive(Clone, Copy, Default, Debug)]
+#[repr(C)]
+pub struct Region {
+    /// The first granule's first address.
+    base: u64,
+    granules: u32,
+    first_granule: u32,
+    /// How many blocks start before the region, and before its end.
+    blocks_before: u32,
+    blocks_until: u32,
+}
+
+/// How address space is cut up for a heap.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Shape {
+    slot_log2: u32,
+    region_log2: u32,
+    pub(crate) regions: usize,
+    pub(crate) granules: usize,
+}
+
+impl Shape {
+    /// The shape for these blocks, which were checked.
+    pub(crate) fn of(blocks: &[Block]) -> Self {
+        let (Some(first), Some(last)) = (blocks.first(), blocks.last()) else {
+            return Self { slot_log2: DEFAULT_SLOT_LOG2, region_log2: MIN_REGION_LOG2, regions: 0, granules: 0 };
+        };
+        let (lo, end) = (first.start.0, last.start.0.saturating_add(last.span_bytes()));
+        let unaligned = blocks.iter().filter(|b| b.start.0 % (1 << DEFAULT_SLOT_LOG2) != 0).count();
+        let mut slot_log2 = if unaligned > blocks.len() / 16 { MIN_SLOT_LOG2 } else { DEFAULT_SLOT_LOG2 };
+        let limit = (blocks.len() as u64).saturating_mul(GRANULES_PER_BLOCK).saturating_add(SPARE_GRANULES);
+        loop {
+            let mut region_log2 = MIN_REGION_LOG2.max(slot_log2 + SLOTS_LOG2);
+            while (end >> region_log2).wrapping_sub(lo >> region_log2) >= (1 << MAX_REGIONS_LOG2) - 1
+                && region_log2 < 62
+            {
+                region_log2 += 1;
+            }
+            let regions = (end >> region_log2).wrapping_sub(lo >> region_log2).wrapping_add(1);
+            let granules = count_granules(blocks, region_log2, slot_log2 + SLOTS_LOG2);
+            // 2^50-byte slots leave a handful of granules in any address space: the loop ends.
+            if granules <= limit || slot_log2 >= 50 {
+                let regions = regions.min(1 << MAX_REGIONS_LOG2) as usize;
+                return Self { slot_log2, region_log2, regions, granules: granules.min(u32::MAX as u64) as usize };
+            }
+            slot_log2 += 1;
+        }
+    }
+}
+
+fn count_granules(blocks: &[Block], region_log2: u32, granule_log2: u32) -> u64 {
+    let mut total = 0u64;
+    let mut rest = blocks;
+    while let Some(first) = rest.first() {
+        let region = first.start.0 >> region_log2;
+        let inside = rest.partition_point(|b| b.start.0 >> region_log2 == region).max(1);
+        let last = rest.get(inside - 1).unwrap_or(first);
+        let stretch = (last.start.0 >> granule_log2).wrapping_sub(first.start.0 >> granule_log2);
+        total = total.saturating_add(stretch.saturating_add(1));
+        rest = rest.get(inside..).unwrap_or(&[]);
+    }
+    total
+}
+
+/// The index over one heap.
+pub(crate) struct Index<'a> {
+    blocks: &'a [Block],
+    shape: Shape,
+    lo: u64,
+    span_bytes: u64,
+    regions: &'a mut [Region],
+    granules: &'a mut [Granule],
+    /// For each granule the number of blocks that start before it.
+    firsts: &'a mut [u32],
+}
+
+impl<'a> Index<'a> {
+    /// Builds the index of blocks that were checked. The slices have the lengths of `shape`, or more.
+    pub(crate) fn build(
+        blocks: &'a [Block],
+        shape: Shape,
+        regions: &'a mut [Region],
+        granules: &'a mut [Granule],
+        firsts: &'a mut [u32],
+    ) -> Self {
+        let lo = blocks.first().map_or(0, |b| b.start.0);
+        let end = blocks.last().map_or(0, |b| b.start.0 + b.span_bytes());
+        let regions = regions.get_mut(..shape.regions).unwrap_or_default();
+        let granules = granules.get_mut(..shape.granules).unwrap_or_default();
+        let firsts = firsts.get_mut(..shape.granules).unwrap_or_default();
+        granules.fill(Granule::default());
+        let mut index = Self { blocks, shape, lo, span_bytes: end - lo, regions, granules, firsts };
+        index.fill();
+        index
+    }
+
+    fn fill(&mut self) {
+        let region_log2 = self.shape.region_log2;
+        let (mut at, mut next_granule) = (0usize, 0u32);
+        for r in 0..self.regions.len() {
+            let mut region =
+                Region { first_granule: next_granule, blocks_before: at as u32, ..Region::default() };
+            let number = (self.lo >> region_log2) + r as u64;
+            let inside = self.blocks[at..].partition_point(|b| b.start.0 >> region_log2 == number);
+            if inside > 0 {
+                region.base = self.blocks[at].start.0 >> self.granule_log2() << self.granule_log2();
+                let stretch = self.blocks[at + inside - 1].start.0 - region.base;
+                region.granules = (stretch >> self.granule_log2()) as u32 + 1;
+                self.fill_region(&region, at, inside);
+            }
+            at += inside;
+            next_granule += region.granules;
+            region.blocks_until = at as u32;
+            self.regions[r] = region;
+        }
+    }
+
+    fn fill_region(&mut self, region: &Region, at: usize, inside: usize) {
+        let from = region.first_granule as usize;
+        let granules = &mut self.granules[from..from + region.granules as usize];
+        let firsts = &mut self.firsts[from..from + region.granules as usize];
+        let (granule_log2, slot_log2) = (self.shape.slot_log2 + SLOTS_LOG2, self.shape.slot_log2);
+        let blocks = &self.blocks[at..at + inside];
+        let mut done = 0usize;
+        for (g, (granule, first)) in granules.iter_mut().zip(firsts).enumerate() {
+            *first = (at + done) as u32;
+            let mut starts = 0u64;
+            let mut regular = true;
+            while let Some(block) = blocks.get(done) {
+                let offset = block.start.0 - region.base;
+                if offset >> granule_log2 != g as u64 {
+                    break;
+                }
+                starts |= 1 << (offset >> slot_log2 & 63);
+                // Starts that are multiples of the slot are in different slots, as blocks do not overlap.
+                regular &= offset & ((1 << slot_log2) - 1) == 0;
+                done += 1;
+            }
+            granule.starts = if regular { starts } else { 0 };
+        }
+    }
+
+    #[inline]
+    fn granule_log2(&self) -> u32 {
+        self.shape.slot_log2 + SLOTS_LOG2
+    }
+
+    /// Whether an address is between the first block's first byte and the last block's last.
+    #[inline]
+    pub(crate) fn bounds(&self) -> (u64, u64) {
+        (self.lo, self.span_bytes)
+    }
+
+    /// The region of an address within the bounds.
+    #[inline]
+    fn region(&self, address: u64) -> Option<&Region> {
+        self.regions.get(((address >> self.shape.region_log2) - (self.lo >> self.shape.region_log2)) as usize)
+    }
+
+    /// The granule of an address within the bounds, and the slots up to the address.
+    #[inline]
+    fn granule(&self, region: &Region, address: u64) -> Option<(usize, u64)> {
+        let number = address.wrapping_sub(region.base) >> self.granule_log2();
+        let slot = address >> self.shape.slot_log2 & 63;
+        (number < region.granules as u64)
+            .then_some((region.first_granule as usize + number as usize, u64::MAX >> (63 - slot)))
+    }
+
+    /// Whether the pointer, within the bounds, leads to a settled block or to the gap behind one.
+    #[inline]
+    pub(crate) fn tells_nothing_new(&self, pointer: u64) -> bool {
+        let Some(region) = self.region(pointer) else { return false };
+        let Some((granule, slots)) = self.granule(region, pointer) else { return false };
+        let Some(granule) = self.granules.get(granule) else { return false };
+        let starts = granule.starts & slots;
+        let nearest = (1u64 << 63).wrapping_shr(starts.leading_zeros()) & starts;
+        nearest & granule.settled != 0
+    }
+
+    /// The number of the last block that starts at or before the pointer, which is within the bounds.
+    #[inline]
+    pub(crate) fn nearest(&self, pointer: u64) -> usize {
+        let Some(region) = self.region(pointer) else { return 0 };
+        let count = match self.granule(region, pointer) {
+            None if pointer < region.base || region.granules == 0 => region.blocks_before as usize,
+            None => region.blocks_until as usize,
+            Some((at, slots)) => {
+                let first = self.firsts.get(at).map_or(0, |f| *f as usize);
+                match self.granules.get(at).map_or(0, |g| g.starts) {
+                    0 => first + self.starts_before(first, at, region, pointer),
+                    starts => first + (starts & slots).count_ones() as usize,
+                }
+            }
+        };
+        count.saturating_sub(1)
+    }
+
+    /// For a granule without bits: how many of its blocks start at or before the pointer.
+    #[cold]
+    fn starts_before(&self, first: usize, granule: usize, region: &Region, pointer: u64) -> usize {
+        let is_last = granule + 1 == region.first_granule as usize + region.granules as usize;
+        let until = if is_last { region.blocks_until } else { self.firsts.get(granule + 1).copied().unwrap_or(0) };
+        let blocks = self.blocks.get(first..until as usize).unwrap_or_default();
+        blocks.partition_point(|b| b.start.0 <= pointer)
+    }
+
+    /// No pointer to this block can change its mark any more.
+    #[inline]
+    pub(crate) fn settle(&mut self, start: u64) {
+        let Some(region) = self.region(start) else { return };
+        let Some((granule, _)) = self.granule(region, start) else { return };
+        if let Some(granule) = self.granules.get_mut(granule) {
+            granule.settled |= granule.starts & 1 << (start >> self.shape.slot_log2 & 63);
+        }
+    }
+
+    /// Forgets what is settled.
+    pub(crate) fn unsettle_all(&mut self) {
+        self.granules.iter_mut().for_each(|g| g.settled = 0);
+    }
+}

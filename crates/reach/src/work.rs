@@ -1,0 +1,84 @@
+//! The memory that the mark phase works in. The caller provides it.
+
+use crate::block::{Block, InputError, check_all};
+use crate::index::{Granule, Region, Shape};
+
+/// How many elements the slices of [`Work`] need for a heap.
+///
+/// In bytes, for 10 million blocks in 2 GiB: 10 MB marks, 40 MB leaders, up to 40 MB stack, 32 MB granules, 8 MB
+/// firsts. Fresh anonymous memory is ideal: what is never written to costs nothing (leaders of a heap without leaks,
+/// a stack that stays low), and huge pages make a big heap about a third faster.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct WorkSizes {
+    /// Elements of [`Work::marks`].
+    pub marks: usize,
+    /// Elements of [`Work::leaders`].
+    pub leaders: usize,
+    /// Elements of [`Work::stack`] with which the order of visits is Memcheck's; one element is enough to be right.
+    pub stack: usize,
+    /// Elements of [`Work::regions`].
+    pub regions: usize,
+    /// Elements of [`Work::granules`].
+    pub granules: usize,
+    /// Elements of [`Work::firsts`].
+    pub firsts: usize,
+    shape: Shape,
+}
+
+impl WorkSizes {
+    /// The sizes for these blocks.
+    ///
+    /// # Errors
+    ///
+    /// If the blocks are out of order, overlap or leave the address space.
+    pub fn for_blocks(blocks: &[Block]) -> Result<Self, InputError> {
+        check_all(blocks)?;
+        let shape = Shape::of(blocks);
+        let n = blocks.len();
+        Ok(Self {
+            marks: n,
+            leaders: n,
+            stack: n,
+            regions: shape.regions,
+            granules: shape.granules,
+            firsts: shape.granules,
+            shape,
+        })
+    }
+
+    pub(crate) fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    pub(crate) fn check(&self, work: &Work<'_>) -> Result<(), InputError> {
+        let lengths = [
+            ("marks", self.marks, work.marks.len()),
+            ("leaders", self.leaders, work.leaders.len()),
+            ("stack", self.stack.min(1), work.stack.len()),
+            ("regions", self.regions, work.regions.len()),
+            ("granules", self.granules, work.granules.len()),
+            ("firsts", self.firsts, work.firsts.len()),
+        ];
+        match lengths.into_iter().find(|(_, needed, given)| given < needed) {
+            Some((field, needed, given)) => Err(InputError::WorkTooSmall { field, needed, given }),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Memory to work in, with any contents. [`WorkSizes`] tells how much.
+#[derive(Debug)]
+pub struct Work<'a> {
+    /// One byte a block: what is known of it.
+    pub marks: &'a mut [u8],
+    /// One word of 32 bits a block: who leads an indirectly lost one.
+    pub leaders: &'a mut [u32],
+    /// The mark stack. If it is short, blocks wait in `marks` and are found again: slower, with equal kinds.
+    pub stack: &'a mut [u32],
+    /// Parts of the address space.
+    pub regions: &'a mut [Region],
+    /// Where blocks start.
+    pub granules: &'a mut [Granule],
+    /// For each granule, the number of blocks before it.
+    pub firsts: &'a mut [u32],
+}

@@ -1,0 +1,41 @@
+//! Hostile names made harmless.
+
+use std::fmt::Write;
+
+/// Whether a character could do more than be seen: terminal escapes, and marks that turn the direction of text.
+fn is_dangerous(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{2028}' | '\u{2029}')
+}
+
+/// `name` on one line of a terminal: dangerous characters as `\x1b` or `\u{202e}`.
+pub(crate) fn terminal(name: &str) -> String {
+    let mut out = String::with_capacity(name.len());
+    for c in name.chars() {
+        match c {
+            _ if !is_dangerous(c) => out.push(c),
+            '\0'..='\u{ff}' => _ = write!(out, "\\x{:02x}", c as u32),
+            _ => _ = write!(out, "\\u{{{:x}}}", c as u32),
+        }
+    }
+    out
+}
+
+/// `name` as the text of an XML element: markup escaped, characters that XML forbids (and control characters)
+/// replaced by a question mark, as Valgrind's readers expect single lines.
+pub(crate) fn xml(name: &str) -> String {
+    let mut out = String::with_capacity(name.len());
+    for c in name.chars() {
+        match c {
+            '<' => out.push_str("&lt;"),
+            '>' => out.push_str("&gt;"),
+            '&' => out.push_str("&amp;"),
+            '"' => out.push_str("&quot;"),
+            '\'' => out.push_str("&apos;"),
+            '\u{fffe}' | '\u{ffff}' => out.push('?'),
+            _ if is_dangerous(c) => out.push('?'),
+            _ => out.push(c),
+        }
+    }
+    out
+}

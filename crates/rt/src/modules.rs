@@ -1,0 +1,314 @@
+//! Which objects are mapped where, and since when.
+//!
+//! The list is compared with the dynamic linker's when a stack is new (one cheap call tells whether anything was
+//! added or removed), after `dlclose`, and before a leak check. The linker's list is collected with no lock of ours
+//! held: a thread inside `dlopen` may hold the linker's lock and wait for ours.
+
+use crate::memory::{Lock, LockGuard, map_slice};
+use core::cell::UnsafeCell;
+use core::ffi::{CStr, c_int, c_void};
+use core::sync::atomic::Ordering::{Relaxed, Release};
+use core::sync::atomic::{AtomicU64, AtomicUsize};
+use leakscope_ledger::layout::{AreaId, MODULES};
+use leakscope_ledger::writer::Ledger;
+
+/// `dl_iterate_phdr`.
+pub type IteratePhdr =
+    unsafe extern "C" fn(unsafe extern "C" fn(*mut libc::dl_phdr_info, usize, *mut c_void) -> c_int, *mut c_void) -> c_int;
+
+const MOST: usize = MODULES as usize;
+
+/// A mapped object, as the linker tells it.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Mapped {
+    /// Lowest address.
+    pub start: u64,
+    /// One past the highest address.
+    pub end: u64,
+    /// Run-time address less link-time address.
+    pub load_bias: u64,
+    /// The linker's name for it, zero-terminated.
+    name: u64,
+    /// Build id in memory, and its length.
+    build_id: (u64, u32),
+    /// Module record and epoch, once it has one.
+    record: u32,
+    /// Epoch at which it was seen first.
+    epoch: u32,
+}
+
+/// The list of one process.
+pub struct ModuleList {
+    iterate: AtomicUsize,
+    version: AtomicU64,
+    lock: Lock,
+    live: UnsafeCell<Live>,
+}
+
+struct Live {
+    list: &'static mut [Mapped],
+    len: usize,
+    scratch_version: u64,
+}
+
+// SAFETY: `live` is touched only under `lock`.
+unsafe impl Sync for ModuleList {}
+
+/// The list while nobody can change it.
+pub struct ModulesGuard<'a> {
+    list: &'a [Mapped],
+    current_epoch: u32,
+    _guard: LockGuard<'a>,
+}
+
+impl ModulesGuard<'_> {
+    /// The module that holds an address.
+    pub fn find(&self, pc: u64) -> Option<&Mapped> {
+        let after = self.list.partition_point(|module| module.start <= pc);
+        self.list.get(after.checked_sub(1)?).filter(|module| pc < module.end)
+    }
+
+    /// The epoch of the module that holds a return address; the present one for code of no module.
+    pub fn epoch_of(&self, pc: u64) -> u32 {
+        self.find(pc.wrapping_sub(1)).map_or(self.current_epoch, |module| module.epoch)
+    }
+
+    /// All modules, by address.
+    pub fn all(&self) -> &[Mapped] {
+        self.list
+    }
+}
+
+struct Collected {
+    list: &'static mut [Mapped],
+    len: usize,
+    version: u64,
+}
+
+impl ModuleList {
+    /// An empty list; [`ModuleList::start`] before use.
+    pub const fn new() -> Self {
+        Self {
+            iterate: AtomicUsize::new(0),
+            version: AtomicU64::new(0),
+            lock: Lock::new(),
+            live: UnsafeCell::new(Live { list: &mut [], len: 0, scratch_version: 0 }),
+        }
+    }
+
+    /// Tells how to ask the linker.
+    pub fn start(&self, iterate: IteratePhdr) {
+        self.iterate.store(iterate as usize, Release);
+    }
+
+    fn iterate(&self) -> Option<IteratePhdr> {
+        let address = self.iterate.load(Relaxed);
+        if address == 0 {
+            return None;
+        }
+        // SAFETY: `start` stored a function of this type.
+        Some(unsafe { core::mem::transmute::<usize, IteratePhdr>(address) })
+    }
+
+    /// Brings the list up to date if the linker's has changed. True when modules have gone: then the epoch has risen,
+    /// and the caller must make the unwinder forget.
+    pub fn refresh(&self, ledger: &Ledger) -> bool {
+        let Some(iterate) = self.iterate() else { return false };
+        let mut version = 0u64;
+        // SAFETY: the callback writes one u64 to `version` and ends the iteration.
+        unsafe { iterate(read_version, (&raw mut version).cast()) };
+        if version == self.version.load(Relaxed) {
+            return false;
+        }
+        // SAFETY: Mapped is integers only.
+        let Some(list) = (unsafe { map_slice::<Mapped>(MOST, false) }) else { return false };
+        let mut collected = Collected { list, len: 0, version: 0 };
+        // SAFETY: the callback gets exactly this structure.
+        unsafe { iterate(collect, (&raw mut collected).cast()) };
+        self.merge(ledger, collected)
+    }
+
+    fn merge(&self, ledger: &Ledger, collected: Collected) -> bool {
+        let Collected { list: fresh, len, version } = collected;
+        let fresh_len = len;
+        if let Some(used) = fresh.get_mut(..len) {
+            used.sort_unstable_by_key(|module| module.start);
+        }
+        let _guard = self.lock.lock();
+        // SAFETY: under the lock.
+        let live = unsafe { &mut *self.live.get() };
+        if live.scratch_version >= version {
+            // SAFETY: nobody else has seen this list.
+            unsafe { crate::memory::unmap_slice(fresh) };
+            return false;
+        }
+        let Some(fresh_used) = fresh.get_mut(..fresh_len) else { return false };
+        let old = live.list.get(..live.len).unwrap_or(&[]);
+        let same = |a: &Mapped, b: &Mapped| a.start == b.start && a.end == b.end && a.load_bias == b.load_bias && a.name == b.name;
+        let mut removed = false;
+        let epoch = ledger.header().epoch.load(Relaxed);
+        for gone in old.iter().filter(|module| !fresh_used.iter().any(|now| same(module, now))) {
+            removed = true;
+            if let Some(record) = ledger.module(gone.record) {
+                record.unloaded_epoch.store(epoch + 1, Relaxed);
+            }
+        }
+        let epoch = epoch + u32::from(removed);
+        for module in fresh_used.iter_mut() {
+            if let Some(known) = old.iter().find(|known| same(known, module)) {
+                (module.record, module.epoch) = (known.record, known.epoch);
+            } else {
+                module.epoch = epoch;
+                module.record = store_record(ledger, module, epoch);
+            }
+        }
+        ledger.header().epoch.store(epoch, Release);
+        let replaced = core::mem::replace(&mut live.list, fresh);
+        // SAFETY: only guards refer to the list, and this thread holds the lock.
+        unsafe { crate::memory::unmap_slice(replaced) };
+        live.len = fresh_len;
+        live.scratch_version = version;
+        self.version.store(version, Release);
+        removed
+    }
+
+    /// The list, locked.
+    pub fn read(&self, ledger: &Ledger) -> ModulesGuard<'_> {
+        let guard = self.lock.lock();
+        // SAFETY: under the lock, which the result holds.
+        let live = unsafe { &*self.live.get() };
+        ModulesGuard {
+            list: live.list.get(..live.len).unwrap_or(&[]),
+            current_epoch: ledger.header().epoch.load(Relaxed),
+            _guard: guard,
+        }
+    }
+
+    /// Takes the lock for the time of a `fork`.
+    pub fn before_fork(&self) {
+        self.lock.acquire();
+    }
+
+    /// Opens the lock that [`ModuleList::before_fork`] took.
+    pub fn after_fork(&self) {
+        self.lock.release();
+    }
+}
+
+impl Default for ModuleList {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Additions and removals so far, as one number that only grows.
+fn version_of(info: &libc::dl_phdr_info) -> u64 {
+    info.dlpi_adds.wrapping_add(info.dlpi_subs)
+}
+
+unsafe extern "C" fn read_version(info: *mut libc::dl_phdr_info, _: usize, out: *mut c_void) -> c_int {
+    // SAFETY: the linker gives a valid structure, `refresh` a u64.
+    unsafe { *out.cast::<u64>() = version_of(&*info) };
+    1
+}
+
+unsafe extern "C" fn collect(info: *mut libc::dl_phdr_info, _: usize, out: *mut c_void) -> c_int {
+    // SAFETY: the linker gives a valid structure, `refresh` a Collected.
+    let (info, out) = unsafe { (&*info, &mut *out.cast::<Collected>()) };
+    out.version = version_of(info);
+    if info.dlpi_phdr.is_null() {
+        return 0;
+    }
+    // SAFETY: the linker's program headers are mapped as long as the object is.
+    let headers = unsafe { core::slice::from_raw_parts(info.dlpi_phdr, usize::from(info.dlpi_phnum)) };
+    let (mut start, mut end, mut build_id) = (u64::MAX, 0, (0, 0));
+    for header in headers {
+        let at = info.dlpi_addr.wrapping_add(header.p_vaddr);
+        match header.p_type {
+            libc::PT_LOAD => {
+                start = start.min(at & !4095);
+                end = end.max(at.wrapping_add(header.p_memsz));
+            }
+            // SAFETY: a note segment lies inside a loaded one.
+            libc::PT_NOTE => build_id = unsafe { find_build_id(at, header.p_memsz) }.unwrap_or(build_id),
+            _ => {}
+        }
+    }
+    if start < end {
+        let name = info.dlpi_name as u64;
+        if let Some(slot) = out.list.get_mut(out.len) {
+            *slot = Mapped { start, end, load_bias: info.dlpi_addr, name, build_id, record: u32::MAX, epoch: 0 };
+            out.len += 1;
+        }
+    }
+    0
+}
+
+/// Address and length of the GNU build id in the notes at `at`.
+///
+/// # Safety
+/// `at` is mapped and readable for `bytes`.
+unsafe fn find_build_id(at: u64, bytes: u64) -> Option<(u64, u32)> {
+    const GNU_BUILD_ID: u32 = 3;
+    let mut offset = 0u64;
+    while offset + 16 <= bytes {
+        // SAFETY: 16 bytes from here are inside the segment.
+        let [name_bytes, data_bytes, kind, name] = unsafe { ((at + offset) as *const [u32; 4]).read_unaligned() };
+        let data = offset + 12 + u64::from(name_bytes).next_multiple_of(4);
+        let next = data + u64::from(data_bytes).next_multiple_of(4);
+        if next > bytes {
+            return None;
+        }
+        if kind == GNU_BUILD_ID && name_bytes == 4 && name == u32::from_le_bytes(*b"GNU\0") {
+            return Some((at + data, data_bytes));
+        }
+        offset = next;
+    }
+    None
+}
+
+/// Writes a module record; `u32::MAX` when there is no room.
+fn store_record(ledger: &Ledger, module: &Mapped, epoch: u32) -> u32 {
+    let Some(number) = ledger.claim(AreaId::Modules, 1) else {
+        ledger.header().lost.modules.fetch_add(1, Relaxed);
+        return u32::MAX;
+    };
+    let Some(record) = ledger.module(number) else { return u32::MAX };
+    let name: &[u8] = if module.name == 0 {
+        &[]
+    } else {
+        // SAFETY: the linker's name of an object is a C string that lives as long as the object.
+        unsafe { CStr::from_ptr(module.name as *const _) }.to_bytes()
+    };
+    let path = if name.is_empty() {
+        let mut buffer = [0u8; 4096];
+        let length = read_link(c"/proc/self/exe", &mut buffer);
+        ledger.store_string(buffer.get(..length).unwrap_or(&[]))
+    } else if name.first() == Some(&b'/') || name.contains(&b'/') {
+        ledger.store_string(name)
+    } else {
+        0
+    };
+    record.start.store(module.start, Relaxed);
+    record.end.store(module.end, Relaxed);
+    record.load_bias.store(module.load_bias, Relaxed);
+    record.path.store(path, Relaxed);
+    record.loaded_epoch.store(epoch, Relaxed);
+    record.unloaded_epoch.store(u32::MAX, Relaxed);
+    let (at, bytes) = module.build_id;
+    let bytes = bytes.min(32);
+    for (i, word) in record.build_id.iter().enumerate().take(bytes.div_ceil(4) as usize) {
+        // SAFETY: `find_build_id` saw these bytes; notes are padded to four bytes.
+        word.store(unsafe { ((at + i as u64 * 4) as *const u32).read_unaligned() }, Relaxed);
+    }
+    record.build_id_bytes.store(bytes, Release);
+    number
+}
+
+/// Reads a symbolic link; the bytes of its target.
+pub fn read_link(path: &CStr, buffer: &mut [u8]) -> usize {
+    let args = [path.as_ptr() as usize, buffer.as_mut_ptr() as usize, buffer.len(), 0, 0, 0];
+    // SAFETY: the kernel writes at most `buffer.len()` bytes.
+    unsafe { crate::raw::syscall(crate::raw::nr::READLINK, args) }.unwrap_or(0)
+}

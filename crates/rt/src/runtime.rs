@@ -1,0 +1,455 @@
+//! What happens at an allocation and at a release: the hot path of the injected code.
+//!
+//! The hooks call [`allocated`] after the original function has succeeded, and [`released`] before they call it.
+//! Both set the thread's busy mark; what allocates while it is set (a signal handler, the dynamic linker on our
+//! behalf) is recorded too, but at a site without a stack and in shared counters.
+
+use crate::blocks::{self, BlockInfo, Taken};
+use crate::lifetimes;
+use crate::misuse;
+use crate::modules::ModuleList;
+use crate::sites::{SiteTable, family};
+use crate::thread::{self, ThreadState, tls};
+use crate::unwind::{MAX_FRAMES, Registers, Unwinder, WalkEnd, stack_of};
+use core::cell::UnsafeCell;
+use core::mem::MaybeUninit;
+use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use core::sync::atomic::{AtomicU32, AtomicU64, compiler_fence};
+use leakscope_ledger::layout::{LIFETIME_SAMPLE, SiteCounters, flags, site_flags};
+use leakscope_ledger::writer::Ledger;
+use leakscope_model::AllocFn;
+
+/// The process's unwinder.
+pub static UNWINDER: Unwinder = Unwinder::new();
+/// The process's sites.
+pub static SITES: SiteTable = SiteTable::new();
+/// The process's modules.
+pub static MODULES: ModuleList = ModuleList::new();
+
+struct LedgerCell(UnsafeCell<MaybeUninit<Ledger>>);
+// SAFETY: written once, before READY is set; read only after.
+unsafe impl Sync for LedgerCell {}
+static LEDGER: LedgerCell = LedgerCell(UnsafeCell::new(MaybeUninit::uninit()));
+static READY: AtomicU32 = AtomicU32::new(0);
+static FLAGS: AtomicU64 = AtomicU64::new(0);
+static MAX_DEPTH: AtomicU32 = AtomicU32::new(MAX_FRAMES as u32);
+static SAMPLE_BYTES: AtomicU64 = AtomicU64::new(0);
+static GLIBC_CHUNKS: AtomicU32 = AtomicU32::new(0);
+
+/// Starts recording into `ledger`. `glibc_chunks` says that blocks have glibc's chunk header in front of them.
+/// False when there is no memory.
+pub fn start(ledger: Ledger, glibc_chunks: bool) -> bool {
+    if !SITES.start(&ledger) {
+        return false;
+    }
+    let config = *ledger.config();
+    FLAGS.store(config.flags, Relaxed);
+    MAX_DEPTH.store(config.max_frames.clamp(1, MAX_FRAMES as u32), Relaxed);
+    SAMPLE_BYTES.store(config.sample_bytes, Relaxed);
+    GLIBC_CHUNKS.store(u32::from(glibc_chunks), Relaxed);
+    // SAFETY: nobody reads before READY is set, and `start` is called once.
+    unsafe { (*LEDGER.0.get()).write(ledger) };
+    READY.store(1, Release);
+    true
+}
+
+/// The ledger, once recording has begun.
+#[inline(always)]
+pub fn ledger() -> Option<&'static Ledger> {
+    if READY.load(Acquire) == 0 {
+        return None;
+    }
+    // SAFETY: READY says that it was written.
+    Some(unsafe { (*LEDGER.0.get()).assume_init_ref() })
+}
+
+/// Stops recording for good (a forked child that must be silent).
+pub fn stop() {
+    READY.store(0, Release);
+}
+
+/// Whether all of these bits of `ledger::layout::flags` are set.
+#[inline(always)]
+pub fn flag(bits: u64) -> bool {
+    FLAGS.load(Relaxed) & bits == bits
+}
+
+/// Whether blocks have glibc's chunk header in front of them.
+#[inline(always)]
+pub fn has_glibc_chunks() -> bool {
+    GLIBC_CHUNKS.load(Relaxed) != 0
+}
+
+/// Whether only a sample of the allocations is recorded.
+#[inline(always)]
+pub fn sampling() -> bool {
+    SAMPLE_BYTES.load(Relaxed) != 0
+}
+
+/// Adds to a counter that only this thread writes.
+#[inline(always)]
+fn add(counter: &AtomicU64, by: u64) -> u64 {
+    let sum = counter.load(Relaxed).wrapping_add(by);
+    counter.store(sum, Relaxed);
+    sum
+}
+
+/// Runs `body` on the calling thread's state with the busy mark set; `None` when it is set already or there is no
+/// memory for a state.
+#[inline(always)]
+pub fn with_state<R>(ledger: &Ledger, regs: Registers, body: impl FnOnce(&mut ThreadState) -> R) -> Option<R> {
+    let words = tls();
+    // SAFETY: the calling thread's own words; the busy mark keeps signal handlers of this thread away from the state.
+    unsafe {
+        if (*words).busy != 0 {
+            return None;
+        }
+        (*words).busy = 1;
+        compiler_fence(core::sync::atomic::Ordering::SeqCst);
+        let mut state = (*words).state;
+        if state.is_null() {
+            state = attach(ledger, regs);
+            (*words).state = state;
+        }
+        let result = state.as_mut().map(body);
+        compiler_fence(core::sync::atomic::Ordering::SeqCst);
+        (*words).busy = 0;
+        result
+    }
+}
+
+/// Address space that the kernel reserves for the main stack at the least (mmap's gap).
+const MAIN_STACK_BYTES: u64 = 120 << 20;
+
+#[cold]
+#[inline(never)]
+fn attach(ledger: &Ledger, regs: Registers) -> *mut ThreadState {
+    let state = thread::attach(ledger);
+    // SAFETY: null or this thread's state.
+    if let Some(state) = unsafe { state.as_ref() } {
+        if let Some(mut stack) = stack_of(regs.rsp) {
+            state.stack_high.store(stack.high, Relaxed);
+            if state.tid.load(Relaxed) == crate::raw::getpid() {
+                // The main stack grows; the kernel keeps at least this much below it free of other mappings.
+                stack.low = stack.low.min(stack.high.saturating_sub(MAIN_STACK_BYTES));
+            }
+            state.cache.set_stack(stack);
+        }
+    }
+    state
+}
+
+/// The key under which a function's signatures and hashes are kept; never 0.
+#[inline(always)]
+fn key(value: u64, function: AllocFn) -> u64 {
+    value.wrapping_add((function as u64).wrapping_mul(0xD6E8_FEB8_6659_FD93)).max(1)
+}
+
+/// The site of the present stack for `function`.
+#[inline(always)]
+pub fn site_of(ledger: &Ledger, state: &mut ThreadState, function: AllocFn, regs: Registers) -> u32 {
+    // SAFETY: the cache is this thread's; the hook's caller is suspended in the hook.
+    if let Some(signature) = unsafe { UNWINDER.signature(&raw const state.cache, regs) }
+        && let Some(site) = SITES.recall(key(signature.get(), function))
+    {
+        return site;
+    }
+    walk_to_site(ledger, state, function, regs)
+}
+
+#[cold]
+#[inline(never)]
+fn walk_to_site(ledger: &Ledger, state: &mut ThreadState, function: AllocFn, regs: Registers) -> u32 {
+    let mut frames = [0; MAX_FRAMES];
+    // SAFETY: as in `site_of`.
+    let walked = unsafe { UNWINDER.walk(&raw const state.cache, regs, &mut frames) };
+    let hash = key(walked.stack_hash ^ u64::from(UNWINDER.epoch()).rotate_right(16), function);
+    let site = SITES.find(hash).unwrap_or_else(|| {
+        let kept = walked.frames.min(MAX_DEPTH.load(Relaxed) as usize);
+        let mut bits = match walked.end {
+            WalkEnd::Complete => 0,
+            WalkEnd::TooDeep => site_flags::CUT_DEEP,
+            WalkEnd::NoRule | WalkEnd::BadStack => site_flags::BROKEN,
+        };
+        if kept < walked.frames {
+            bits |= site_flags::CUT_DEEP;
+        }
+        if bits & site_flags::CUT_DEEP != 0 {
+            ledger.header().lost.deep_stacks.fetch_add(1, Relaxed);
+        } else if bits != 0 {
+            ledger.header().lost.broken_stacks.fetch_add(1, Relaxed);
+        }
+        refresh_modules(ledger);
+        let modules = MODULES.read(ledger);
+        let frames = frames.get(..kept).unwrap_or(&[]);
+        let site = SITES.intern(ledger, frames, function, bits, |pc| modules.epoch_of(pc));
+        SITES.enter(hash, site);
+        site
+    });
+    if let Some(signature) = walked.signature {
+        SITES.remember(key(signature.get(), function), site);
+    }
+    site
+}
+
+/// Brings the module list up to date, and makes the unwinder forget what was unloaded. The busy mark must be set.
+pub fn refresh_modules(ledger: &Ledger) {
+    if MODULES.refresh(ledger) {
+        UNWINDER.set_epoch(ledger.header().epoch.load(Relaxed) as u16);
+        SITES.forget_last();
+    }
+}
+
+/// Records a block that `function` has just returned: `start` is not 0. `regs` are those at the hook's entry.
+#[inline(always)]
+pub fn allocated(ledger: &Ledger, start: u64, bytes: usize, function: AllocFn, regs: Registers) {
+    let done = with_state(ledger, regs, |state| {
+        let site = site_of(ledger, state, function, regs);
+        enter(ledger, state, start, bytes, site);
+    });
+    if done.is_none() {
+        allocated_while_busy(ledger, start, bytes, function);
+    }
+}
+
+#[inline(always)]
+fn enter(ledger: &Ledger, state: &mut ThreadState, start: u64, bytes: usize, site: u32) {
+    state.until_lifetime = state.until_lifetime.wrapping_sub(1);
+    let mut side = false;
+    if state.until_lifetime == 0 {
+        state.until_lifetime = LIFETIME_SAMPLE;
+        side = lifetimes::begin(start);
+    }
+    if flag(flags::CANARY) {
+        arm_canary(start, bytes);
+    }
+    if !blocks::insert(start, bytes, site, side) {
+        ledger.header().lost.blocks.fetch_add(1, Relaxed);
+    }
+    state.last_block = start;
+    let bytes = bytes as u64;
+    if let Some((counters, _)) = state.counters(ledger, &SITES, site) {
+        count_allocation(counters, bytes);
+    }
+    if let Some(record) = state.record() {
+        let live = add(&record.live_bytes, bytes);
+        if live as i64 > record.peak_bytes.load(Relaxed) as i64 {
+            record.peak_bytes.store(live, Relaxed);
+        }
+    }
+}
+
+#[inline(always)]
+fn count_allocation(counters: &SiteCounters, bytes: u64) {
+    count_allocations(counters, 1, bytes);
+    if bytes > counters.largest_bytes.load(Relaxed) {
+        counters.largest_bytes.store(bytes, Relaxed);
+    }
+}
+
+/// Adds allocations to counters that only this thread writes.
+#[inline(always)]
+pub(crate) fn count_allocations(counters: &SiteCounters, blocks: u64, bytes: u64) {
+    let blocks = add(&counters.allocated_blocks, blocks).wrapping_sub(counters.freed_blocks.load(Relaxed));
+    let live = add(&counters.allocated_bytes, bytes).wrapping_sub(counters.freed_bytes.load(Relaxed));
+    if live as i64 > counters.peak_bytes.load(Relaxed) as i64 {
+        counters.peak_bytes.store(live, Relaxed);
+    }
+    if blocks as i64 > counters.peak_blocks.load(Relaxed) as i64 {
+        counters.peak_blocks.store(blocks, Relaxed);
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn allocated_while_busy(ledger: &Ledger, start: u64, bytes: usize, function: AllocFn) {
+    let site = SiteTable::bare_site(function);
+    if !blocks::insert(start, bytes, site, false) {
+        ledger.header().lost.blocks.fetch_add(1, Relaxed);
+    }
+    if let Some(counters) = thread::shared_counters(ledger, site) {
+        counters.allocated_blocks.fetch_add(1, Relaxed);
+        counters.allocated_bytes.fetch_add(bytes as u64, Relaxed);
+    }
+}
+
+/// What the hook is to do with a release.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Verdict {
+    /// Pass it on to the original; the block was known.
+    Known(BlockInfo),
+    /// Pass it on; the block was never seen (allocated before us, or around us).
+    Foreign,
+    /// Do not pass it on: it was a wrong call, and it has been recorded.
+    Refused,
+}
+
+/// Records that `function` is about to release the block at `start` (not 0).
+#[inline(always)]
+pub fn released(ledger: &Ledger, start: u64, function: AllocFn, regs: Registers) -> Verdict {
+    with_state(ledger, regs, |state| match blocks::take(start) {
+        Taken::Live(info) => {
+            leave(ledger, state, &info, function, regs);
+            Verdict::Known(info)
+        }
+        Taken::Freed(_) | Taken::Unknown => misuse::release_of_no_block(ledger, state, start, function, regs),
+    })
+    .unwrap_or_else(|| released_while_busy(ledger, start))
+}
+
+#[inline(always)]
+fn leave(ledger: &Ledger, state: &mut ThreadState, info: &BlockInfo, function: AllocFn, regs: Registers) {
+    if let Some((counters, block_family)) = state.counters(ledger, &SITES, info.site) {
+        add(&counters.freed_blocks, 1);
+        add(&counters.freed_bytes, info.bytes);
+        if state.last_block == info.start {
+            add(&counters.temporary_blocks, 1);
+            state.last_block = 0;
+        }
+        if info.side {
+            lifetimes::end(info.start, counters);
+        }
+        if block_family != family::of(function.family()) {
+            misuse::maybe_mismatch(ledger, state, info, block_family, function, regs);
+        }
+    }
+    if let Some(record) = state.record() {
+        add(&record.live_bytes, info.bytes.wrapping_neg());
+    }
+    if flag(flags::CANARY) && !canary_is_whole(info.start, info.bytes as usize) {
+        misuse::overrun(ledger, state, info, function, regs);
+    }
+    if flag(flags::FREE_STACKS) {
+        misuse::remember_free(ledger, state, info, function, regs);
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn released_while_busy(ledger: &Ledger, start: u64) -> Verdict {
+    match blocks::take(start) {
+        Taken::Live(info) => {
+            if let Some(counters) = thread::shared_counters(ledger, info.site) {
+                counters.freed_blocks.fetch_add(1, Relaxed);
+                counters.freed_bytes.fetch_add(info.bytes, Relaxed);
+            }
+            Verdict::Known(info)
+        }
+        // A wrong call inside a signal handler that interrupted us: without a stack there is nothing to report.
+        Taken::Freed(_) => Verdict::Refused,
+        Taken::Unknown => Verdict::Foreign,
+    }
+}
+
+/// Runs `body`, an original `realloc`, while the leak check takes the old block for live.
+#[inline(always)]
+pub fn while_pending<R>(start: u64, body: impl FnOnce() -> R) -> R {
+    // SAFETY: the calling thread's own words; null or this thread's state, of which one atomic is used.
+    let state = unsafe { (*tls()).state.as_ref() };
+    if let Some(state) = state {
+        state.pending_start.store(start, Release);
+    }
+    let result = body();
+    if let Some(state) = state {
+        state.pending_start.store(0, Release);
+    }
+    result
+}
+
+/// A `realloc` failed after [`released`]: the old block is still there.
+#[cold]
+pub fn still_there(ledger: &Ledger, info: &BlockInfo, regs: Registers) {
+    blocks::put_back(info.start);
+    if flag(flags::CANARY) {
+        arm_canary(info.start, info.bytes as usize);
+    }
+    let done = with_state(ledger, regs, |state| {
+        if let Some((counters, _)) = state.counters(ledger, &SITES, info.site) {
+            add(&counters.freed_blocks, 1u64.wrapping_neg());
+            add(&counters.freed_bytes, info.bytes.wrapping_neg());
+        }
+    });
+    if done.is_none()
+        && let Some(counters) = thread::shared_counters(ledger, info.site)
+    {
+        counters.freed_blocks.fetch_sub(1, Relaxed);
+        counters.freed_bytes.fetch_sub(info.bytes, Relaxed);
+    }
+}
+
+const CANARY_WORD: u64 = 0xA5C3_96E7_5A3C_69D1;
+
+/// Bytes past the requested end that the allocator gave as well, from glibc's chunk header; 0 when unknown.
+#[inline(always)]
+fn slack_bytes(start: u64, bytes: usize) -> usize {
+    if !has_glibc_chunks() {
+        return 0;
+    }
+    // SAFETY: glibc keeps the chunk's size, with flags in the low three bits, in the word before a block.
+    let size = unsafe { *((start - 8) as *const u64) };
+    let overhead = if size & 2 != 0 { 16 } else { 8 };
+    ((size & !7) as usize).saturating_sub(overhead).saturating_sub(bytes)
+}
+
+/// Fills up to eight bytes past the requested end.
+#[inline(always)]
+fn arm_canary(start: u64, bytes: usize) {
+    let at = start + bytes as u64;
+    let slack = slack_bytes(start, bytes);
+    // SAFETY: the allocator gave `slack` bytes from `at`, and the program may not use them.
+    unsafe {
+        if slack >= 8 {
+            (at as *mut u64).write_unaligned(CANARY_WORD);
+        } else {
+            write_tail(at, slack);
+        }
+    }
+}
+
+/// Writes the canary's first `slack` bytes, at most seven.
+///
+/// # Safety
+/// `at` is writable for `slack` bytes.
+#[inline(always)]
+unsafe fn write_tail(at: u64, slack: usize) {
+    let mut word = CANARY_WORD;
+    let mut at = at;
+    // SAFETY: the three steps add up to `slack` bytes.
+    unsafe {
+        if slack & 4 != 0 {
+            (at as *mut u32).write_unaligned(word as u32);
+            (at, word) = (at + 4, word >> 32);
+        }
+        if slack & 2 != 0 {
+            (at as *mut u16).write_unaligned(word as u16);
+            (at, word) = (at + 2, word >> 16);
+        }
+        if slack & 1 != 0 {
+            *(at as *mut u8) = word as u8;
+        }
+    }
+}
+
+/// How many bytes past the requested end the first changed byte lies; `None` when the canary is whole.
+pub(crate) fn first_changed_byte(start: u64, bytes: usize) -> Option<u64> {
+    let slack = slack_bytes(start, bytes).min(8);
+    let mut expected = CANARY_WORD;
+    for i in 0..slack as u64 {
+        // SAFETY: within the slack that the allocator gave.
+        if unsafe { *((start + bytes as u64 + i) as *const u8) } != expected as u8 {
+            return Some(i);
+        }
+        expected >>= 8;
+    }
+    None
+}
+
+#[inline(always)]
+fn canary_is_whole(start: u64, bytes: usize) -> bool {
+    let slack = slack_bytes(start, bytes);
+    if slack >= 8 {
+        // SAFETY: within the slack that the allocator gave.
+        return unsafe { ((start + bytes as u64) as *const u64).read_unaligned() } == CANARY_WORD;
+    }
+    first_changed_byte(start, bytes).is_none()
+}

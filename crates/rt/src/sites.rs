@@ -1,0 +1,466 @@
+//! Stacks become allocation sites: the stack tree, the site table, and the maps from unwind signatures and stack
+//! hashes to sites.
+//!
+//! Nodes and sites are records of the ledger; what is needed only to find them again (hash tables) is private.
+//! Looking up a signature or a hash takes no lock. Everything else happens once per new stack, under one lock that the
+//! thread takes with its busy mark set (see `memory::Lock`).
+//!
+//! A site is known by 64-bit signatures alone, without comparing frames: two of 10^6 stacks collide with a
+//! probability below 10^-7, and the compare would cost a cache miss at each allocation of a program with 100,000
+//! stacks.
+//!
+//! Site numbers carry the family of the function (new, new[], malloc): every chunk of 32 belongs to one family, so
+//! `free` sees a mismatch from the counter chunk that it needs anyway. Sites 1 to 31 are made at start: one for each
+//! allocation function, without a stack, for events whose stack cannot be taken.
+
+use crate::memory::{Lock, map_slice};
+use core::cell::UnsafeCell;
+use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
+use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicU32, AtomicU64};
+use leakscope_ledger::layout::{AreaId, COUNTERS_PER_CHUNK};
+use leakscope_ledger::writer::Ledger;
+use leakscope_model::{AllocFamily, AllocFn};
+
+const MULTIPLIER: u64 = 0x9E37_79B9_7F4A_7C15;
+const SITE_CHUNKS: usize = (crate::blocks::MAX_SITE as usize + 1) / COUNTERS_PER_CHUNK;
+const FIRST_SIGNATURES: usize = 1 << 13;
+const MAX_PROBES: usize = 64;
+
+/// Family tags of site chunks, as they stand in [`SiteTable::family`].
+pub mod family {
+    /// `malloc` and its relatives.
+    pub const MALLOC: u8 = 0;
+    /// `operator new`.
+    pub const NEW: u8 = 1;
+    /// `operator new[]`.
+    pub const NEW_ARRAY: u8 = 2;
+    /// The first chunk: look at the site.
+    pub const MIXED: u8 = 3;
+
+    /// The tag of a model family.
+    pub const fn of(family: leakscope_model::AllocFamily) -> u8 {
+        match family {
+            leakscope_model::AllocFamily::Malloc => MALLOC,
+            leakscope_model::AllocFamily::New => NEW,
+            leakscope_model::AllocFamily::NewArray => NEW_ARRAY,
+        }
+    }
+}
+
+struct SignatureEntry {
+    signature: AtomicU64,
+    site: AtomicU32,
+}
+
+struct SignatureTable {
+    entries: &'static [SignatureEntry],
+}
+
+/// What only the holder of the lock touches.
+struct Index {
+    nodes: Grown,
+    sites: Grown,
+    signatures_used: usize,
+    open_chunk: [(u32, u32); 3],
+    last_pcs: [u64; LAST],
+    last_nodes: [u32; LAST],
+    last_len: usize,
+}
+
+const LAST: usize = 160;
+
+/// Unwind signatures seen lately: the upper 42 bits of the signature and the site in one word, so that a reader
+/// never sees a pair that does not belong together. A cache, because a stack with `alloca` in it has no end of
+/// signatures. The low bits choose the set: in all, 58 bits of the signature are compared.
+static SIGNATURE_CACHE: [AtomicU64; 1 << 18] = [const { AtomicU64::new(0) }; 1 << 18];
+const CACHE_WAYS: usize = 4;
+const CACHE_SITE: u64 = crate::blocks::MAX_SITE as u64;
+
+#[inline(always)]
+fn cache_set(signature: u64) -> usize {
+    (signature as usize & (SIGNATURE_CACHE.len() / CACHE_WAYS - 1)) * CACHE_WAYS
+}
+
+/// An open-addressing table of record numbers; 0 is an empty slot.
+struct Grown {
+    slots: &'static mut [u32],
+    used: usize,
+}
+
+/// The one table of a process.
+pub struct SiteTable {
+    lock: Lock,
+    index: UnsafeCell<Index>,
+    signatures: AtomicPtr<SignatureTable>,
+    tables: UnsafeCell<[SignatureTable; 24]>,
+    tables_used: AtomicU32,
+    families: [AtomicU8; SITE_CHUNKS],
+}
+
+// SAFETY: `index` and `tables` are touched only under `lock`; the rest is atomic.
+unsafe impl Sync for SiteTable {}
+
+impl Grown {
+    const fn empty() -> Self {
+        Self { slots: &mut [], used: 0 }
+    }
+
+    /// Finds the record for which `same` holds, or makes one with `make`. `hash_of` gives a record's hash.
+    fn find_or_make(
+        &mut self,
+        hash: u64,
+        same: impl Fn(u32) -> bool,
+        hash_of: impl Fn(u32) -> u64,
+        make: impl FnOnce() -> Option<u32>,
+    ) -> Option<u32> {
+        if (self.used + 1) * 4 > self.slots.len() * 3 {
+            self.grow(hash_of)?;
+        }
+        let mask = self.slots.len().wrapping_sub(1);
+        let mut at = hash as usize & mask;
+        loop {
+            let slot = self.slots.get_mut(at)?;
+            if *slot == 0 {
+                let made = make()?;
+                *slot = made;
+                self.used += 1;
+                return Some(made);
+            }
+            if same(*slot) {
+                return Some(*slot);
+            }
+            at = (at + 1) & mask;
+        }
+    }
+
+    fn grow(&mut self, hash_of: impl Fn(u32) -> u64) -> Option<()> {
+        let len = (self.slots.len() * 2).max(1 << 12);
+        // SAFETY: u32 is valid for zero bytes. The old slots stay mapped: they are small beside the ledger.
+        let fresh = unsafe { map_slice::<u32>(len, false) }?;
+        for &record in self.slots.iter().filter(|&&record| record != 0) {
+            let mut at = hash_of(record) as usize & (len - 1);
+            while let Some(slot) = fresh.get_mut(at) {
+                if *slot == 0 {
+                    *slot = record;
+                    break;
+                }
+                at = (at + 1) & (len - 1);
+            }
+        }
+        self.slots = fresh;
+        Some(())
+    }
+}
+
+fn mix(a: u64, b: u64) -> u64 {
+    let x = (a ^ b.rotate_left(32)).wrapping_mul(MULTIPLIER);
+    (x ^ x >> 29).wrapping_mul(0xBF58_476D_1CE4_E5B9) ^ x >> 32
+}
+
+impl SiteTable {
+    /// An empty table; [`SiteTable::start`] before use.
+    pub const fn new() -> Self {
+        const NO_TABLE: SignatureTable = SignatureTable { entries: &[] };
+        Self {
+            lock: Lock::new(),
+            index: UnsafeCell::new(Index {
+                nodes: Grown::empty(),
+                sites: Grown::empty(),
+                signatures_used: 0,
+                open_chunk: [(0, 0); 3],
+                last_pcs: [0; LAST],
+                last_nodes: [0; LAST],
+                last_len: 0,
+            }),
+            signatures: AtomicPtr::new(core::ptr::null_mut()),
+            tables: UnsafeCell::new([NO_TABLE; 24]),
+            tables_used: AtomicU32::new(0),
+            families: [const { AtomicU8::new(0) }; SITE_CHUNKS],
+        }
+    }
+
+    /// Makes the sites without a stack and the first signature table. False when there is no memory.
+    pub fn start(&self, ledger: &Ledger) -> bool {
+        let _guard = self.lock.lock();
+        self.families[0].store(family::MIXED, Relaxed);
+        ledger.publish(AreaId::Sites, COUNTERS_PER_CHUNK as u32);
+        for function in AllocFn::ALL {
+            if let Some(site) = ledger.site(Self::bare_site(*function)) {
+                site.function.store(*function as u32, Relaxed);
+            }
+        }
+        self.replace_signatures(FIRST_SIGNATURES)
+    }
+
+    /// The site of a function without a stack. All functions fit: there are 31.
+    #[inline]
+    pub fn bare_site(function: AllocFn) -> u32 {
+        (function as u32 + 1) & (COUNTERS_PER_CHUNK as u32 - 1)
+    }
+
+    /// The family tag of a site.
+    pub fn family(&self, site: u32) -> u8 {
+        self.families.get(site as usize / COUNTERS_PER_CHUNK).map_or(family::MALLOC, |family| family.load(Relaxed))
+    }
+
+    /// The site that was remembered for an unwind signature.
+    #[inline(always)]
+    pub fn recall(&self, signature: u64) -> Option<u32> {
+        let set = cache_set(signature);
+        let tag = signature & !CACHE_SITE;
+        for way in 0..CACHE_WAYS {
+            let entry = SIGNATURE_CACHE.get(set + way)?.load(Relaxed);
+            if entry & !CACHE_SITE == tag {
+                return Some((entry & CACHE_SITE) as u32);
+            }
+        }
+        None
+    }
+
+    /// Remembers the site of an unwind signature; what was remembered in its place is forgotten.
+    pub fn remember(&self, signature: u64, site: u32) {
+        let set = cache_set(signature);
+        let free = (0..CACHE_WAYS).find(|way| SIGNATURE_CACHE.get(set + way).is_some_and(|e| e.load(Relaxed) == 0));
+        let way = free.unwrap_or_else(|| crate::raw::tsc() as usize / 16 % CACHE_WAYS);
+        if let Some(entry) = SIGNATURE_CACHE.get(set + way) {
+            entry.store(signature & !CACHE_SITE | u64::from(site), Relaxed);
+        }
+    }
+
+    /// The site that was entered for a stack hash.
+    #[inline(always)]
+    pub fn find(&self, signature: u64) -> Option<u32> {
+        let table = self.signatures.load(Acquire);
+        if table.is_null() {
+            return None;
+        }
+        // SAFETY: tables are never freed or moved.
+        let entries = unsafe { (*table).entries };
+        let mask = entries.len().wrapping_sub(1);
+        let mut at = signature as usize & mask;
+        for _ in 0..MAX_PROBES {
+            let entry = entries.get(at)?;
+            let seen = entry.signature.load(Acquire);
+            if seen == signature {
+                return Some(entry.site.load(Relaxed));
+            }
+            if seen == 0 {
+                return None;
+            }
+            at = (at + 1) & mask;
+        }
+        None
+    }
+
+    /// Enters the site of a stack hash.
+    pub fn enter(&self, signature: u64, site: u32) {
+        let _guard = self.lock.lock();
+        // SAFETY: under the lock.
+        let index = unsafe { &mut *self.index.get() };
+        let table = self.signatures.load(Acquire);
+        if table.is_null() {
+            return;
+        }
+        // SAFETY: tables are never freed or moved.
+        let mut entries = unsafe { (*table).entries };
+        if index.signatures_used * 2 > entries.len() && entries.len() < 1 << 24 {
+            if !self.replace_signatures(entries.len() * 4) {
+                return;
+            }
+            // SAFETY: as above.
+            entries = unsafe { (*self.signatures.load(Acquire)).entries };
+        }
+        if insert_signature(entries, signature, site) {
+            index.signatures_used += 1;
+        }
+    }
+
+    /// Makes a larger signature table, with the contents of the present one. Called under the lock.
+    fn replace_signatures(&self, len: usize) -> bool {
+        let number = self.tables_used.load(Relaxed) as usize;
+        // SAFETY: called under the lock (or before any other thread exists).
+        let tables = unsafe { &mut *self.tables.get() };
+        // SAFETY: the entries are atomics of integers, valid for zero bytes.
+        let (Some(slot), Some(entries)) = (tables.get_mut(number), unsafe { map_slice::<SignatureEntry>(len, false) })
+        else {
+            return false;
+        };
+        let entries: &'static [SignatureEntry] = entries;
+        let present = self.signatures.load(Acquire);
+        if !present.is_null() {
+            // SAFETY: tables are never freed or moved.
+            for entry in unsafe { (*present).entries } {
+                let signature = entry.signature.load(Relaxed);
+                if signature != 0 {
+                    insert_signature(entries, signature, entry.site.load(Relaxed));
+                }
+            }
+        }
+        slot.entries = entries;
+        self.tables_used.store(number as u32 + 1, Relaxed);
+        self.signatures.store(slot, Release);
+        true
+    }
+
+    /// The site for a stack, leaf first, and a function; makes it when it is new. `epoch_of` tells the module epoch
+    /// of a return address. 0 when the ledger is full; the loss is counted.
+    pub fn intern(
+        &self,
+        ledger: &Ledger,
+        frames: &[u64],
+        function: AllocFn,
+        flags: u32,
+        epoch_of: impl Fn(u64) -> u32,
+    ) -> u32 {
+        let _guard = self.lock.lock();
+        // SAFETY: under the lock.
+        let index = unsafe { &mut *self.index.get() };
+        let leaf = intern_nodes(index, ledger, frames, epoch_of);
+        if leaf == 0 && !frames.is_empty() {
+            ledger.header().lost.nodes.fetch_add(1, Relaxed);
+            return Self::bare_site(function);
+        }
+        let Index { sites, open_chunk, .. } = index;
+        let made = sites.find_or_make(
+            mix(u64::from(leaf), function as u64 | u64::from(flags) << 8),
+            |number| {
+                ledger.site(number).is_some_and(|site| {
+                    site.leaf.load(Relaxed) == leaf
+                        && site.function.load(Relaxed) == function as u32
+                        && site.flags.load(Relaxed) == flags
+                })
+            },
+            |number| {
+                ledger.site(number).map_or(0, |site| {
+                    let tail = u64::from(site.function.load(Relaxed)) | u64::from(site.flags.load(Relaxed)) << 8;
+                    mix(u64::from(site.leaf.load(Relaxed)), tail)
+                })
+            },
+            || {
+                let number = self.next_site(ledger, open_chunk, function.family())?;
+                let site = ledger.site(number)?;
+                site.frames.store(frames.len() as u32, Relaxed);
+                site.function.store(function as u32, Relaxed);
+                site.flags.store(flags, Relaxed);
+                site.leaf.store(leaf, Release);
+                Some(number)
+            },
+        );
+        made.unwrap_or_else(|| {
+            ledger.header().lost.sites.fetch_add(1, Relaxed);
+            Self::bare_site(function)
+        })
+    }
+
+    /// The next unused site number of a family.
+    fn next_site(&self, ledger: &Ledger, open: &mut [(u32, u32); 3], alloc_family: AllocFamily) -> Option<u32> {
+        let tag = family::of(alloc_family);
+        let (next, end) = open.get_mut(tag as usize)?;
+        if *next == *end {
+            let first = ledger.claim(AreaId::Sites, COUNTERS_PER_CHUNK as u32)?;
+            if first > crate::blocks::MAX_SITE - COUNTERS_PER_CHUNK as u32 {
+                return None;
+            }
+            self.families.get(first as usize / COUNTERS_PER_CHUNK)?.store(tag, Relaxed);
+            (*next, *end) = (first, first + COUNTERS_PER_CHUNK as u32);
+        }
+        *next += 1;
+        Some(*next - 1)
+    }
+
+    /// Takes the lock for the time of a `fork`, so that the child's tables are whole.
+    pub fn before_fork(&self) {
+        self.lock.acquire();
+    }
+
+    /// Opens the lock that [`SiteTable::before_fork`] took; in the parent and in the child.
+    pub fn after_fork(&self) {
+        self.lock.release();
+    }
+}
+
+impl Default for SiteTable {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// False when there is no room close by (the stack is then walked again each time) or it was there already.
+fn insert_signature(entries: &[SignatureEntry], signature: u64, site: u32) -> bool {
+    let mask = entries.len().wrapping_sub(1);
+    let mut at = signature as usize & mask;
+    for _ in 0..MAX_PROBES {
+        let Some(entry) = entries.get(at) else { return false };
+        let seen = entry.signature.load(Relaxed);
+        if seen == signature {
+            return false;
+        }
+        if seen == 0 {
+            entry.site.store(site, Relaxed);
+            let _ = entry.signature.compare_exchange(0, signature, AcqRel, Relaxed);
+            return true;
+        }
+        at = (at + 1) & mask;
+    }
+    false
+}
+
+/// The node of the leaf of `frames`; 0 when the node area is full.
+fn intern_nodes(index: &mut Index, ledger: &Ledger, frames: &[u64], epoch_of: impl Fn(u64) -> u32) -> u32 {
+    let Index { nodes, last_pcs, last_nodes, last_len, .. } = index;
+    let mut parent = 0;
+    let mut same_so_far = true;
+    for (depth, &pc) in frames.iter().rev().enumerate() {
+        // The outer frames are mostly those of the stack before: no need to look for them.
+        if same_so_far && depth < *last_len && last_pcs.get(depth) == Some(&pc) {
+            parent = last_nodes.get(depth).copied().unwrap_or(0);
+            continue;
+        }
+        same_so_far = false;
+        let epoch = epoch_of(pc);
+        let hash = |pc: u64, parent: u32, epoch: u32| mix(pc, u64::from(parent) << 12 ^ u64::from(epoch));
+        let found = nodes.find_or_make(
+            hash(pc, parent, epoch),
+            |number| {
+                ledger.node(number).is_some_and(|node| {
+                    node.pc.load(Relaxed) == pc
+                        && node.parent.load(Relaxed) == parent
+                        && node.epoch.load(Relaxed) == epoch
+                })
+            },
+            |number| {
+                ledger.node(number).map_or(0, |node| {
+                    hash(node.pc.load(Relaxed), node.parent.load(Relaxed), node.epoch.load(Relaxed))
+                })
+            },
+            || {
+                // Only the lock's holder claims nodes, so the record is filled before anybody can see it by number.
+                let number = ledger.claim(AreaId::Nodes, 1)?;
+                let node = ledger.node(number)?;
+                node.parent.store(parent, Relaxed);
+                node.epoch.store(epoch, Relaxed);
+                node.pc.store(pc, Release);
+                Some(number)
+            },
+        );
+        let Some(node) = found else {
+            *last_len = 0;
+            return 0;
+        };
+        parent = node;
+        if let (Some(pc_slot), Some(node_slot)) = (last_pcs.get_mut(depth), last_nodes.get_mut(depth)) {
+            (*pc_slot, *node_slot) = (pc, node);
+        }
+    }
+    *last_len = frames.len().min(LAST);
+    parent
+}
+
+impl SiteTable {
+    /// Forgets the stack that [`SiteTable::intern`] compares with: module epochs have changed.
+    pub fn forget_last(&self) {
+        let _guard = self.lock.lock();
+        // SAFETY: under the lock.
+        unsafe { (*self.index.get()).last_len = 0 };
+    }
+}

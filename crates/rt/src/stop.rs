@@ -1,0 +1,309 @@
+//! Standing the other threads still for the moment of a leak check, without ptrace.
+//!
+//! Each thread gets signal [`SIGNAL`], whose handler stores the interrupted registers and waits. A program cannot
+//! block this signal through libc (glibc keeps it for `setuid` in threads, and shares it well: its own handler
+//! ignores what is not its own). A thread that sleeps in a system call which would return EINTR in spite of
+//! SA_RESTART is left alone when the program is to go on: `/proc` tells its stack pointer and arguments.
+
+use crate::proc_maps;
+use crate::raw::{self, call, nr};
+use crate::registers::RegisterFile;
+use core::arch::naked_asm;
+use core::cell::UnsafeCell;
+use core::ffi::c_void;
+use core::sync::atomic::AtomicU32;
+use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
+
+/// The signal that stops a thread, or asks an idle program for a check.
+pub const SIGNAL: i32 = 33;
+
+/// Most threads that are stopped; the rest counts as unseen.
+const MOST: usize = 4096;
+
+const PATIENCE_NS: u64 = 300_000_000;
+
+const WAITING: u32 = 1;
+const STOPPED: u32 = 2;
+const KNOWN_FROM_PROC: u32 = 3;
+
+struct Slot {
+    tid: AtomicU32,
+    state: AtomicU32,
+    registers: UnsafeCell<RegisterFile>,
+}
+
+// SAFETY: `registers` is written by the slot's owner before it sets STOPPED, and read after that was seen.
+unsafe impl Sync for Slot {}
+
+static SLOTS: [Slot; MOST] = [const {
+    Slot {
+        tid: AtomicU32::new(0),
+        state: AtomicU32::new(0),
+        registers: UnsafeCell::new(RegisterFile { rsp: 0, words: [0; 15] }),
+    }
+}; MOST];
+static USED: AtomicU32 = AtomicU32::new(0);
+/// 1 while threads are to stand still; they wait on this word.
+static HOLD: AtomicU32 = AtomicU32::new(0);
+static ON_REQUEST: AtomicU32 = AtomicU32::new(0);
+
+#[repr(C)]
+struct KernelAction {
+    handler: usize,
+    flags: u64,
+    restorer: usize,
+    mask: u64,
+}
+
+#[unsafe(naked)]
+unsafe extern "C" fn restorer() {
+    naked_asm!("mov eax, 15", "syscall")
+}
+
+/// What to do when somebody outside asks an idle program for a check: gets the interrupted registers.
+pub type OnRequest = fn(&RegisterFile);
+
+static REQUEST: UnsafeCell2 = UnsafeCell2(UnsafeCell::new(None));
+struct UnsafeCell2(UnsafeCell<Option<OnRequest>>);
+// SAFETY: written once by `install`, before the handler can run.
+unsafe impl Sync for UnsafeCell2 {}
+
+/// Installs the handler. `on_request` runs in the handler when the signal comes from another process.
+pub fn install(on_request: OnRequest) {
+    const SA_SIGINFO_RESTORER_ONSTACK_RESTART: u64 = 4 | 0x0400_0000 | 0x0800_0000 | 0x1000_0000;
+    // SAFETY: nothing reads it yet: the handler is installed just below.
+    unsafe { *REQUEST.0.get() = Some(on_request) };
+    let action = KernelAction {
+        handler: handler as *const () as usize,
+        flags: SA_SIGINFO_RESTORER_ONSTACK_RESTART,
+        restorer: restorer as *const () as usize,
+        mask: !0,
+    };
+    // SAFETY: the structure is the kernel's sigaction; the old action is not asked for.
+    let _ = unsafe { call!(nr::RT_SIGACTION, SIGNAL, &raw const action, 0, 8) };
+}
+
+unsafe extern "C" fn handler(_: i32, info: *mut libc::siginfo_t, context: *mut c_void) {
+    const SI_TKILL: i32 = -6;
+    // SAFETY: the kernel gives a valid siginfo and context; `si_pid` is set for these codes.
+    let (code, sender) = unsafe { ((*info).si_code, (*info).si_pid()) };
+    if code == SI_TKILL && sender as u32 == raw::getpid() {
+        // SAFETY: as above.
+        unsafe { hold_still(context.cast()) };
+    } else if ON_REQUEST.swap(1, AcqRel) == 0 {
+        // SAFETY: as above; REQUEST was written before the handler was installed.
+        unsafe {
+            let registers = RegisterFile::of_signal(context.cast());
+            if let Some(on_request) = *REQUEST.0.get() {
+                on_request(&registers);
+            }
+        }
+        ON_REQUEST.store(0, Release);
+    }
+}
+
+/// Stores this thread's registers and waits until the hold ends.
+///
+/// # Safety
+/// `context` is that of the running handler.
+unsafe fn hold_still(context: *const libc::ucontext_t) {
+    const FUTEX_WAIT_PRIVATE: usize = 128;
+    let tid = raw::gettid();
+    let used = (USED.load(Acquire) as usize).min(MOST);
+    let Some(slot) = SLOTS[..used].iter().find(|slot| slot.tid.load(Relaxed) == tid) else { return };
+    if slot.state.load(Acquire) != WAITING {
+        return;
+    }
+    // SAFETY: this thread owns the slot until it sets STOPPED.
+    unsafe {
+        let mut registers = RegisterFile::of_signal(context);
+        // A leaf function may keep values in the 128 bytes below its stack pointer.
+        registers.rsp = registers.rsp.wrapping_sub(128);
+        *slot.registers.get() = registers;
+    }
+    slot.state.store(STOPPED, Release);
+    while HOLD.load(Acquire) == 1 {
+        // SAFETY: waits on our own word.
+        let _ = unsafe { call!(nr::FUTEX, HOLD.as_ptr(), FUTEX_WAIT_PRIVATE, 1, 0) };
+    }
+}
+
+/// How stopping went.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Stopped {
+    /// Threads other than the caller whose registers are known.
+    pub seen: u32,
+    /// Threads that could not be stopped.
+    pub unseen: u32,
+}
+
+/// Stops all other threads. `program_goes_on` spares threads in system calls that must not be interrupted.
+pub fn stop_others(program_goes_on: bool) -> Stopped {
+    let (pid, me) = (raw::getpid(), raw::gettid());
+    USED.store(0, Release);
+    HOLD.store(1, Release);
+    let mut result = Stopped::default();
+    let mut used = 0usize;
+    // A thread that is being made while we look is found by a second look; three are ample for sane programs.
+    for _ in 0..8 {
+        let before = used;
+        for_each_task(|tid| {
+            if tid == me || SLOTS[..used].iter().any(|slot| slot.tid.load(Relaxed) == tid) {
+                return;
+            }
+            let Some(slot) = SLOTS.get(used) else {
+                result.unseen += 1;
+                return;
+            };
+            slot.tid.store(tid, Relaxed);
+            slot.state.store(WAITING, Release);
+            used += 1;
+            USED.store(used as u32, Release);
+            if program_goes_on && let Some(registers) = asleep(tid, true) {
+                // SAFETY: the thread gets no signal, so nobody else writes to its slot.
+                unsafe { *slot.registers.get() = registers };
+                slot.state.store(KNOWN_FROM_PROC, Release);
+                return;
+            }
+            // SAFETY: sends a signal that we handle.
+            if unsafe { call!(nr::TGKILL, pid, tid, SIGNAL) }.is_err() {
+                slot.state.store(0, Release);
+            }
+        });
+        wait_for(&SLOTS[before..used]);
+        if used == before {
+            break;
+        }
+    }
+    for slot in &SLOTS[..used] {
+        match slot.state.load(Acquire) {
+            STOPPED | KNOWN_FROM_PROC => result.seen += 1,
+            WAITING => match asleep(slot.tid.load(Relaxed), false) {
+                Some(registers) if slot.state.compare_exchange(WAITING, KNOWN_FROM_PROC, AcqRel, Relaxed).is_ok() => {
+                    // SAFETY: the handler leaves the slot alone once it is not WAITING.
+                    unsafe { *slot.registers.get() = registers };
+                    result.seen += 1;
+                }
+                _ => result.unseen += 1,
+            },
+            _ => {}
+        }
+    }
+    result
+}
+
+fn wait_for(slots: &[Slot]) {
+    let deadline = raw::clock_ns(1) + PATIENCE_NS;
+    let mut turns = 0u32;
+    while slots.iter().any(|slot| slot.state.load(Acquire) == WAITING) && raw::clock_ns(1) < deadline {
+        turns += 1;
+        raw::sleep_ns(if turns < 50 { 20_000 } else { 500_000 });
+    }
+}
+
+/// Lets the threads go on.
+pub fn resume() {
+    const FUTEX_WAKE_PRIVATE: usize = 129;
+    HOLD.store(0, Release);
+    // SAFETY: wakes waiters on our own word.
+    let _ = unsafe { call!(nr::FUTEX, HOLD.as_ptr(), FUTEX_WAKE_PRIVATE, i32::MAX) };
+}
+
+/// Calls `each` with the registers of every other thread that was stopped or is known from `/proc`.
+pub fn for_each_stopped(mut each: impl FnMut(&RegisterFile)) {
+    for slot in &SLOTS[..(USED.load(Acquire) as usize).min(MOST)] {
+        if matches!(slot.state.load(Acquire), STOPPED | KNOWN_FROM_PROC) {
+            // SAFETY: the owner has finished writing.
+            each(unsafe { &*slot.registers.get() });
+        }
+    }
+}
+
+/// System calls that return EINTR after a handler although it was installed with SA_RESTART (signal(7)).
+const NEVER_RESTARTED: [u64; 19] =
+    [7, 23, 34, 35, 65, 69, 70, 128, 130, 202, 208, 219, 220, 230, 232, 270, 271, 281, 441];
+
+/// Stack pointer and arguments of a thread that sleeps in a system call, from `/proc`; with `only_fragile`, only when
+/// the call must not be interrupted. The registers that calls preserve are not known.
+fn asleep(tid: u32, only_fragile: bool) -> Option<RegisterFile> {
+    let mut path = [0u8; 48];
+    let path = path_of(&mut path, tid)?;
+    let fd = raw::open_read(path).ok()?;
+    let mut found = None;
+    proc_maps::for_each_line(fd, |line| {
+        let mut words = [0u64; 9];
+        let mut count = 0;
+        for field in line.split(|&byte| byte == b' ') {
+            let Ok(text) = core::str::from_utf8(field) else { return };
+            let value = match text.strip_prefix("0x") {
+                Some(digits) => u64::from_str_radix(digits, 16).ok(),
+                None => text.parse().ok(),
+            };
+            let (Some(value), Some(word)) = (value, words.get_mut(count)) else { return };
+            *word = value;
+            count += 1;
+        }
+        let [number, arguments @ .., rsp, _pc] = words;
+        if count == 9 && (!only_fragile || NEVER_RESTARTED.contains(&number)) {
+            let mut registers = RegisterFile { rsp, ..RegisterFile::default() };
+            for (word, argument) in registers.words.iter_mut().zip(arguments) {
+                *word = argument;
+            }
+            found = Some(registers);
+        }
+    });
+    raw::close(fd);
+    found
+}
+
+fn path_of(buffer: &mut [u8; 48], tid: u32) -> Option<&core::ffi::CStr> {
+    let mut digits = [0u8; 10];
+    let mut at = digits.len();
+    let mut rest = tid;
+    loop {
+        at -= 1;
+        *digits.get_mut(at)? = b'0' + (rest % 10) as u8;
+        rest /= 10;
+        if rest == 0 {
+            break;
+        }
+    }
+    let mut length = 0;
+    for part in [b"/proc/self/task/".as_slice(), digits.get(at..)?, b"/syscall\0"] {
+        buffer.get_mut(length..length + part.len())?.copy_from_slice(part);
+        length += part.len();
+    }
+    core::ffi::CStr::from_bytes_with_nul(buffer.get(..length)?).ok()
+}
+
+/// Calls `each` with the id of every thread of this process.
+fn for_each_task(mut each: impl FnMut(u32)) {
+    let Ok(fd) = raw::open_read(c"/proc/self/task") else { return };
+    let mut buffer = [0u64; 512];
+    loop {
+        // SAFETY: the kernel writes at most the buffer's bytes.
+        let got = unsafe { call!(nr::GETDENTS64, fd, buffer.as_mut_ptr(), size_of_val(&buffer)) }.unwrap_or(0);
+        if got == 0 {
+            break;
+        }
+        // SAFETY: u64s seen as bytes.
+        let bytes = unsafe { core::slice::from_raw_parts(buffer.as_ptr().cast::<u8>(), got.min(size_of_val(&buffer))) };
+        let mut at = 0;
+        // struct linux_dirent64: inode 8, offset 8, record length 2, type 1, name.
+        while let Some(entry) = bytes.get(at..)
+            && let Some(&[low, high]) = entry.get(16..18).and_then(|two| two.first_chunk())
+        {
+            let length = usize::from(u16::from_le_bytes([low, high]));
+            if length < 20 {
+                break;
+            }
+            let name = entry.get(19..length).unwrap_or(&[]);
+            let name = name.split(|&byte| byte == 0).next().unwrap_or(&[]);
+            if let Some(tid) = core::str::from_utf8(name).ok().and_then(|name| name.parse().ok()) {
+                each(tid);
+            }
+            at += length;
+        }
+    }
+    raw::close(fd);
+}

@@ -1,0 +1,284 @@
+//! From a return address to the rule that finds the next one: a row of `.eh_frame`, packed into 64 bits.
+//!
+//! Runs on a miss of the rule table only. Reads the object's own unwind sections in place; gimli checks every bound.
+//!
+//! Source: DWARF 5 section 6.4; System V ABI for AMD64, figure 3.36 (register numbers); LSB `.eh_frame_hdr`.
+
+use core::mem::MaybeUninit;
+
+use gimli::{
+    BaseAddresses, CfaRule, EhFrame, EhFrameHdr, EndianSlice, LittleEndian, Pointer, ReaderOffset, Register,
+    RegisterRule, UnwindContext, UnwindContextStorage, UnwindExpression, UnwindSection, UnwindTableRow,
+};
+
+use super::objects::{ObjectFinder, ObjectInfo};
+
+type Reader = EndianSlice<'static, LittleEndian>;
+
+const RBP: Register = Register(6);
+const RSP: Register = Register(7);
+const RETURN_ADDRESS: Register = Register(16);
+
+/// How to find a frame's CFA.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum Kind {
+    /// rsp plus an offset.
+    Rsp = 1,
+    /// rbp plus an offset.
+    Rbp,
+    /// The word at rbp plus an offset (functions that realign their stack).
+    Drap,
+    /// Another register plus an offset.
+    Other,
+    /// There is no caller.
+    End,
+    /// A signal trampoline: the kernel's `ucontext_t` lies at rsp.
+    Signal,
+    /// Not known.
+    Fail,
+}
+
+/// Where the caller's value of a register is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Saved {
+    /// In the register.
+    Same,
+    /// At the CFA plus this many bytes.
+    AtCfa(i64),
+    /// At this function's rbp plus this many bytes.
+    AtRbp(i64),
+    /// Nowhere.
+    Lost,
+}
+
+/// One row, packed: kind (4 bits), rbp's state (4), register (8), rbp's offset (i16), CFA offset (i32). Never zero.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Rule(pub(super) u64);
+
+impl Rule {
+    pub(super) const FAIL: Self = Self(Kind::Fail as u64);
+
+    fn new(kind: Kind, register: Register, cfa_offset: i64, rbp: Saved) -> Option<Self> {
+        let (state, offset) = match rbp {
+            Saved::Same => (0, 0),
+            Saved::AtCfa(o) => (1, o),
+            Saved::AtRbp(o) => (2, o),
+            Saved::Lost => (3, 0),
+        };
+        let (state, offset) = match i16::try_from(offset) {
+            Ok(o) => (state, o),
+            Err(_) => (3, 0),
+        };
+        let cfa = i32::try_from(cfa_offset).ok()?;
+        let register = u8::try_from(register.0).ok()?;
+        Some(Self(
+            kind as u64
+                | state << 4
+                | u64::from(register) << 8
+                | u64::from(offset as u16) << 16
+                | u64::from(cfa as u32) << 32,
+        ))
+    }
+
+    #[inline(always)]
+    pub(super) fn kind(self) -> Kind {
+        match self.0 & 15 {
+            1 => Kind::Rsp,
+            2 => Kind::Rbp,
+            3 => Kind::Drap,
+            4 => Kind::Other,
+            5 => Kind::End,
+            6 => Kind::Signal,
+            _ => Kind::Fail,
+        }
+    }
+
+    #[inline(always)]
+    pub(super) fn cfa_offset(self) -> u64 {
+        (self.0 as i64 >> 32) as u64
+    }
+
+    #[inline(always)]
+    pub(super) fn rbp(self) -> Saved {
+        let offset = i64::from((self.0 >> 16) as i16);
+        match self.0 >> 4 & 15 {
+            0 => Saved::Same,
+            1 => Saved::AtCfa(offset),
+            2 => Saved::AtRbp(offset),
+            _ => Saved::Lost,
+        }
+    }
+
+    pub(super) fn register(self) -> u8 {
+        (self.0 >> 8) as u8
+    }
+}
+
+/// gimli's working memory without a heap. 24 rules hold all 17 registers of the ABI; four saved states are more than
+/// compilers nest (a row that needs more is an error, so a [`Rule::FAIL`]).
+pub(super) struct FixedStorage;
+
+impl<T: ReaderOffset> UnwindContextStorage<T> for FixedStorage {
+    type Rules = [(Register, RegisterRule<T>); 24];
+    type Stack = [UnwindTableRow<T, Self>; 4];
+}
+
+/// About 4 KiB that live in the thread's cache, so that a miss in a handler on a small signal stack fits. All zero is
+/// a valid start.
+pub(super) struct Workspace {
+    ready: bool,
+    context: MaybeUninit<UnwindContext<usize, FixedStorage>>,
+}
+
+impl Workspace {
+    pub(super) const fn new() -> Self {
+        Self { ready: false, context: MaybeUninit::uninit() }
+    }
+
+    fn context(&mut self) -> &mut UnwindContext<usize, FixedStorage> {
+        if !self.ready {
+            self.context.write(UnwindContext::new_in());
+            self.ready = true;
+        }
+        // SAFETY: written above, once; nothing drops it.
+        unsafe { self.context.assume_init_mut() }
+    }
+}
+
+/// The sections that describe one object.
+struct Sections {
+    eh_frame: EhFrame<Reader>,
+    bases: BaseAddresses,
+    hdr: EhFrameHdr<Reader>,
+}
+
+impl Sections {
+    fn of(object: ObjectInfo) -> Option<(Self, u64)> {
+        // SAFETY: `ObjectFinder::find` says that the range lies inside a mapped object. It stays mapped as long as the
+        // code whose frame is on the stack does.
+        let bytes = |from: u64| unsafe {
+            core::slice::from_raw_parts(from as *const u8, (object.end - from) as usize)
+        };
+        let hdr = EhFrameHdr::new(bytes(object.eh_frame_hdr), LittleEndian);
+        let bases = BaseAddresses::default().set_eh_frame_hdr(object.eh_frame_hdr);
+        let Pointer::Direct(address) = hdr.parse(&bases, 8).ok()?.eh_frame_ptr() else { return None };
+        if !(object.start..object.end).contains(&address) {
+            return None;
+        }
+        let eh_frame = EhFrame::new(bytes(address), LittleEndian);
+        Some((Self { eh_frame, bases: bases.set_eh_frame(address), hdr }, address))
+    }
+}
+
+/// Finds the row for the call before `return_address` and hands it to `with`, unless it is a signal trampoline's.
+fn with_row<T>(
+    object: ObjectInfo,
+    return_address: u64,
+    workspace: &mut Workspace,
+    with: impl FnOnce(Option<&UnwindTableRow<usize, FixedStorage>>, &EhFrame<Reader>) -> Option<T>,
+) -> Option<T> {
+    let pc = return_address.wrapping_sub(1);
+    let (sections, _) = Sections::of(object)?;
+    let hdr = sections.hdr.parse(&sections.bases, 8).ok()?;
+    let fde = match hdr.table() {
+        Some(table) => table.fde_for_address(&sections.eh_frame, &sections.bases, pc, EhFrame::cie_from_offset),
+        None => sections.eh_frame.fde_for_address(&sections.bases, pc, EhFrame::cie_from_offset),
+    }
+    .ok()?;
+    if fde.is_signal_trampoline() {
+        return with(None, &sections.eh_frame);
+    }
+    let context = workspace.context();
+    let row = fde.unwind_info_for_address(&sections.eh_frame, &sections.bases, context, pc).ok()?;
+    with(Some(row), &sections.eh_frame)
+}
+
+/// The rule for a return address. `None`: no object holds it (which may change: do not remember it).
+pub(super) fn rule_of(finder: ObjectFinder, return_address: u64, workspace: &mut Workspace) -> Option<Rule> {
+    let object = finder.find(return_address.wrapping_sub(1))?;
+    let mut at = |address: u64| {
+        with_row(object, address, workspace, |row, eh_frame| match row {
+            None => Rule::new(Kind::Signal, Register(0), 0, Saved::Lost),
+            Some(row) => pack(row, eh_frame, address),
+        })
+    };
+    // Nothing before the return address, but an end at it: a stack that was set up to return into the start of a
+    // function (glibc's makecontext).
+    let end = |rule: &Rule| rule.kind() == Kind::End;
+    Some(at(return_address).or_else(|| at(return_address.wrapping_add(1)).filter(end)).unwrap_or(Rule::FAIL))
+}
+
+/// Where the function that `return_address` returns into keeps its caller's value of a callee-saved register.
+pub(super) fn saved_register(
+    finder: ObjectFinder,
+    return_address: u64,
+    register: u8,
+    workspace: &mut Workspace,
+) -> Option<Saved> {
+    let object = finder.find(return_address.wrapping_sub(1))?;
+    with_row(object, return_address, workspace, |row, eh_frame| {
+        Some(saved(row?.register(Register(u16::from(register))), eh_frame))
+    })
+}
+
+fn pack(row: &UnwindTableRow<usize, FixedStorage>, eh_frame: &EhFrame<Reader>, return_address: u64) -> Option<Rule> {
+    match row.register(RETURN_ADDRESS) {
+        Some(RegisterRule::Offset(-8)) => {}
+        Some(RegisterRule::Undefined) => return Rule::new(Kind::End, Register(0), 0, Saved::Lost),
+        _ => return None,
+    }
+    let rbp = saved(row.register(RBP), eh_frame);
+    match row.cfa() {
+        // Less than 8 would put the return address into the callee's frame: a walk that goes nowhere.
+        CfaRule::RegisterAndOffset { register: RSP, offset: 8.. } => Rule::new(Kind::Rsp, RSP, cfa_offset(row)?, rbp),
+        CfaRule::RegisterAndOffset { register: RSP, .. } => None,
+        CfaRule::RegisterAndOffset { register: RBP, offset } => Rule::new(Kind::Rbp, RBP, *offset, rbp),
+        CfaRule::RegisterAndOffset { register, offset } => Rule::new(Kind::Other, *register, *offset, rbp),
+        CfaRule::Expression(expression) => match *bytes(expression, eh_frame)? {
+            // DW_OP_breg6 k; DW_OP_deref
+            [0x76, k, 0x06] if k < 0x80 => Rule::new(Kind::Drap, RBP, sleb(k), rbp),
+            // The lazy part of a PLT entry: 8 bytes more on the stack once its push is done (`lit` differs by linker).
+            [0x77, 8, 0x80, 0, 0x3f, 0x1a, lit @ 0x30..=0x4f, 0x2a, 0x33, 0x24, 0x22] => {
+                let pushed = return_address.wrapping_sub(1) & 15 >= u64::from(lit - 0x30);
+                Rule::new(Kind::Rsp, RSP, if pushed { 16 } else { 8 }, rbp)
+            }
+            _ => None,
+        },
+    }
+}
+
+fn cfa_offset(row: &UnwindTableRow<usize, FixedStorage>) -> Option<i64> {
+    match row.cfa() {
+        CfaRule::RegisterAndOffset { offset, .. } => Some(*offset),
+        CfaRule::Expression(_) => None,
+    }
+}
+
+fn saved(rule: Option<RegisterRule<usize>>, eh_frame: &EhFrame<Reader>) -> Saved {
+    match rule {
+        // Callee-saved registers that a row does not mention are unchanged. Compilers say "undefined" of none of them
+        // but where the walk ends anyway.
+        None | Some(RegisterRule::Undefined | RegisterRule::SameValue) => Saved::Same,
+        Some(RegisterRule::Offset(offset)) => Saved::AtCfa(offset),
+        Some(RegisterRule::Expression(expression)) => match bytes(&expression, eh_frame) {
+            // DW_OP_breg6 k
+            Some(&[0x76, k]) if k < 0x80 => Saved::AtRbp(sleb(k)),
+            Some(&[0x76, low, high]) if low >= 0x80 && high < 0x80 => {
+                let value = u16::from(low & 0x7f) | u16::from(high) << 7;
+                Saved::AtRbp(i64::from((value << 2) as i16 >> 2))
+            }
+            _ => Saved::Lost,
+        },
+        Some(_) => Saved::Lost,
+    }
+}
+
+fn bytes<'a>(expression: &UnwindExpression<usize>, eh_frame: &'a EhFrame<Reader>) -> Option<&'a [u8]> {
+    Some(expression.get(eh_frame).ok()?.0.slice())
+}
+
+/// A signed LEB128 number of one byte.
+fn sleb(byte: u8) -> i64 {
+    i64::from((byte << 1) as i8 >> 1)
+}

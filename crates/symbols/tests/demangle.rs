@@ -1,0 +1,31 @@
+//! Every C++ name that libstdc++ exports, against `c++filt`.
+
+mod common;
+
+use std::path::Path;
+
+use common::run;
+
+#[test]
+fn the_names_of_libstdcxx() {
+    let library = run(Path::new("/"), "g++", &["-print-file-name=libstdc++.so.6"], "");
+    let listing = run(Path::new("/"), "nm", &["-D", "--defined-only", library.trim()], "");
+    let mut symbols: Vec<&str> = listing
+        .lines()
+        .filter_map(|line| line.split_once(" T ").or_else(|| line.split_once(" W ")))
+        .map(|(_, name)| name)
+        .map(|name| name.split('@').next().unwrap())
+        .filter(|name| name.starts_with("_Z"))
+        .collect();
+    symbols.sort_unstable();
+    symbols.dedup();
+    assert!(symbols.len() > 3000, "{}", symbols.len());
+    let truth = run(Path::new("/"), "c++filt", &["--no-verbose"], &(symbols.join("\n") + "\n"));
+    let wrong: Vec<String> = symbols
+        .iter()
+        .zip(truth.lines())
+        .filter(|(symbol, truth)| leakscope_symbols::demangle(symbol) != *truth)
+        .map(|(symbol, truth)| format!("{symbol}\n  ours  {}\n  truth {truth}", leakscope_symbols::demangle(symbol)))
+        .collect();
+    assert!(wrong.is_empty(), "{} of {} differ:\n{}", wrong.len(), symbols.len(), wrong.join("\n"));
+}

@@ -1,0 +1,120 @@
+//! `conformance`: Memcheck's own regression tests, scored by conformance/memcheck.py and held against the list of
+//! known failures. A known failure that passes is an error too, so that the list cannot grow stale.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use anyhow::{Context, Result, bail};
+use leakscope_e2e::{conformance_cache, leakscope_bin, repo_root};
+use serde::Deserialize;
+
+use crate::step::{build_leakscope, step_with};
+
+/// In the fast subset: one test or two of every kind, together some seconds.
+const FAST: &str = "^(leak-cases-full|leak-tree|leak-cycle|lks|doublefree|badfree|mismatches|new_nothrow|trivialleak\
+                    |realloc1|sbfragment|suppfree|nanoleak_supp|memalign2)$";
+
+#[derive(Deserialize)]
+struct Outcome {
+    results: Vec<TestResult>,
+}
+
+#[derive(Deserialize)]
+struct TestResult {
+    name: String,
+    own: String,
+    passed: Option<bool>,
+}
+
+#[derive(Deserialize)]
+struct Known {
+    /// Test name to the reason why it cannot pass.
+    preload: BTreeMap<String, String>,
+}
+
+/// Runs `memcheck` (every test) or `preload` (those that an interposer can serve).
+///
+/// # Errors
+/// The suite cannot be fetched or built, or a test's verdict is not the expected one.
+pub fn run(words: &[String]) -> Result<()> {
+    build_leakscope()?;
+    match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["preload"] => preload(false),
+        ["preload", "--fast"] => preload(true),
+        ["memcheck"] => score(&[]).map(|_| ()),
+        ["memcheck", "--fast"] => score(&["--only", FAST]).map(|_| ()),
+        _ => bail!("usage: cargo xtask conformance memcheck|preload [--fast]"),
+    }
+}
+
+/// The tests that need no more than an interposer, held against the list of known failures.
+///
+/// # Errors
+/// The suite cannot be fetched or built, or a test's verdict is not the expected one.
+pub fn preload(fast: bool) -> Result<()> {
+    let selection: &[&str] = if fast { &["--needs", "preload", "--only", FAST] } else { &["--needs", "preload"] };
+    let outcome = score(selection)?;
+    let path = repo_root().join("conformance/known-failures.toml");
+    let text = std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+    let known: Known = toml::from_str(&text).with_context(|| format!("read {}", path.display()))?;
+    judge(&outcome, &known)
+}
+
+fn score(selection: &[&str]) -> Result<Outcome> {
+    let cache = conformance_cache().join("valgrind");
+    let json = tempfile::NamedTempFile::new()?;
+    let tool = format!("{} run", leakscope_bin().display());
+    let (cache, json_path) = (cache.to_string_lossy(), json.path().to_string_lossy());
+    let fixed = ["python3", "conformance/memcheck.py", "run", "--tool", &tool, "--cache", &cache, "--json", &json_path];
+    let words: Vec<&str> = fixed.iter().copied().chain(["-v"]).chain(selection.iter().copied()).collect();
+    step_with(&words, &[("PYTHONDONTWRITEBYTECODE", "1")])?;
+    Ok(serde_json::from_reader(json.reopen()?)?)
+}
+
+fn judge(outcome: &Outcome, known: &Known) -> Result<()> {
+    let counted = outcome.results.iter().filter(|result| result.own.is_empty());
+    let failed: BTreeSet<&str> =
+        counted.clone().filter(|result| result.passed == Some(false)).map(|result| result.name.as_str()).collect();
+    let passed: BTreeSet<&str> =
+        counted.filter(|result| result.passed == Some(true)).map(|result| result.name.as_str()).collect();
+    let mut wrong = Vec::new();
+    for name in &failed {
+        match known.preload.get(*name) {
+            Some(reason) => eprintln!("known failure: {name}: {reason}"),
+            None => wrong.push(format!("{name} failed")),
+        }
+    }
+    for name in passed.iter().filter(|name| known.preload.contains_key(**name)) {
+        wrong.push(format!("{name} passes; take it off conformance/known-failures.toml"));
+    }
+    eprintln!("conformance: {} of {} tests pass", passed.len(), passed.len() + failed.len());
+    if !wrong.is_empty() {
+        bail!("conformance: {}", wrong.join("; "));
+    }
+    if passed.is_empty() {
+        bail!("conformance: no test ran");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn outcome(verdicts: &[(&str, bool)]) -> Outcome {
+        let results = verdicts
+            .iter()
+            .map(|(name, passed)| TestResult { name: name.to_string(), own: String::new(), passed: Some(*passed) })
+            .collect();
+        Outcome { results }
+    }
+
+    #[test]
+    fn a_known_failure_that_passes_is_an_error() {
+        let known = Known { preload: BTreeMap::from([("overlap".to_owned(), "reads".to_owned())]) };
+        assert!(judge(&outcome(&[("lks", true), ("overlap", false)]), &known).is_ok());
+        let stale = judge(&outcome(&[("lks", true), ("overlap", true)]), &known);
+        assert!(stale.unwrap_err().to_string().contains("take it off"));
+        let broken = judge(&outcome(&[("lks", false), ("overlap", false)]), &known);
+        assert!(broken.unwrap_err().to_string().contains("lks failed"));
+    }
+}
