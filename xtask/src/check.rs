@@ -77,7 +77,7 @@ pub fn run() -> Result<()> {
         let text = std::fs::read_to_string(path)?;
         check_file(path.strip_prefix(repo_root())?, &text, &mut wrong);
     }
-    check_picture(&mut wrong)?;
+    check_picture(&mut wrong);
     for line in &wrong {
         eprintln!("check: {line}");
     }
@@ -128,16 +128,17 @@ fn may_depend(side: Side, row: u8, their_side: Side, their_row: u8) -> bool {
 }
 
 /// ARCHITECTURE.md must name every crate, so that the picture cannot forget one.
-fn check_picture(wrong: &mut Vec<String>) -> Result<()> {
-    let path = repo_root().join("ARCHITECTURE.md");
-    let text = std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+fn check_picture(wrong: &mut Vec<String>) {
+    let Ok(text) = std::fs::read_to_string(repo_root().join("ARCHITECTURE.md")) else {
+        wrong.push("ARCHITECTURE.md cannot be read".to_owned());
+        return;
+    };
     for (name, ..) in LAYERS {
         let short = name.strip_prefix("leakscope-").unwrap_or(if *name == "leakscope" { "cli" } else { name });
         if !text.split(|c: char| !c.is_alphanumeric()).any(|word| word == short) {
             wrong.push(format!("ARCHITECTURE.md does not name `{short}`"));
         }
     }
-    Ok(())
 }
 
 fn collect_rust(dir: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
@@ -165,7 +166,9 @@ fn check_file(path: &Path, text: &str, wrong: &mut Vec<String>) {
         wrong.push(format!("{shown}: the file's name does not say what it holds"));
     }
     let crate_name = path.components().nth(1).map(|part| part.as_os_str().to_string_lossy().into_owned());
-    let may_be_unsafe = crate_name.is_some_and(|name| MAY_BE_UNSAFE.contains(&name.as_str()));
+    // What only developers build may hold a measured routine against system calls.
+    let is_product = !path.iter().any(|part| ["examples", "benches", "tests"].iter().any(|folder| part == *folder));
+    let may_be_unsafe = !is_product || crate_name.is_some_and(|name| MAY_BE_UNSAFE.contains(&name.as_str()));
     for (index, line) in text.lines().enumerate() {
         let code = line.split("//").next().unwrap_or_default();
         if !may_be_unsafe && has_unsafe(code) {

@@ -264,3 +264,110 @@ pub enum Tool {
     /// The only one
     Memcheck,
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+    use leakscope_model::{Heuristic, LeakKind};
+
+    use super::*;
+
+    fn parse(words: &[&str]) -> Result<RunArgs, clap::Error> {
+        let words = ["leakscope", "run"].iter().chain(words).copied();
+        match Cli::try_parse_from(words)?.command {
+            Command::Run(args) => Ok(*args),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn options_end_at_the_program() {
+        for words in [
+            &["-q", "--", "prog", "-q", "--leak-check=no"][..],
+            &["-q", "prog", "-q", "--leak-check=no"],
+            &["--quiet", "prog", "-q", "--leak-check=no"],
+        ] {
+            let args = parse(words).unwrap();
+            assert_eq!(args.program, ["prog", "-q", "--leak-check=no"], "{words:?}");
+            assert!(args.view.quiet && args.view.leak_check == LeakCheck::Full);
+        }
+        assert_eq!(parse(&["prog", "--", "x"]).unwrap().program, ["prog", "--", "x"]);
+        assert!(parse(&[]).is_err());
+        assert!(parse(&["--leak-chek=full", "prog"]).is_err());
+    }
+
+    #[test]
+    fn memcheck_spellings() {
+        let args = parse(&[
+            "--tool=memcheck", "--leak-check=yes", "--show-leak-kinds=definite,indirect", "--errors-for-leak-kinds=all",
+            "--leak-check-heuristics=newarray", "--leak-resolution=med", "--num-callers=30", "--error-exitcode=99",
+            "--suppressions=a", "--suppressions=b", "--gen-suppressions=all", "--trace-children=yes",
+            "--child-silent-after-fork=yes", "--log-file=x.%p", "--keep-stacktraces=alloc-then-free",
+            "--show-mismatched-frees=no", "--run-libc-freeres=no", "--run-cxx-freeres=no", "-s", "-v", "-v", "prog",
+        ])
+        .unwrap();
+        let view = &args.view;
+        assert_eq!((view.leak_check, view.leak_resolution), (LeakCheck::Full, Resolution::Med));
+        let kinds = LeakKindSet::NONE.with(LeakKind::DefinitelyLost).with(LeakKind::IndirectlyLost);
+        assert_eq!((view.show_leak_kinds, view.errors_for_leak_kinds), (Some(kinds), Some(LeakKindSet::ALL)));
+        assert_eq!(args.leak_check_heuristics, HeuristicSet::NONE.with(Heuristic::NewArray));
+        assert_eq!((view.num_callers, view.error_exitcode, view.verbose), (30, 99, 2));
+        assert_eq!(view.suppressions, [PathBuf::from("a"), PathBuf::from("b")]);
+        assert_eq!(view.gen_suppressions, GenSuppressions::All);
+        assert!(args.trace_children && args.child_silent_after_fork && view.list_errors);
+        assert_eq!(view.log_file.as_deref(), Some("x.%p"));
+        assert_eq!(args.keep_stacktraces, KeepStacks::AllocThenFree);
+        assert!(!view.show_mismatched_frees && !args.run_libc_freeres && !args.run_cxx_freeres);
+    }
+
+    #[test]
+    fn the_last_of_repeated_options_counts() {
+        let args = parse(&["--num-callers=5", "--leak-check=no", "--num-callers=7", "--leak-check=full", "prog"]).unwrap();
+        assert_eq!((args.view.num_callers, args.view.leak_check), (7, LeakCheck::Full));
+    }
+
+    #[test]
+    fn wrong_values_by_table() {
+        for option in [
+            "--leak-check=maybe", "--leak-check", "--show-leak-kinds=lost", "--leak-check-heuristics=x", "--num-callers=0",
+            "--num-callers=501", "--num-callers=x", "--error-exitcode=256", "--error-exitcode=-1", "--trace-children=1",
+            "--leak-resolution=highest", "--gen-suppressions=maybe", "--tool=massif", "--keep-stacktraces=all",
+            "--track-origins=maybe", "--freelist-vol=big", "--smc-check=some", "--malloc-fill=xyz", "--sample=x",
+            "--color=blue", "--format=html", "--unknown=1",
+        ] {
+            assert!(parse(&[option, "prog"]).is_err(), "{option}");
+        }
+    }
+
+    #[test]
+    fn ignored_options_are_listed() {
+        let args = parse(&["--track-origins=yes", "--vgdb=no", "--freelist-vol=100", "--malloc-fill=0xAB", "prog"]).unwrap();
+        assert_eq!(args.view.ignored.given, ["--freelist-vol=100", "--malloc-fill=0xAB", "--track-origins=yes"]);
+    }
+
+    #[test]
+    fn every_option_of_valgrind_is_known() {
+        let Ok(help) = std::process::Command::new("valgrind").args(["--tool=memcheck", "--help-debug"]).output() else {
+            return;
+        };
+        let help = String::from_utf8_lossy(&help.stdout).into_owned();
+        let known = Cli::command();
+        let run = known.find_subcommand("run").unwrap();
+        let mut unknown = Vec::new();
+        for line in help.lines() {
+            let Some(rest) = line.trim_start().strip_prefix("--") else { continue };
+            let name: String = rest.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '-').collect();
+            let is_known = run.get_arguments().any(|argument| argument.get_long() == Some(&name));
+            // Help is for another subcommand, or is clap's own.
+            if !is_known && !name.starts_with("help") && name != "version" {
+                unknown.push(name);
+            }
+        }
+        assert_eq!(unknown, [""; 0]);
+    }
+}

@@ -219,3 +219,91 @@ pub fn config(args: &RunArgs) -> Config {
         reserved: [0; 3],
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::{CommandFactory, FromArgMatches};
+
+    use super::*;
+    use crate::flags::{Cli, Command};
+
+    fn parse(words: &[&str]) -> (RunArgs, ArgMatches) {
+        let words = ["leakscope", "run", "-q"].iter().chain(words).copied().chain(["prog"]);
+        let matches = Cli::command().try_get_matches_from(words).unwrap();
+        let Command::Run(args) = Cli::from_arg_matches(&matches).unwrap().command else { panic!() };
+        let matches = matches.subcommand_matches("run").unwrap().clone();
+        (*args, matches)
+    }
+
+    fn view(words: &[&str]) -> Result<View> {
+        let (args, matches) = parse(words);
+        View::new(&args.view, &matches, Destination::Stderr)
+    }
+
+    #[test]
+    fn older_options_change_the_kinds_in_their_order() {
+        use LeakKind::*;
+        let all = LeakKindSet::ALL;
+        for (words, expected) in [
+            (&[][..], LeakKindSet::DEFAULT),
+            (&["--show-reachable=yes"], all),
+            (&["--show-reachable=no"], LeakKindSet::DEFAULT),
+            (&["--show-possibly-lost=no"], LeakKindSet::NONE.with(DefinitelyLost)),
+            (&["--show-reachable=yes", "--show-possibly-lost=no"], all.without(PossiblyLost)),
+            (&["--show-possibly-lost=no", "--show-reachable=yes"], all),
+            (&["--show-leak-kinds=all", "--show-reachable=no"], all.without(StillReachable)),
+            (&["--show-reachable=no", "--show-leak-kinds=all"], all),
+        ] {
+            assert_eq!(view(words).unwrap().options.show_leak_kinds, expected, "{words:?}");
+        }
+    }
+
+    #[test]
+    fn where_reports_go() {
+        let log = |text: &str| Destination::Log(LogName::parse(text, |_| None).unwrap());
+        let whole = |text: &str| Destination::Whole(text.into());
+        use Format::*;
+        for (words, expected) in [
+            (&[][..], vec![(Text, Destination::Stderr)]),
+            (&["--format=json"], vec![(Json, Destination::Stderr)]),
+            (&["-o", "r.leak"], vec![(Text, Destination::Stderr)]),
+            (&["-o", "r.txt"], vec![(Text, whole("r.txt"))]),
+            (&["-o", "r.json"], vec![(Json, whole("r.json"))]),
+            (&["-o", "r", "--format", "valgrind-xml"], vec![(ValgrindXml, whole("r"))]),
+            (&["-o", "r.json", "--log-fd=2"], vec![(Json, whole("r.json")), (Text, Destination::Descriptor(2))]),
+            (&["--log-file=l.%p"], vec![(Text, log("l.%p"))]),
+            (&["--xml=yes", "--xml-file=x"], vec![(ValgrindXml, log("x"))]),
+            (&["--xml=yes", "--xml-fd=2", "--log-file=l"], vec![(ValgrindXml, Destination::Descriptor(2)), (Text, log("l"))]),
+        ] {
+            let expected: Vec<Target> =
+                expected.into_iter().map(|(format, destination)| Target { format, destination }).collect();
+            assert_eq!(view(words).unwrap().targets, expected, "{words:?}");
+        }
+        assert_eq!(view(&["-o", "r.leak"]).unwrap().recordings, [PathBuf::from("r.leak")]);
+        for words in [&["--xml=yes"][..], &["--log-file=a", "--log-fd=2"], &["--xml-file=a", "--xml-fd=2"], &["--log-file=%x"]] {
+            assert!(view(words).is_err(), "{words:?}");
+        }
+    }
+
+    #[test]
+    fn wishes_by_table() {
+        let flags = |words: &[&str]| config(&parse(words).0).flags;
+        let default = flags(&[]);
+        for (word, bit, on) in [
+            ("--leak-check=no", wishes::CHECK_AT_EXIT, false),
+            ("--trace-children=yes", wishes::TRACE_CHILDREN, true),
+            ("--run-libc-freeres=no", wishes::RUN_FREERES, false),
+            ("--canary=no", wishes::CANARY, false),
+            ("--keep-stacktraces=alloc", wishes::FREE_STACKS, false),
+            ("--show-realloc-size-zero=yes", wishes::REALLOC_ZERO_IS_MISUSE, true),
+            ("--show-mismatched-frees=no", wishes::MISMATCHES, false),
+            ("--child-silent-after-fork=yes", wishes::CHILD_SILENT, true),
+            ("--use-stacks=no", wishes::STACKS_ARE_ROOTS, false),
+        ] {
+            assert_eq!(default & bit == 0, on, "{word}");
+            assert_eq!(flags(&[word]), default ^ bit, "{word}");
+        }
+        assert_eq!(config(&parse(&["--num-callers=300"]).0).max_frames, 300);
+        assert_eq!(config(&parse(&["--sample", "512K"]).0).sample_bytes, 512 << 10);
+    }
+}

@@ -219,3 +219,158 @@ fn place_in_memfd(content: &[u8]) -> io::Result<Library> {
     File::open(&path)?;
     Ok(Library { path, _memfd: Some(file.into()) })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+
+    const HASH: &str = "0123456789abcdef";
+
+    fn library() -> Vec<u8> {
+        std::fs::read("/proc/self/exe").unwrap()[..8192].to_vec()
+    }
+
+    /// A directory whose ancestors nobody else can write to; the build directory may be anywhere.
+    fn scratch() -> tempfile::TempDir {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+        directory
+    }
+
+    fn mode(path: &Path) -> u32 {
+        std::fs::metadata(path).unwrap().mode() & 0o7777
+    }
+
+    #[test]
+    fn a_fresh_place_is_made_private_and_used_again() {
+        let scratch = scratch();
+        let base = scratch.path().join("leakscope");
+        let path = place_in(&base, &library(), HASH).unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), library());
+        assert_eq!((mode(&base), mode(path.parent().unwrap())), (0o700, 0o700));
+        assert!(mode(&path) & 0o077 == 0);
+        let inode = std::fs::metadata(&path).unwrap().ino();
+        assert_eq!(place_in(&base, &library(), HASH).unwrap(), path);
+        assert_eq!(std::fs::metadata(&path).unwrap().ino(), inode, "it was not written again");
+        let names: Vec<_> = std::fs::read_dir(path.parent().unwrap()).unwrap().collect();
+        assert_eq!(names.len(), 1, "no temporary file is left");
+    }
+
+    #[test]
+    fn a_changed_file_is_replaced() {
+        let scratch = scratch();
+        let base = scratch.path().join("leakscope");
+        let path = place_in(&base, &library(), HASH).unwrap();
+        let mut other = library();
+        other[100] ^= 1;
+        for content in [other, library()[..100].to_vec(), Vec::new()] {
+            std::fs::write(&path, content).unwrap();
+            assert_eq!(std::fs::read(place_in(&base, &library(), HASH).unwrap()).unwrap(), library());
+        }
+    }
+
+    #[test]
+    fn a_file_that_others_may_write_is_replaced() {
+        let scratch = scratch();
+        let base = scratch.path().join("leakscope");
+        let path = place_in(&base, &library(), HASH).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o666)).unwrap();
+        let keeper = File::options().write(true).open(&path).unwrap();
+        let again = place_in(&base, &library(), HASH).unwrap();
+        assert_ne!(std::fs::metadata(&again).unwrap().ino(), keeper.metadata().unwrap().ino());
+    }
+
+    #[test]
+    fn links_in_the_way_are_refused_or_replaced() {
+        let scratch = scratch();
+        let elsewhere = scratch.path().join("elsewhere");
+        std::fs::create_dir(&elsewhere).unwrap();
+        std::fs::set_permissions(&elsewhere, std::fs::Permissions::from_mode(0o700)).unwrap();
+        let base = scratch.path().join("leakscope");
+        symlink(&elsewhere, &base).unwrap();
+        assert!(place_in(&base, &library(), HASH).unwrap_err().contains("link"));
+        std::fs::remove_file(&base).unwrap();
+        // A link in place of the file is not followed but replaced.
+        let path = place_in(&base, &library(), HASH).unwrap();
+        let target = scratch.path().join("victim");
+        std::fs::write(&target, library()).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        symlink(&target, &path).unwrap();
+        place_in(&base, &library(), HASH).unwrap();
+        assert!(!path.is_symlink());
+        assert!(std::fs::read_dir(&elsewhere).unwrap().next().is_none());
+    }
+
+    #[test]
+    fn hostile_places_are_passed_over_for_the_next() {
+        let scratch = scratch();
+        let at = |name: &str| scratch.path().join(name);
+        // Ours, but open to others.
+        std::fs::create_dir(at("open")).unwrap();
+        std::fs::set_permissions(at("open"), std::fs::Permissions::from_mode(0o777)).unwrap();
+        // A file in the way.
+        std::fs::write(at("file"), "x").unwrap();
+        // A parent that others may write to without the sticky bit.
+        std::fs::create_dir(at("loose")).unwrap();
+        std::fs::set_permissions(at("loose"), std::fs::Permissions::from_mode(0o777)).unwrap();
+        let mut places = vec![at("open"), at("file"), at("loose/leakscope"), at("not/there/leakscope"), at("with space"), at("with:colon"), at("with$dollar")];
+        if rustix::process::geteuid().is_root() {
+            std::fs::create_dir(at("theirs")).unwrap();
+            std::fs::set_permissions(at("theirs"), std::fs::Permissions::from_mode(0o700)).unwrap();
+            std::os::unix::fs::chown(at("theirs"), Some(1234), None).unwrap();
+            places.push(at("theirs"));
+            std::fs::create_dir(at("theirs2")).unwrap();
+            std::os::unix::fs::chown(at("theirs2"), Some(1234), None).unwrap();
+            places.push(at("theirs2/leakscope"));
+        }
+        for place in &places {
+            assert!(place_in(place, &library(), HASH).is_err(), "{}", place.display());
+        }
+        places.push(at("good"));
+        let found = unpack_to(&places, &library(), HASH).unwrap();
+        assert!(found.path.starts_with(at("good")), "{}", found.path.display());
+    }
+
+    #[test]
+    fn a_sticky_shared_parent_is_good_enough() {
+        let scratch = scratch();
+        let shared = scratch.path().join("tmp");
+        std::fs::create_dir(&shared).unwrap();
+        std::fs::set_permissions(&shared, std::fs::Permissions::from_mode(0o1777)).unwrap();
+        assert!(place_in(&shared.join("leakscope-0"), &library(), HASH).is_ok());
+    }
+
+    #[test]
+    fn without_any_place_a_memfd_serves() {
+        let scratch = scratch();
+        let file = scratch.path().join("file");
+        std::fs::write(&file, "x").unwrap();
+        let found = unpack_to(&[file.join("leakscope")], &library(), HASH).unwrap();
+        assert!(found.path.starts_with("/proc"));
+        assert_eq!(std::fs::read(&found.path).unwrap(), library());
+        assert!(File::options().write(true).open(&found.path).and_then(|mut file| file.write_all(b"x")).is_err());
+    }
+
+    #[test]
+    fn candidates_come_in_the_documented_order() {
+        let uid = rustix::process::geteuid().as_raw();
+        let variable = |name: &str| match name {
+            "LEAKSCOPE_CACHE_DIR" => Some("/own".into()),
+            "XDG_CACHE_HOME" => Some("relative".into()),
+            "HOME" => Some("/home/me".into()),
+            "TMPDIR" => Some("/scratch".into()),
+            _ => None,
+        };
+        let expected = [
+            "/own".to_owned(),
+            "/home/me/.cache/leakscope".to_owned(),
+            format!("/dev/shm/leakscope-{uid}"),
+            format!("/scratch/leakscope-{uid}"),
+            format!("/var/tmp/leakscope-{uid}"),
+            format!("/tmp/leakscope-{uid}"),
+        ];
+        assert_eq!(candidates(variable), expected.map(PathBuf::from));
+    }
+}

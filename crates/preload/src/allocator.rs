@@ -64,9 +64,15 @@ fn made(block: *mut c_void, bytes: usize, function: AllocFn, regs: Registers) ->
 #[cold]
 #[inline(never)]
 fn failed(bytes: usize, function: AllocFn, regs: Registers) {
-    if bytes as isize <= -1
-        && let Some(ledger) = runtime::ledger()
-    {
+    if bytes as isize <= -1 {
+        odd_size(bytes, function, regs);
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn odd_size(bytes: usize, function: AllocFn, regs: Registers) {
+    if let Some(ledger) = runtime::ledger() {
         misuse::odd_size(ledger, MisuseKind::FishySize, bytes as u64, function, regs);
     }
 }
@@ -90,6 +96,9 @@ pub unsafe fn allocate(bytes: usize, function: AllocFn, regs: Registers) -> *mut
 pub unsafe fn allocate_zeroed(count: usize, each: usize, regs: Registers) -> *mut c_void {
     let body = || match (originals::calloc::get(), count.checked_mul(each)) {
         (Some(original), Some(bytes)) => {
+            if (count | each) as isize <= -1 {
+                odd_size(if (each as isize) < 0 { each } else { count }, AllocFn::Calloc, regs);
+            }
             // SAFETY: the original's contract is calloc's.
             made(unsafe { original(1, forwarded(bytes)) }, bytes, AllocFn::Calloc, regs)
         }
@@ -278,6 +287,9 @@ pub unsafe fn usable_bytes(block: *mut c_void) -> usize {
         && !info.freed
     {
         return info.bytes as usize;
+    }
+    if !leakscope_rt::memory::is_mapped(block as u64, 1) {
+        return 0;
     }
     match originals::malloc_usable_size::get() {
         // SAFETY: the original's contract is malloc_usable_size's.

@@ -16,7 +16,7 @@ use leakscope_ledger::layout::{flags, state};
 use leakscope_model::CheckTrigger;
 use leakscope_rt::check::{self, Surroundings};
 use leakscope_rt::registers::{Preserved, RegisterFile, preserved_registers};
-use leakscope_rt::thread::tls;
+use leakscope_rt::thread::{for_ourselves, tls};
 use leakscope_rt::{raw, runtime};
 
 struct Once<T>(UnsafeCell<T>);
@@ -43,7 +43,7 @@ unsafe extern "C" {
 pub extern "C" fn destructor() {
     if is_own_process() && runtime::ledger().is_some() {
         // SAFETY: libc takes handlers while it runs handlers, and runs them next.
-        unsafe { __cxa_atexit(at_exit, core::ptr::null_mut(), core::ptr::null_mut()) };
+        for_ourselves(|| unsafe { __cxa_atexit(at_exit, core::ptr::null_mut(), core::ptr::null_mut()) });
     }
 }
 
@@ -100,7 +100,7 @@ fn run_check(trigger: CheckTrigger, status: c_int, registers: &RegisterFile) {
     let (Some(ledger), Some(mut surroundings)) = (runtime::ledger(), unsafe { *SURROUNDINGS.0.get() }) else { return };
     if runtime::flag(flags::RUN_FREERES) {
         surroundings.freeres = [c"__libc_freeres", c"_ZN9__gnu_cxx9__freeresEv"].map(|name| {
-            let address = symbol(name);
+            let address = for_ourselves(|| symbol(name));
             // SAFETY: both take no arguments and return nothing.
             (!address.is_null()).then(|| unsafe { core::mem::transmute::<*mut c_void, unsafe extern "C" fn()>(address) })
         });
@@ -248,5 +248,5 @@ pub fn register() {
         fn __cxa_at_quick_exit(function: extern "C" fn(*mut c_void), dso: *mut c_void) -> c_int;
     }
     // SAFETY: registers our function.
-    unsafe { __cxa_at_quick_exit(at_quick_exit, core::ptr::null_mut()) };
+    for_ourselves(|| unsafe { __cxa_at_quick_exit(at_quick_exit, core::ptr::null_mut()) });
 }

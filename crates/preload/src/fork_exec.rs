@@ -44,7 +44,7 @@ pub fn register() {
         ) -> c_int;
     }
     // SAFETY: registers our functions.
-    unsafe { __register_atfork(prepare, parent, child, core::ptr::null_mut()) };
+    thread::for_ourselves(|| unsafe { __register_atfork(prepare, parent, child, core::ptr::null_mut()) });
 }
 
 fn set_busy(busy: u32) {

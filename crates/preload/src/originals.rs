@@ -3,6 +3,7 @@
 use core::ffi::{CStr, c_char, c_int, c_void};
 use core::sync::atomic::AtomicUsize;
 use core::sync::atomic::Ordering::{Acquire, Release};
+use leakscope_rt::thread::for_ourselves;
 
 /// The address of an original; 0 until it is found, or when there is none. The address comes first: hooks written in
 /// assembly jump through it.
@@ -28,7 +29,7 @@ impl Original {
             return known;
         }
         // SAFETY: the name is a C string; dlsym has no other preconditions.
-        let found = unsafe { libc::dlsym(libc::RTLD_NEXT, self.1.as_ptr()) } as usize;
+        let found = for_ourselves(|| unsafe { libc::dlsym(libc::RTLD_NEXT, self.1.as_ptr()) }) as usize;
         self.0.store(found, Release);
         found
     }
@@ -51,6 +52,7 @@ macro_rules! originals {
     ($($(#[$doc:meta])* $name:ident = $symbol:literal: fn($($arg:ty),*) $(-> $result:ty)?;)*) => {
         $($(#[$doc])*
         #[allow(non_snake_case)]
+        #[allow(dead_code)]
         pub mod $name {
             #[allow(unused_imports)]
             use super::*;

@@ -27,7 +27,7 @@ impl Memory for Own<'_> {
     fn touch(&mut self, start: Avma, bytes: u64) {
         let from = (start.0.wrapping_sub(self.base) / 8) as usize;
         for line in (0..bytes as usize / 8).step_by(8) {
-            black_box(self.heap.get(from + line));
+            black_box(self.heap.get(from + line).copied());
         }
     }
 }
@@ -49,7 +49,10 @@ fn lay_out(n: u64, r: &mut Random) -> (Vec<Block>, u64) {
     let mut at = base + 16;
     for _ in 0..n {
         let size_bytes = 100 + r.below(190);
-        blocks.push(Block { start: Avma(at), size_bytes });
+        blocks.push(Block {
+            start: Avma(at),
+            size_bytes,
+        });
         at = (at + size_bytes + 8).next_multiple_of(16);
     }
     (blocks, at)
@@ -67,13 +70,19 @@ fn fill(shape: &str, blocks: &[Block], base: u64, heap: &mut [u64], r: &mut Rand
         let from = ((block.start.0 - base) / 8) as usize;
         let words = &mut heap[from..from + (block.size_bytes / 8) as usize];
         // What is no pointer: small numbers, text, hashes.
-        words.iter_mut().for_each(|w| *w = [r.below(1000), 0x2065_6874_2073_6920, r.0][r.below(3) as usize]);
+        words
+            .iter_mut()
+            .for_each(|w| *w = [r.below(1000), 0x2065_6874_2073_6920, r.0][r.below(3) as usize]);
         match shape {
             "random" | "mixed" => {
                 for word in words {
                     if r.below(2) == 0 {
                         *word = blocks[r.below(n) as usize].start.0;
-                        *word += if shape == "mixed" && r.below(8) == 0 { 8 * r.below(12) } else { 0 };
+                        *word += if shape == "mixed" && r.below(8) == 0 {
+                            8 * r.below(12)
+                        } else {
+                            0
+                        };
                     }
                 }
             }
@@ -83,7 +92,14 @@ fn fill(shape: &str, blocks: &[Block], base: u64, heap: &mut [u64], r: &mut Rand
             _ => panic!("unknown shape {shape}"),
         }
     }
-    if shape == "lost" { vec![] } else { (0..8).map(|_| blocks[r.below(n) as usize].start.0).chain([start(0)]).collect() }
+    if shape == "lost" {
+        vec![]
+    } else {
+        (0..8)
+            .map(|_| blocks[r.below(n) as usize].start.0)
+            .chain([start(0)])
+            .collect()
+    }
 }
 
 /// Zeroed memory that nobody has touched yet, in huge pages where the kernel has them.
@@ -102,7 +118,10 @@ fn fresh<T: Clone + Default>(len: usize) -> Vec<T> {
 
 /// A moment of this thread's processor time, so that other load on the machine counts less.
 fn cpu_ms() -> f64 {
-    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    let mut now = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
     // SAFETY: `now` is ours and of the type that the call fills.
     unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut now) };
     now.tv_sec as f64 * 1e3 + now.tv_nsec as f64 / 1e6
@@ -112,7 +131,11 @@ fn main() {
     let mut args = std::env::args().skip(1);
     let millions: f64 = args.next().map_or(10.0, |a| a.parse().expect("a number"));
     let shapes: Vec<String> = args.collect();
-    let shapes = if shapes.is_empty() { vec!["random".to_owned()] } else { shapes };
+    let shapes = if shapes.is_empty() {
+        vec!["random".to_owned()]
+    } else {
+        shapes
+    };
     for shape in shapes {
         let mut r = Random(0x9E37_79B9_7F4A_7C15);
         let (blocks, end) = lay_out((millions * 1e6) as u64, &mut r);
@@ -127,17 +150,20 @@ fn main() {
             let mut stack = fresh::<u32>(sizes.stack);
             let mut regions = fresh::<Region>(sizes.regions);
             let mut granules = fresh::<Granule>(sizes.granules);
-            let mut firsts = fresh::<u32>(sizes.firsts);
+            let mut settled = fresh::<u64>(sizes.settled);
             let work = Work {
                 marks: &mut marks,
                 leaders: &mut leaders,
                 stack: &mut stack,
                 regions: &mut regions,
                 granules: &mut granules,
-                firsts: &mut firsts,
+                settled: &mut settled,
             };
             let started = cpu_ms();
-            let roots = Roots { ranges: &[], registers: &roots };
+            let roots = Roots {
+                ranges: &[],
+                registers: &roots,
+            };
             let mut memory = Own { base, heap: &heap };
             let marked = mark(&blocks, roots, heuristics, &mut memory, work).expect("valid");
             let took = cpu_ms() - started;

@@ -2,10 +2,10 @@
 //!
 //! The address space between the first and the last block is cut into at most 2^15 *regions* of equal size. Within a
 //! region, the stretch from the first block start to the last is cut into *granules* of 64 slots: usually 1 KiB with
-//! slots of 16 bytes, the alignment of every allocator. A granule holds two bit maps. `starts`: a block starts in
-//! this slot. `settled`: nothing that points to that block can change its mark any more. Most pointers of a big
-//! heap lead to settled blocks, and cost a look at these 16 bytes. For the others, the count of blocks that start
-//! before the granule plus a popcount is the block's number.
+//! slots of 16 bytes, the alignment of every allocator. Two bit maps have a word for each granule. `starts`: a block
+//! starts in this slot. `settled`: one does, and nothing that points to it can change its mark any more. Most pointers
+//! of a big heap are start-pointers to settled blocks, and cost a look at `settled` alone, 8 MiB for each GiB of heap.
+//! For the others, the count of blocks that start before the granule plus a popcount is the block's number.
 //!
 //! A granule with a start that is not on a slot's first byte stays without bits (*irregular*): a binary search over
 //! its blocks replaces the popcount, and its blocks are never settled. Pointers beyond the last granule of a
@@ -23,12 +23,13 @@ const MIN_REGION_LOG2: u32 = 20;
 const GRANULES_PER_BLOCK: u64 = 16;
 const SPARE_GRANULES: u64 = 1 << 16;
 
-/// 64 slots of address space: where blocks start, and which of those are settled. All bits 0 is a valid value.
+/// 64 slots of address space: where blocks start. All bits 0 is a valid value.
 #[derive(Clone, Copy, Default, Debug)]
 #[repr(C)]
 pub struct Granule {
     starts: u64,
-    settled: u64,
+    /// How many blocks start before the granule.
+    first: u64,
 }
 
 /// One of the equal parts of the address space that the heap spans. All bits 0 is a valid value.
@@ -57,25 +58,50 @@ impl Shape {
     /// The shape for these blocks, which were checked.
     pub(crate) fn of(blocks: &[Block]) -> Self {
         let (Some(first), Some(last)) = (blocks.first(), blocks.last()) else {
-            return Self { slot_log2: DEFAULT_SLOT_LOG2, region_log2: MIN_REGION_LOG2, regions: 0, granules: 0 };
+            return Self {
+                slot_log2: DEFAULT_SLOT_LOG2,
+                region_log2: MIN_REGION_LOG2,
+                regions: 0,
+                granules: 0,
+            };
         };
-        let (lo, end) = (first.start.0, last.start.0.saturating_add(last.span_bytes()));
-        let unaligned = blocks.iter().filter(|b| b.start.0 % (1 << DEFAULT_SLOT_LOG2) != 0).count();
-        let mut slot_log2 = if unaligned > blocks.len() / 16 { MIN_SLOT_LOG2 } else { DEFAULT_SLOT_LOG2 };
-        let limit = (blocks.len() as u64).saturating_mul(GRANULES_PER_BLOCK).saturating_add(SPARE_GRANULES);
+        let (lo, end) = (
+            first.start.0,
+            last.start.0.saturating_add(last.span_bytes()),
+        );
+        let unaligned = blocks
+            .iter()
+            .filter(|b| b.start.0 % (1 << DEFAULT_SLOT_LOG2) != 0)
+            .count();
+        let mut slot_log2 = if unaligned > blocks.len() / 16 {
+            MIN_SLOT_LOG2
+        } else {
+            DEFAULT_SLOT_LOG2
+        };
+        let limit = (blocks.len() as u64)
+            .saturating_mul(GRANULES_PER_BLOCK)
+            .saturating_add(SPARE_GRANULES);
         loop {
             let mut region_log2 = MIN_REGION_LOG2.max(slot_log2 + SLOTS_LOG2);
-            while (end >> region_log2).wrapping_sub(lo >> region_log2) >= (1 << MAX_REGIONS_LOG2) - 1
+            while (end >> region_log2).wrapping_sub(lo >> region_log2)
+                >= (1 << MAX_REGIONS_LOG2) - 1
                 && region_log2 < 62
             {
                 region_log2 += 1;
             }
-            let regions = (end >> region_log2).wrapping_sub(lo >> region_log2).wrapping_add(1);
+            let regions = (end >> region_log2)
+                .wrapping_sub(lo >> region_log2)
+                .wrapping_add(1);
             let granules = count_granules(blocks, region_log2, slot_log2 + SLOTS_LOG2);
             // 2^50-byte slots leave a handful of granules in any address space: the loop ends.
             if granules <= limit || slot_log2 >= 50 {
                 let regions = regions.min(1 << MAX_REGIONS_LOG2) as usize;
-                return Self { slot_log2, region_log2, regions, granules: granules.min(u32::MAX as u64) as usize };
+                return Self {
+                    slot_log2,
+                    region_log2,
+                    regions,
+                    granules: granules.min(u32::MAX as u64) as usize,
+                };
             }
             slot_log2 += 1;
         }
@@ -87,7 +113,9 @@ fn count_granules(blocks: &[Block], region_log2: u32, granule_log2: u32) -> u64 
     let mut rest = blocks;
     while let Some(first) = rest.first() {
         let region = first.start.0 >> region_log2;
-        let inside = rest.partition_point(|b| b.start.0 >> region_log2 == region).max(1);
+        let inside = rest
+            .partition_point(|b| b.start.0 >> region_log2 == region)
+            .max(1);
         let last = rest.get(inside - 1).unwrap_or(first);
         let stretch = (last.start.0 >> granule_log2).wrapping_sub(first.start.0 >> granule_log2);
         total = total.saturating_add(stretch.saturating_add(1));
@@ -104,8 +132,8 @@ pub(crate) struct Index<'a> {
     span_bytes: u64,
     regions: &'a mut [Region],
     granules: &'a mut [Granule],
-    /// For each granule the number of blocks that start before it.
-    firsts: &'a mut [u32],
+    /// For each granule, the starts that are settled.
+    settled: &'a mut [u64],
 }
 
 impl<'a> Index<'a> {
@@ -115,15 +143,23 @@ impl<'a> Index<'a> {
         shape: Shape,
         regions: &'a mut [Region],
         granules: &'a mut [Granule],
-        firsts: &'a mut [u32],
+        settled: &'a mut [u64],
     ) -> Self {
         let lo = blocks.first().map_or(0, |b| b.start.0);
         let end = blocks.last().map_or(0, |b| b.start.0 + b.span_bytes());
         let regions = regions.get_mut(..shape.regions).unwrap_or_default();
         let granules = granules.get_mut(..shape.granules).unwrap_or_default();
-        let firsts = firsts.get_mut(..shape.granules).unwrap_or_default();
-        granules.fill(Granule::default());
-        let mut index = Self { blocks, shape, lo, span_bytes: end - lo, regions, granules, firsts };
+        let settled = settled.get_mut(..shape.granules).unwrap_or_default();
+        settled.fill(0);
+        let mut index = Self {
+            blocks,
+            shape,
+            lo,
+            span_bytes: end - lo,
+            regions,
+            granules,
+            settled,
+        };
         index.fill();
         index
     }
@@ -132,8 +168,11 @@ impl<'a> Index<'a> {
         let region_log2 = self.shape.region_log2;
         let (mut at, mut next_granule) = (0usize, 0u32);
         for r in 0..self.regions.len() {
-            let mut region =
-                Region { first_granule: next_granule, blocks_before: at as u32, ..Region::default() };
+            let mut region = Region {
+                first_granule: next_granule,
+                blocks_before: at as u32,
+                ..Region::default()
+            };
             let number = (self.lo >> region_log2) + r as u64;
             let inside = self.blocks[at..].partition_point(|b| b.start.0 >> region_log2 == number);
             if inside > 0 {
@@ -152,12 +191,11 @@ impl<'a> Index<'a> {
     fn fill_region(&mut self, region: &Region, at: usize, inside: usize) {
         let from = region.first_granule as usize;
         let granules = &mut self.granules[from..from + region.granules as usize];
-        let firsts = &mut self.firsts[from..from + region.granules as usize];
         let (granule_log2, slot_log2) = (self.shape.slot_log2 + SLOTS_LOG2, self.shape.slot_log2);
         let blocks = &self.blocks[at..at + inside];
         let mut done = 0usize;
-        for (g, (granule, first)) in granules.iter_mut().zip(firsts).enumerate() {
-            *first = (at + done) as u32;
+        for (g, granule) in granules.iter_mut().enumerate() {
+            granule.first = (at + done) as u64;
             let mut starts = 0u64;
             let mut regular = true;
             while let Some(block) = blocks.get(done) {
@@ -188,7 +226,9 @@ impl<'a> Index<'a> {
     /// The region of an address within the bounds.
     #[inline]
     fn region(&self, address: u64) -> Option<&Region> {
-        self.regions.get(((address >> self.shape.region_log2) - (self.lo >> self.shape.region_log2)) as usize)
+        self.regions.get(
+            ((address >> self.shape.region_log2) - (self.lo >> self.shape.region_log2)) as usize,
+        )
     }
 
     /// The granule of an address within the bounds, and the slots up to the address.
@@ -196,60 +236,91 @@ impl<'a> Index<'a> {
     fn granule(&self, region: &Region, address: u64) -> Option<(usize, u64)> {
         let number = address.wrapping_sub(region.base) >> self.granule_log2();
         let slot = address >> self.shape.slot_log2 & 63;
-        (number < region.granules as u64)
-            .then_some((region.first_granule as usize + number as usize, u64::MAX >> (63 - slot)))
+        (number < region.granules as u64).then_some((
+            region.first_granule as usize + number as usize,
+            u64::MAX >> (63 - slot),
+        ))
     }
 
-    /// Whether the pointer, within the bounds, leads to a settled block or to the gap behind one.
+    /// Whether the pointer, within the bounds, is a start-pointer to a settled block.
     #[inline]
-    pub(crate) fn tells_nothing_new(&self, pointer: u64) -> bool {
-        let Some(region) = self.region(pointer) else { return false };
-        let Some((granule, slots)) = self.granule(region, pointer) else { return false };
-        let Some(granule) = self.granules.get(granule) else { return false };
-        let starts = granule.starts & slots;
-        let nearest = (1u64 << 63).wrapping_shr(starts.leading_zeros()) & starts;
-        nearest & granule.settled != 0
-    }
-
-    /// The number of the last block that starts at or before the pointer, which is within the bounds.
-    #[inline]
-    pub(crate) fn nearest(&self, pointer: u64) -> usize {
-        let Some(region) = self.region(pointer) else { return 0 };
-        let count = match self.granule(region, pointer) {
-            None if pointer < region.base || region.granules == 0 => region.blocks_before as usize,
-            None => region.blocks_until as usize,
-            Some((at, slots)) => {
-                let first = self.firsts.get(at).map_or(0, |f| *f as usize);
-                match self.granules.get(at).map_or(0, |g| g.starts) {
-                    0 => first + self.starts_before(first, at, region, pointer),
-                    starts => first + (starts & slots).count_ones() as usize,
-                }
-            }
+    pub(crate) fn is_settled_start(&self, pointer: u64) -> bool {
+        let Some(region) = self.region(pointer) else {
+            return false;
         };
-        count.saturating_sub(1)
+        let Some((granule, _)) = self.granule(region, pointer) else {
+            return false;
+        };
+        let settled = self
+            .settled
+            .get(granule)
+            .map_or(0, |s| s >> (pointer >> self.shape.slot_log2 & 63));
+        settled & 1 != 0 && pointer & ((1 << self.shape.slot_log2) - 1) == 0
+    }
+
+    /// The number of the last block that starts at or before the pointer, which is within the bounds, and whether
+    /// that block is known to be settled.
+    #[inline]
+    pub(crate) fn nearest(&self, pointer: u64) -> (usize, bool) {
+        let Some(region) = self.region(pointer) else {
+            return (0, false);
+        };
+        let Some((at, slots)) = self.granule(region, pointer) else {
+            let is_before = pointer < region.base || region.granules == 0;
+            let count = if is_before {
+                region.blocks_before
+            } else {
+                region.blocks_until
+            };
+            return ((count as usize).saturating_sub(1), false);
+        };
+        let Granule { starts, first } = self.granules.get(at).copied().unwrap_or_default();
+        let until = starts & slots;
+        let count = match starts {
+            0 => first as usize + self.starts_before(first as usize, at, region, pointer),
+            _ => first as usize + until.count_ones() as usize,
+        };
+        let nearest = (1u64 << 63).wrapping_shr(until.leading_zeros()) & until;
+        (
+            count.saturating_sub(1),
+            self.settled.get(at).is_some_and(|s| s & nearest != 0),
+        )
     }
 
     /// For a granule without bits: how many of its blocks start at or before the pointer.
     #[cold]
     fn starts_before(&self, first: usize, granule: usize, region: &Region, pointer: u64) -> usize {
         let is_last = granule + 1 == region.first_granule as usize + region.granules as usize;
-        let until = if is_last { region.blocks_until } else { self.firsts.get(granule + 1).copied().unwrap_or(0) };
-        let blocks = self.blocks.get(first..until as usize).unwrap_or_default();
+        let next = self
+            .granules
+            .get(granule + 1)
+            .map_or(0, |g| g.first as usize);
+        let until = if is_last {
+            region.blocks_until as usize
+        } else {
+            next
+        };
+        let blocks = self.blocks.get(first..until).unwrap_or_default();
         blocks.partition_point(|b| b.start.0 <= pointer)
     }
 
     /// No pointer to this block can change its mark any more.
     #[inline]
     pub(crate) fn settle(&mut self, start: u64) {
-        let Some(region) = self.region(start) else { return };
-        let Some((granule, _)) = self.granule(region, start) else { return };
-        if let Some(granule) = self.granules.get_mut(granule) {
-            granule.settled |= granule.starts & 1 << (start >> self.shape.slot_log2 & 63);
+        let Some(region) = self.region(start) else {
+            return;
+        };
+        let Some((granule, _)) = self.granule(region, start) else {
+            return;
+        };
+        let starts = self.granules.get(granule).map_or(0, |g| g.starts);
+        if let Some(settled) = self.settled.get_mut(granule) {
+            *settled |= starts & 1 << (start >> self.shape.slot_log2 & 63);
         }
     }
 
     /// Forgets what is settled.
     pub(crate) fn unsettle_all(&mut self) {
-        self.granules.iter_mut().for_each(|g| g.settled = 0);
+        self.settled.fill(0);
     }
 }

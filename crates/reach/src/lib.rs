@@ -44,12 +44,14 @@
 #![forbid(unsafe_code)]
 
 mod aggregate;
+mod batch;
 mod block;
 mod heuristics;
 mod index;
 mod mark;
 mod marked;
 mod memory;
+mod stack;
 mod work;
 
 pub use aggregate::{Aggregate, LossRecord, Tally};

@@ -4,11 +4,13 @@ use core::ops::Range;
 
 use leakscope_model::{Avma, HeuristicSet};
 
+use crate::batch::{BATCH_WORDS, Batch};
 use crate::block::{Block, InputError};
 use crate::heuristics;
 use crate::index::Index;
 use crate::marked::{Marked, Stats, mark_byte};
 use crate::memory::Memory;
+use crate::stack::{Stack, next_pending};
 use crate::work::{Work, WorkSizes};
 
 const WORD_BYTES: u64 = 8;
@@ -18,8 +20,6 @@ const LINE_BYTES: u64 = 64;
 const STACK_BLOCKS: usize = 4096;
 /// ... for as long as a sweep finds one block in so many to scan.
 const SWEEP_DENSITY: usize = 64;
-/// Words looked at together; a power of two.
-const BATCH_WORDS: usize = 512;
 /// Blocks scanned together, so that their cache misses overlap.
 const GROUP_BLOCKS: usize = 16;
 
@@ -49,7 +49,13 @@ pub fn mark<'a, M: Memory>(
 ) -> Result<Marked<'a>, InputError> {
     let sizes = WorkSizes::for_blocks(blocks)?;
     sizes.check(&work)?;
-    let index = Index::build(blocks, sizes.shape(), work.regions, work.granules, work.firsts);
+    let index = Index::build(
+        blocks,
+        sizes.shape(),
+        work.regions,
+        work.granules,
+        work.settled,
+    );
     let marks = work.marks.get_mut(..blocks.len()).unwrap_or_default();
     let leaders = work.leaders.get_mut(..blocks.len()).unwrap_or_default();
     marks.fill(0);
@@ -58,13 +64,22 @@ pub fn mark<'a, M: Memory>(
         index,
         marks,
         leaders,
-        stack: Stack { entries: work.stack, top: 0, limit: STACK_BLOCKS, has_spilled: false },
+        stack: Stack {
+            entries: work.stack,
+            top: 0,
+            limit: STACK_BLOCKS,
+            has_spilled: false,
+        },
         heuristics,
         memory,
         stats: Stats::default(),
         heuristic_matched: false,
     };
-    let mut batch = Batch { pointers: [0; BATCH_WORDS], blocks: [0; BATCH_WORDS], len: 0 };
+    let mut batch = Batch {
+        pointers: [0; BATCH_WORDS],
+        blocks: [0; BATCH_WORDS],
+        len: 0,
+    };
 
     marker.scan_roots(roots, &mut batch);
     marker.drain(Pass::Reach, &mut batch);
@@ -75,7 +90,12 @@ pub fn mark<'a, M: Memory>(
         marker.stack.clear(STACK_BLOCKS);
     }
     marker.gather_cliques(&mut batch);
-    Ok(Marked::new(blocks, marker.marks, marker.leaders, marker.stats))
+    Ok(Marked::new(
+        blocks,
+        marker.marks,
+        marker.leaders,
+        marker.stats,
+    ))
 }
 
 /// What a pointer that is found does.
@@ -87,127 +107,12 @@ enum Pass {
     Gather(u32),
 }
 
-/// The mark stack. Blocks that do not fit are only marked as pending, as those on the stack are too.
-struct Stack<'a> {
-    entries: &'a mut [u32],
-    top: usize,
-    /// How many entries to use.
-    limit: usize,
-    /// Whether there are pending blocks that are not on the stack.
-    has_spilled: bool,
-}
-
-impl Stack<'_> {
-    #[inline]
-    fn push(&mut self, block: u32) {
-        match self.entries.get_mut(self.top) {
-            Some(entry) if self.top < self.limit => {
-                *entry = block;
-                self.top += 1;
-            }
-            _ => self.has_spilled = true,
-        }
-    }
-
-    /// The entry `depth` below the top.
-    #[inline]
-    fn peek(&self, depth: usize) -> usize {
-        self.top.checked_sub(depth + 1).and_then(|at| self.entries.get(at)).map_or(0, |b| *b as usize)
-    }
-
-    /// Takes pending blocks from the marks, as many as fit. The stack is empty.
-    fn refill(&mut self, marks: &[u8]) {
-        self.has_spilled = false;
-        let mut from = 0;
-        while let Some(block) = next_pending(marks, from)
-            && !self.has_spilled
-        {
-            self.push(block as u32);
-            from = block + 1;
-        }
-    }
-
-    fn clear(&mut self, limit: usize) {
-        (self.top, self.limit, self.has_spilled) = (0, limit.min(self.entries.len()), false);
-    }
-}
-
-/// The first pending block from `from` on.
-#[inline]
-fn next_pending(marks: &[u8], from: usize) -> Option<usize> {
-    let is_pending = |m: &u8| m & mark_byte::PENDING != 0;
-    let mut rest = marks.get(from..)?;
-    // Long stretches without one are skipped in steps that the compiler turns into vector instructions.
-    while let Some((step, behind)) = rest.split_first_chunk::<32>() {
-        if step.iter().fold(0, |all, m| all | m) & mark_byte::PENDING != 0 {
-            break;
-        }
-        rest = behind;
-    }
-    rest.iter().position(is_pending).map(|at| marks.len() - rest.len() + at)
-}
-
-/// Words that may be pointers: first all within the heap's bounds, then those that may tell something new, with
-/// the number of the block that each leads to.
-struct Batch {
-    pointers: [u64; BATCH_WORDS],
-    blocks: [u32; BATCH_WORDS],
-    len: usize,
-}
-
-impl Batch {
-    fn room(&self) -> usize {
-        BATCH_WORDS - self.len
-    }
-
-    /// Takes the words within the bounds. There is room for all.
-    #[inline]
-    fn take(&mut self, words: &[u64], (lo, span_bytes): (u64, u64)) {
-        let mut len = self.len;
-        for &word in words {
-            // Stores first and keeps it or not: no branch to mispredict. The mask spares the bounds check.
-            self.pointers[len & (BATCH_WORDS - 1)] = word;
-            len += (word.wrapping_sub(lo) < span_bytes) as usize;
-        }
-        self.len = len.min(BATCH_WORDS);
-    }
-
-    /// Drops what tells nothing new, then finds the blocks. `ends` are the ends of stretches, and stay so.
-    ///
-    /// The loops keep or drop without branches, so that the loads of many pointers are under way at once.
-    #[inline]
-    fn locate(&mut self, index: &Index<'_>, blocks: &[Block], skip_settled: bool, ends: &mut [usize]) {
-        if skip_settled {
-            self.keep(ends, |pointer, _| (!index.tells_nothing_new(pointer), 0));
-        }
-        self.keep(ends, |pointer, _| (true, index.nearest(pointer) as u32));
-        self.keep(ends, |pointer, at| (blocks.get(at as usize).is_some_and(|b| b.covers(pointer)), at));
-    }
-
-    #[inline]
-    fn keep(&mut self, ends: &mut [usize], test: impl Fn(u64, u32) -> (bool, u32)) {
-        let (mut from, mut kept) = (0, 0);
-        for end in ends {
-            for i in from..*end {
-                let at = i & (BATCH_WORDS - 1);
-                let pointer = self.pointers[at];
-                let (keep, block) = test(pointer, self.blocks[at]);
-                let to = kept & (BATCH_WORDS - 1);
-                self.pointers[to] = pointer;
-                self.blocks[to] = block;
-                kept += keep as usize;
-            }
-            from = *end;
-            *end = kept;
-        }
-        self.len = kept;
-    }
-}
-
 /// The whole words of a range of addresses: Memcheck rounds the start up and the end down.
 #[inline]
 fn whole_words(start: u64, end: u64) -> Range<u64> {
-    start.checked_next_multiple_of(WORD_BYTES).unwrap_or(u64::MAX)..end / WORD_BYTES * WORD_BYTES
+    start
+        .checked_next_multiple_of(WORD_BYTES)
+        .unwrap_or(u64::MAX)..end / WORD_BYTES * WORD_BYTES
 }
 
 struct Marker<'a, 'm, M> {
@@ -235,7 +140,9 @@ impl<M: Memory> Marker<'_, '_, M> {
         for range in roots.ranges {
             let (mut at, end) = (range.start.0, range.end.0);
             // Ends are in order as well, since blocks do not overlap.
-            let mut next = self.blocks.partition_point(|b| b.start.0 + b.size_bytes <= at);
+            let mut next = self
+                .blocks
+                .partition_point(|b| b.start.0 + b.size_bytes <= at);
             while at < end {
                 let hole = self.blocks.get(next).filter(|b| b.start.0 < end);
                 match hole {
@@ -267,7 +174,14 @@ impl<M: Memory> Marker<'_, '_, M> {
     }
 
     /// Scans any length of memory; returns how many bytes could not be read.
-    fn scan(&mut self, start: u64, end: u64, pass: Pass, is_definite: bool, batch: &mut Batch) -> u64 {
+    fn scan(
+        &mut self,
+        start: u64,
+        end: u64,
+        pass: Pass,
+        is_definite: bool,
+        batch: &mut Batch,
+    ) -> u64 {
         let words = whole_words(start, end);
         let (mut at, mut unreadable_bytes) = (words.start, 0);
         while at < words.end {
@@ -281,7 +195,13 @@ impl<M: Memory> Marker<'_, '_, M> {
     /// Takes the candidates of the words from `at` on until the batch may be full. Returns where it stopped, and
     /// `unreadable_bytes` with what it had to skip.
     #[inline]
-    fn collect(&mut self, mut at: u64, end: u64, mut unreadable_bytes: u64, batch: &mut Batch) -> (u64, u64) {
+    fn collect(
+        &mut self,
+        mut at: u64,
+        end: u64,
+        mut unreadable_bytes: u64,
+        batch: &mut Batch,
+    ) -> (u64, u64) {
         while at < end && batch.room() > 0 {
             let want = ((end - at) / WORD_BYTES).min(batch.room() as u64) as usize;
             match self.memory.words(Avma(at), want) {
@@ -302,7 +222,12 @@ impl<M: Memory> Marker<'_, '_, M> {
 
     fn visit_all(&mut self, batch: &mut Batch, pass: Pass, is_definite: bool) {
         let mut ends = [batch.len];
-        batch.locate(&self.index, self.blocks, is_definite || self.heuristics.bits() == 0, &mut ends);
+        batch.locate(
+            &self.index,
+            self.blocks,
+            is_definite || self.heuristics.bits() == 0,
+            &mut ends,
+        );
         self.visit_some(batch, 0..batch.len, pass, is_definite);
     }
 
@@ -367,7 +292,10 @@ impl<M: Memory> Marker<'_, '_, M> {
             }
             self.read_group(group, batch);
             // Those that did not fit the batch are still pending.
-            from = group.members.get(group.len.max(1) - 1).map_or(from, |m| m.block + 1);
+            from = group
+                .members
+                .get(group.len.max(1) - 1)
+                .map_or(from, |m| m.block + 1);
             scanned += group.len.max(1);
             self.scan_group(group, pass, batch);
         }
@@ -382,9 +310,15 @@ impl<M: Memory> Marker<'_, '_, M> {
             return self.scan_large(group.members[0].block, pass, batch);
         }
         // Possibly lost blocks are scanned with care: a heuristic may accept what they point to.
-        let is_possible = |m: &Member| self.marks[m.block] & mark_byte::STATE == mark_byte::POSSIBLE;
+        let is_possible =
+            |m: &Member| self.marks[m.block] & mark_byte::STATE == mark_byte::POSSIBLE;
         let skip_settled = self.heuristics.bits() == 0 || !members.iter().any(is_possible);
-        batch.locate(&self.index, self.blocks, skip_settled, &mut group.ends[..members.len()]);
+        batch.locate(
+            &self.index,
+            self.blocks,
+            skip_settled,
+            &mut group.ends[..members.len()],
+        );
         for member in members {
             self.marks[member.block] &= !mark_byte::PENDING;
         }
@@ -497,14 +431,18 @@ impl<M: Memory> Marker<'_, '_, M> {
     /// A pointer to a block was found, in a root or in a block that is reached.
     #[inline]
     fn reach(&mut self, pointer: u64, block: usize, is_definite: bool) {
-        let Block { start, size_bytes: _ } = self.blocks[block];
+        let Block {
+            start,
+            size_bytes: _,
+        } = self.blocks[block];
         let mut mark = self.marks[block];
         let is_start = pointer == start.0;
         if mark & mark_byte::STATE == mark_byte::REACHABLE {
             if !is_definite && !is_start && !self.heuristic_matched {
                 // Memcheck may have come here before the block was reachable: what it saw then is in the other order.
                 let (at, set) = (self.blocks[block], self.heuristics);
-                self.heuristic_matched = heuristics::accepts(pointer, at, set, self.memory).is_some();
+                self.heuristic_matched =
+                    heuristics::accepts(pointer, at, set, self.memory).is_some();
             }
             if is_start && mark & mark_byte::HEURISTIC != 0 {
                 // A start-pointer makes the heuristic unnecessary.
@@ -513,13 +451,15 @@ impl<M: Memory> Marker<'_, '_, M> {
             }
             return;
         }
-        let is_start = is_start || self.heuristics.bits() != 0 && {
-            // Memcheck forgets an earlier heuristic if this pointer matches none.
-            let heuristic = heuristics::accepts(pointer, self.blocks[block], self.heuristics, self.memory);
-            mark = mark & !mark_byte::HEURISTIC | mark_byte::of_heuristic(heuristic);
-            self.heuristic_matched |= heuristic.is_some();
-            heuristic.is_some()
-        };
+        let is_start = is_start
+            || self.heuristics.bits() != 0 && {
+                // Memcheck forgets an earlier heuristic if this pointer matches none.
+                let heuristic =
+                    heuristics::accepts(pointer, self.blocks[block], self.heuristics, self.memory);
+                mark = mark & !mark_byte::HEURISTIC | mark_byte::of_heuristic(heuristic);
+                self.heuristic_matched |= heuristic.is_some();
+                heuristic.is_some()
+            };
         let found = if is_start && is_definite {
             mark = mark & !mark_byte::STATE | mark_byte::REACHABLE;
             if mark & mark_byte::HEURISTIC == 0 {
@@ -567,7 +507,12 @@ impl<M: Memory> Marker<'_, '_, M> {
         let mut from = 0;
         for _ in 0..lost {
             let rest = self.marks.get(from..).unwrap_or_default();
-            let Some(next) = rest.iter().position(|m| m & mark_byte::STATE == mark_byte::UNREACHED) else { break };
+            let Some(next) = rest
+                .iter()
+                .position(|m| m & mark_byte::STATE == mark_byte::UNREACHED)
+            else {
+                break;
+            };
             let leader = from + next;
             self.push(leader);
             self.drain(Pass::Gather(leader as u32), batch);

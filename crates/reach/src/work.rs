@@ -5,9 +5,9 @@ use crate::index::{Granule, Region, Shape};
 
 /// How many elements the slices of [`Work`] need for a heap.
 ///
-/// In bytes, for 10 million blocks in 2 GiB: 10 MB marks, 40 MB leaders, up to 40 MB stack, 32 MB granules, 8 MB
-/// firsts. Fresh anonymous memory is ideal: what is never written to costs nothing (leaders of a heap without leaks,
-/// a stack that stays low), and huge pages make a big heap about a third faster.
+/// In bytes, for 10 million blocks in 2 GiB: 10 MB marks, 40 MB leaders, up to 40 MB stack, 32 MB granules, 16 MB
+/// settled. Fresh anonymous memory is ideal: what is never written to costs nothing (leaders of a heap without leaks,
+/// a stack that stays low). Huge pages help, as `marks`, `granules` and `settled` are read at random.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct WorkSizes {
     /// Elements of [`Work::marks`].
@@ -20,8 +20,8 @@ pub struct WorkSizes {
     pub regions: usize,
     /// Elements of [`Work::granules`].
     pub granules: usize,
-    /// Elements of [`Work::firsts`].
-    pub firsts: usize,
+    /// Elements of [`Work::settled`].
+    pub settled: usize,
     shape: Shape,
 }
 
@@ -41,7 +41,7 @@ impl WorkSizes {
             stack: n,
             regions: shape.regions,
             granules: shape.granules,
-            firsts: shape.granules,
+            settled: shape.granules,
             shape,
         })
     }
@@ -57,10 +57,17 @@ impl WorkSizes {
             ("stack", self.stack.min(1), work.stack.len()),
             ("regions", self.regions, work.regions.len()),
             ("granules", self.granules, work.granules.len()),
-            ("firsts", self.firsts, work.firsts.len()),
+            ("settled", self.settled, work.settled.len()),
         ];
-        match lengths.into_iter().find(|(_, needed, given)| given < needed) {
-            Some((field, needed, given)) => Err(InputError::WorkTooSmall { field, needed, given }),
+        match lengths
+            .into_iter()
+            .find(|(_, needed, given)| given < needed)
+        {
+            Some((field, needed, given)) => Err(InputError::WorkTooSmall {
+                field,
+                needed,
+                given,
+            }),
             None => Ok(()),
         }
     }
@@ -79,6 +86,6 @@ pub struct Work<'a> {
     pub regions: &'a mut [Region],
     /// Where blocks start.
     pub granules: &'a mut [Granule],
-    /// For each granule, the number of blocks before it.
-    pub firsts: &'a mut [u32],
+    /// For each granule, which of its blocks nothing more can be learnt about.
+    pub settled: &'a mut [u64],
 }

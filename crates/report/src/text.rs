@@ -85,6 +85,7 @@ pub fn write(out: &mut dyn Write, analysis: &Analysis, style: &Style) -> io::Res
     }
     for misuse in analysis.shown_misuses() {
         misuse_error(&mut text, misuse)?;
+        text.suppression(&Error::Misuse(misuse.kind), &misuse.stack)?;
     }
     fatal_signal(&mut text, analysis)?;
     if style.verbosity > 0 {
@@ -206,8 +207,7 @@ fn misuse_error(text: &mut Text<'_>, error: &MisuseError) -> io::Result<()> {
         }
     }
     text.fingerprint(error.fingerprint)?;
-    text.blank()?;
-    text.suppression(&Error::Misuse(error.kind), &error.stack)
+    text.blank()
 }
 
 /// The signal that ended the process.
@@ -302,10 +302,10 @@ fn leak_summary(text: &mut Text<'_>, analysis: &Analysis) -> io::Result<()> {
     }
     let heuristics = Heuristic::ALL.map(|heuristic| (heuristic, totals.by_heuristic[heuristic as usize]));
     if heuristics.iter().any(|(_, total)| total.blocks > 0) {
-        text.line(PLAIN, "                     of which reachable via heuristic:")?;
+        text.line(PLAIN, "                      of which reachable via heuristic:")?;
         for (heuristic, total) in heuristics.into_iter().filter(|(_, total)| total.blocks > 0) {
             let word = heuristic.option_word();
-            text.line(PLAIN, &format!("                       {word:<19}: {}", amount(total)))?;
+            text.line(PLAIN, &format!("                        {word:<19}: {}", amount(total)))?;
         }
     }
     text.line(PLAIN, &format!("        suppressed: {}", amount(totals.suppressed)))?;

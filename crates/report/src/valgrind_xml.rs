@@ -79,6 +79,10 @@ impl Document<'_> {
         self.line("<preamble>")?;
         self.element(2, "line", &format!("leakscope {}, a memory leak finder", analysis.tool_version))?;
         self.element(2, "line", &format!("Command: {}", process.command_line.join(" ")))?;
+        // The protocol has no other place to say that silence about leaks is not their absence.
+        if let Outcome::NotClassified(reason) = &analysis.outcome {
+            self.element(2, "line", &format!("Live blocks are not classified: {reason}"))?;
+        }
         self.line("</preamble>\n")?;
         self.line(&format!("<pid>{}</pid>\n<ppid>{}</ppid>\n<tool>memcheck</tool>", process.pid, process.parent_pid))?;
         if let Some(comment) = &self.style.user_comment {

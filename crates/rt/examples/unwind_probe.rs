@@ -125,7 +125,6 @@ fn enter_site(signature: u64, stack_hash: u64) {
     }
 }
 
-#[derive(Default)]
 struct Count(AtomicU64);
 
 impl Count {
@@ -147,7 +146,7 @@ macro_rules! counts {
     };
 }
 counts!(
-    records, frames, hits, no_layout, new_signature, wrong, too_deep, no_rule, bad_stack, sampled, equal, walk_cycles,
+    records, frames, signatures, hits, no_layout, new_signature, wrong, too_deep, no_rule, bad_stack, sampled, equal, walk_cycles,
     timed_walks, unremembered, new_sites
 );
 
@@ -168,18 +167,25 @@ unsafe fn record(rsp: u64, rbp: u64) {
         }
         let cache = (*tls).cache;
         let regs = Registers { rsp, rbp };
-        let signature = UNWINDER.signature(cache, regs);
-        if mode == SIGNATURE && signature.is_some() {
+        if mode == SIGNATURE && UNWINDER.signature(cache, regs).is_some() {
             return;
         }
-        let hit = signature.and_then(|s| find_site(s.get()));
+        let hit = UNWINDER.recall(cache, regs, |s| {
+            if mode == CHECK {
+                COUNTS.signatures.add(1);
+            }
+            find_site(s.get())
+        });
         if hit.is_none() {
+            if mode == CHECK {
+                let layout_known = UNWINDER.signature(cache, regs).is_some();
+                COUNTS.no_layout.add(u64::from(!layout_known));
+                COUNTS.new_signature.add(u64::from(layout_known));
+            }
             miss(cache, regs);
         }
         if mode == CHECK {
             COUNTS.hits.add(u64::from(hit.is_some()));
-            COUNTS.no_layout.add(u64::from(signature.is_none()));
-            COUNTS.new_signature.add(u64::from(signature.is_some() && hit.is_none()));
             check(tls, regs, hit);
         }
     }
@@ -240,7 +246,7 @@ unsafe fn check(tls: *mut Tls, regs: Registers, hit: Option<u64>) {
         COUNTS.wrong.add(1);
         show("WRONG HIT", ours, &[]);
     }
-    if COUNTS.records.0.load(Relaxed) % EVERY.load(Relaxed) != 0 {
+    if !COUNTS.records.0.load(Relaxed).is_multiple_of(EVERY.load(Relaxed)) {
         return;
     }
     let mut oracle = [0u64; MAX_FRAMES + 64];

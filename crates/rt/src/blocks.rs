@@ -224,6 +224,15 @@ pub fn is_recorded(start: u64) -> bool {
     entry != 0 && entry & (SIZE_WORD | FREED) == 0 && (entry & UPPER_HALF != 0) == (start & 16 != 0)
 }
 
+/// Forgets that a block ever was at `start`: the address belongs to a block that is not recorded now.
+pub fn forget(start: u64) {
+    let words = region(start);
+    if !words.is_null() {
+        // SAFETY: `words` is a region, the index less than REGION_WORDS.
+        unsafe { word(words, word_index(start)) }.store(0, Release);
+    }
+}
+
 /// Undoes [`take`]: the block turned out to stay (a `realloc` that failed).
 pub fn put_back(start: u64) {
     let words = region(start);

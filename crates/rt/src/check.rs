@@ -336,7 +336,7 @@ impl Job<'_> {
                 stack: map_slice(sizes.stack.max(1), true)?,
                 regions: map_slice(sizes.regions, false)?,
                 granules: map_slice(sizes.granules, true)?,
-                firsts: map_slice(sizes.firsts, true)?,
+                settled: map_slice(sizes.settled, true)?,
             }
         };
         let heuristics = HeuristicSet::from_bits(self.ledger.config().heuristics);

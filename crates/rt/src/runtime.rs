@@ -125,6 +125,7 @@ const MAIN_STACK_BYTES: u64 = 120 << 20;
 #[inline(never)]
 fn attach(ledger: &Ledger, regs: Registers) -> *mut ThreadState {
     let state = thread::attach(ledger);
+    crate::stop::stay_installed();
     // SAFETY: null or this thread's state.
     if let Some(state) = unsafe { state.as_ref() } {
         if let Some(mut stack) = stack_of(regs.rsp) {
@@ -263,6 +264,11 @@ pub(crate) fn count_allocations(counters: &SiteCounters, blocks: u64, bytes: u64
 #[cold]
 #[inline(never)]
 fn allocated_while_busy(ledger: &Ledger, start: u64, bytes: usize, function: AllocFn) {
+    // SAFETY: the calling thread's own words.
+    if unsafe { (*tls()).busy } == thread::OURS {
+        blocks::forget(start);
+        return;
+    }
     let site = SiteTable::bare_site(function);
     if !blocks::insert(start, bytes, site, false) {
         ledger.header().lost.blocks.fetch_add(1, Relaxed);

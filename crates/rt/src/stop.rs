@@ -1,8 +1,8 @@
 //! Standing the other threads still for the moment of a leak check, without ptrace.
 //!
 //! Each thread gets signal [`SIGNAL`], whose handler stores the interrupted registers and waits. A program cannot
-//! block this signal through libc (glibc keeps it for `setuid` in threads, and shares it well: its own handler
-//! ignores what is not its own). A thread that sleeps in a system call which would return EINTR in spite of
+//! block this signal through libc: glibc keeps it for `setuid` in threads, and installs its own handler when the first
+//! thread is made. Ours then takes its place again and passes on to it what is not ours. A thread that sleeps in a system call which would return EINTR in spite of
 //! SA_RESTART is left alone when the program is to go on: `/proc` tells its stack pointer and arguments.
 
 use crate::proc_maps;
@@ -11,7 +11,7 @@ use crate::registers::RegisterFile;
 use core::arch::naked_asm;
 use core::cell::UnsafeCell;
 use core::ffi::c_void;
-use core::sync::atomic::AtomicU32;
+use core::sync::atomic::{AtomicU32, AtomicUsize};
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 
 /// The signal that stops a thread, or asks an idle program for a check.
@@ -68,13 +68,28 @@ struct UnsafeCell2(UnsafeCell<Option<OnRequest>>);
 // SAFETY: written once by `install`, before the handler can run.
 unsafe impl Sync for UnsafeCell2 {}
 
+/// glibc's handler, once it has been found in our place.
+static CHAINED: AtomicUsize = AtomicUsize::new(0);
+
 /// Installs the handler. `on_request` runs in the handler when the signal comes from another process.
 pub fn install(on_request: OnRequest) {
-    const SA_SIGINFO_RESTORER_ONSTACK_RESTART: u64 = 4 | 0x0400_0000 | 0x0800_0000 | 0x1000_0000;
     // SAFETY: nothing reads it yet: the handler is installed just below.
     unsafe { *REQUEST.0.get() = Some(on_request) };
+    stay_installed();
+}
+
+/// Puts the handler back in its place if glibc has put its own there.
+pub fn stay_installed() {
+    const SA_SIGINFO_RESTORER_ONSTACK_RESTART: u64 = 4 | 0x0400_0000 | 0x0800_0000 | 0x1000_0000;
+    let ours = handler as *const () as usize;
+    let mut present = KernelAction { handler: 0, flags: 0, restorer: 0, mask: 0 };
+    // SAFETY: the kernel writes the present action.
+    if unsafe { call!(nr::RT_SIGACTION, SIGNAL, 0, &raw mut present, 8) }.is_err() || present.handler == ours {
+        return;
+    }
+    CHAINED.store(present.handler, Release);
     let action = KernelAction {
-        handler: handler as *const () as usize,
+        handler: ours,
         flags: SA_SIGINFO_RESTORER_ONSTACK_RESTART,
         restorer: restorer as *const () as usize,
         mask: !0,
@@ -83,13 +98,16 @@ pub fn install(on_request: OnRequest) {
     let _ = unsafe { call!(nr::RT_SIGACTION, SIGNAL, &raw const action, 0, 8) };
 }
 
-unsafe extern "C" fn handler(_: i32, info: *mut libc::siginfo_t, context: *mut c_void) {
+unsafe extern "C" fn handler(signal: i32, info: *mut libc::siginfo_t, context: *mut c_void) {
     const SI_TKILL: i32 = -6;
     // SAFETY: the kernel gives a valid siginfo and context; `si_pid` is set for these codes.
     let (code, sender) = unsafe { ((*info).si_code, (*info).si_pid()) };
     if code == SI_TKILL && sender as u32 == raw::getpid() {
         // SAFETY: as above.
-        unsafe { hold_still(context.cast()) };
+        if unsafe { !hold_still(context.cast()) } {
+            // SAFETY: as above.
+            unsafe { pass_on(signal, info, context) };
+        }
     } else if ON_REQUEST.swap(1, AcqRel) == 0 {
         // SAFETY: as above; REQUEST was written before the handler was installed.
         unsafe {
@@ -102,17 +120,33 @@ unsafe extern "C" fn handler(_: i32, info: *mut libc::siginfo_t, context: *mut c
     }
 }
 
-/// Stores this thread's registers and waits until the hold ends.
+/// Gives a signal that is not ours to glibc's handler.
+///
+/// # Safety
+/// The arguments are those of the running handler.
+unsafe fn pass_on(signal: i32, info: *mut libc::siginfo_t, context: *mut c_void) {
+    let chained = CHAINED.load(Acquire);
+    if chained > 1 {
+        // SAFETY: glibc installed it with SA_SIGINFO; 0 and 1 are SIG_DFL and SIG_IGN.
+        unsafe {
+            let function: unsafe extern "C" fn(i32, *mut libc::siginfo_t, *mut c_void) =
+                core::mem::transmute(chained);
+            function(signal, info, context);
+        }
+    }
+}
+
+/// Stores this thread's registers and waits until the hold ends. False when this thread is not asked to.
 ///
 /// # Safety
 /// `context` is that of the running handler.
-unsafe fn hold_still(context: *const libc::ucontext_t) {
+unsafe fn hold_still(context: *const libc::ucontext_t) -> bool {
     const FUTEX_WAIT_PRIVATE: usize = 128;
     let tid = raw::gettid();
     let used = (USED.load(Acquire) as usize).min(MOST);
-    let Some(slot) = SLOTS[..used].iter().find(|slot| slot.tid.load(Relaxed) == tid) else { return };
-    if slot.state.load(Acquire) != WAITING {
-        return;
+    let Some(slot) = SLOTS[..used].iter().find(|slot| slot.tid.load(Relaxed) == tid) else { return false };
+    if HOLD.load(Acquire) != 1 || slot.state.load(Acquire) != WAITING {
+        return false;
     }
     // SAFETY: this thread owns the slot until it sets STOPPED.
     unsafe {
@@ -126,6 +160,7 @@ unsafe fn hold_still(context: *const libc::ucontext_t) {
         // SAFETY: waits on our own word.
         let _ = unsafe { call!(nr::FUTEX, HOLD.as_ptr(), FUTEX_WAIT_PRIVATE, 1, 0) };
     }
+    true
 }
 
 /// How stopping went.
@@ -140,6 +175,7 @@ pub struct Stopped {
 /// Stops all other threads. `program_goes_on` spares threads in system calls that must not be interrupted.
 pub fn stop_others(program_goes_on: bool) -> Stopped {
     let (pid, me) = (raw::getpid(), raw::gettid());
+    stay_installed();
     USED.store(0, Release);
     HOLD.store(1, Release);
     let mut result = Stopped::default();

@@ -35,6 +35,20 @@ pub struct Tls {
     pub busy: u32,
 }
 
+/// Value of the busy mark while libc works for us: its allocations are none of the program's.
+pub const OURS: u32 = 2;
+
+/// Runs `body`, which calls libc for our own purposes: what it allocates is not recorded.
+pub fn for_ourselves<R>(body: impl FnOnce() -> R) -> R {
+    let words = tls();
+    // SAFETY: the calling thread's own words.
+    let was_busy = unsafe { core::mem::replace(&mut (*words).busy, OURS) };
+    let result = body();
+    // SAFETY: as above.
+    unsafe { (*words).busy = was_busy };
+    result
+}
+
 /// The calling thread's words.
 #[inline(always)]
 pub fn tls() -> *mut Tls {

@@ -63,7 +63,7 @@ impl Checker {
 /// It cannot be started, or a server that it needs cannot.
 pub fn observe(subject: &Subject, checker: Checker, inputs: &Path) -> Result<Observed> {
     let scratch = tempfile::tempdir()?;
-    let xml = scratch.path().join("report.xml");
+    let xml = scratch.path().join("report.%p");
     let first = &subject.argv[0];
     let program = if first.starts_with('/') { first.into() } else { installed(first)? };
     let start = checker.start(&program, &xml).dir(inputs);
@@ -93,12 +93,26 @@ pub fn observe(subject: &Subject, checker: Checker, inputs: &Path) -> Result<Obs
     };
     let (report, trouble) = match checker {
         Checker::Native => (None, None),
-        _ => match std::fs::read_to_string(&xml).map_err(Into::into).and_then(|text| parse_report(&text)) {
+        _ => match first_report(scratch.path()) {
             Ok(report) => (Some(report), None),
             Err(error) => (None, Some(format!("{error:#}; {}", said.lines().last().unwrap_or_default()))),
         },
     };
     Ok(Observed { ending, stdout, report, trouble })
+}
+
+/// The report of the process that was started first; children of fork write their own beside it.
+fn first_report(dir: &Path) -> Result<Report> {
+    let mut reports = Vec::new();
+    for entry in std::fs::read_dir(dir)? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if let Some(pid) = name.strip_prefix("report.").and_then(|pid| pid.parse::<u32>().ok()) {
+            reports.push((pid, path));
+        }
+    }
+    let (_, path) = reports.into_iter().min().context("no report was written")?;
+    parse_report(&std::fs::read_to_string(path)?)
 }
 
 /// python3's own web server, run natively; ended when dropped.

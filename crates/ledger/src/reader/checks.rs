@@ -43,6 +43,8 @@ fn headers<S: ReadAt + ?Sized>(ledger: &mut Ledger<'_, S>) -> (Vec<RawCheck>, u6
                 check_state::RUNNING => CheckState::Running,
                 check_state::COMPLETE => CheckState::Complete,
                 check_state::FAILED => CheckState::Failed,
+                // Its room is claimed, nothing is written yet.
+                0 => return,
                 _ => {
                     unknown += 1;
                     return;

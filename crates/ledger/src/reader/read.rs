@@ -363,6 +363,10 @@ fn read_misuses<S: ReadAt + ?Sized>(ledger: &mut Ledger<'_, S>) -> Vec<Misuse> {
     let mut unknown = 0;
     ledger.records(AreaId::Misuses, 0, used, |_, bytes| {
         let number = field!(bytes, u32, Record, kind);
+        // Room is claimed before it is filled, and `count` is written last.
+        if field!(bytes, u32, Record, count) == 0 {
+            return;
+        }
         let Some(kind) = u8::try_from(number).ok().and_then(MisuseKind::from_u8) else {
             unknown += 1;
             return;

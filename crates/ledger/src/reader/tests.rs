@@ -317,6 +317,20 @@ fn only_records_that_nobody_can_have_overwritten_count() {
 }
 
 #[test]
+fn what_is_claimed_but_not_filled_is_left_out() {
+    let mut b = full();
+    b.used(AreaId::Misuses, 3);
+    b.used(AreaId::Checks, 2);
+    b.used(AreaId::Sites, 5);
+    b.used(AreaId::Modules, 3);
+    let snapshot = read(&b.bytes).unwrap();
+    assert_eq!((snapshot.misuses.len(), snapshot.checks.len()), (1, 1));
+    assert!(snapshot.last_complete_check().is_some());
+    assert_eq!(snapshot.stack(SiteId(4)).count(), 0);
+    assert_eq!(snapshot.problems, Vec::<String>::new());
+}
+
+#[test]
 fn hostile_references_are_cut() {
     let mut b = full();
     b.node(3, 0x1300, 3, 0);

@@ -8,7 +8,8 @@ use std::ops::Range;
 
 use leakscope_model::{Avma, Heuristic, HeuristicSet, LeakKind};
 use leakscope_reach::{
-    Block, FileMapping, Granule, InputError, Marked, Memory, Region, Roots, Stats, Work, WorkSizes, mark,
+    Block, FileMapping, Granule, InputError, Marked, Memory, Region, Roots, Stats, Work, WorkSizes,
+    mark,
 };
 
 /// Page number of every address that cannot be read.
@@ -29,7 +30,10 @@ pub struct Process {
 
 impl Process {
     pub fn new() -> Self {
-        Self { chunk_words: 7, ..Self::default() }
+        Self {
+            chunk_words: 7,
+            ..Self::default()
+        }
     }
 
     pub fn is_readable(&self, at: u64) -> bool {
@@ -38,12 +42,16 @@ impl Process {
 
     pub fn read(&self, at: u64) -> Option<u64> {
         assert_eq!(at % 8, 0, "only aligned words are asked for");
-        self.is_readable(at).then(|| self.words.get(&at).copied().unwrap_or(0))
+        self.is_readable(at)
+            .then(|| self.words.get(&at).copied().unwrap_or(0))
     }
 
     /// Appends a block with these words at its start.
     pub fn block(&mut self, start: u64, size_bytes: u64, words: &[u64]) -> usize {
-        self.blocks.push(Block { start: Avma(start), size_bytes });
+        self.blocks.push(Block {
+            start: Avma(start),
+            size_bytes,
+        });
         self.put(start, words);
         self.blocks.len() - 1
     }
@@ -57,10 +65,15 @@ impl Process {
     /// Words of the root set, in a range of their own.
     pub fn root(&mut self, start: u64, words: &[u64]) {
         self.put(start, words);
-        self.root_ranges.push(Avma(start)..Avma(start + 8 * words.len() as u64));
+        self.root_ranges
+            .push(Avma(start)..Avma(start + 8 * words.len() as u64));
     }
 
-    pub fn mark(&self, heuristics: HeuristicSet, stack_len: Option<usize>) -> Result<Outcome, InputError> {
+    pub fn mark(
+        &self,
+        heuristics: HeuristicSet,
+        stack_len: Option<usize>,
+    ) -> Result<Outcome, InputError> {
         self.mark_with(heuristics, stack_len, |m| Outcome::of(&m))
     }
 
@@ -76,16 +89,19 @@ impl Process {
         let mut stack = vec![0xA5A5_A5A5; stack_len.unwrap_or(sizes.stack)];
         let mut regions = vec![Region::default(); sizes.regions];
         let mut granules = vec![Granule::default(); sizes.granules];
-        let mut firsts = vec![0xA5A5_A5A5; sizes.firsts];
+        let mut settled = vec![0xA5A5; sizes.settled];
         let work = Work {
             marks: &mut marks,
             leaders: &mut leaders,
             stack: &mut stack,
             regions: &mut regions,
             granules: &mut granules,
-            firsts: &mut firsts,
+            settled: &mut settled,
         };
-        let roots = Roots { ranges: &self.root_ranges, registers: &self.registers };
+        let roots = Roots {
+            ranges: &self.root_ranges,
+            registers: &self.registers,
+        };
         mark(&self.blocks, roots, heuristics, &mut self.clone(), work).map(look)
     }
 }
@@ -102,12 +118,16 @@ impl Memory for Process {
         }
         self.buffer = buffer;
         // An empty answer means the same as none.
-        (start.0 % 3 == 0 || !self.buffer.is_empty()).then_some(self.buffer.as_slice())
+        (start.0.is_multiple_of(3) || !self.buffer.is_empty()).then_some(self.buffer.as_slice())
     }
 
     fn file_mapping(&mut self, at: Avma) -> Option<FileMapping> {
         let (range, readable, executable) = self.files.iter().find(|f| f.0.contains(&at.0))?;
-        Some(FileMapping { end: Avma(range.end), readable: *readable, executable: *executable })
+        Some(FileMapping {
+            end: Avma(range.end),
+            readable: *readable,
+            executable: *executable,
+        })
     }
 }
 
@@ -124,7 +144,10 @@ impl Outcome {
     pub fn of(marked: &Marked<'_>) -> Self {
         let all = 0..marked.blocks().len();
         Self {
-            kinds: all.clone().map(|b| marked.kind(b).expect("a block")).collect(),
+            kinds: all
+                .clone()
+                .map(|b| marked.kind(b).expect("a block"))
+                .collect(),
             heuristics: all.clone().map(|b| marked.heuristic(b)).collect(),
             leaders: all.map(|b| marked.leader(b)).collect(),
             stats: marked.stats(),

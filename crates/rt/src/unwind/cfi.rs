@@ -58,6 +58,7 @@ pub(super) struct Rule(pub(super) u64);
 
 impl Rule {
     pub(super) const FAIL: Self = Self(Kind::Fail as u64);
+    const END: Self = Self(Kind::End as u64);
 
     fn new(kind: Kind, register: Register, cfa_offset: i64, rbp: Saved) -> Option<Self> {
         let (state, offset) = match rbp {
@@ -124,6 +125,8 @@ impl<T: ReaderOffset> UnwindContextStorage<T> for FixedStorage {
     type Stack = [UnwindTableRow<T, Self>; 4];
 }
 
+type Row = UnwindTableRow<usize, FixedStorage>;
+
 /// About 4 KiB that live in the thread's cache, so that a miss in a handler on a small signal stack fits. All zero is
 /// a valid start.
 pub(super) struct Workspace {
@@ -146,67 +149,65 @@ impl Workspace {
     }
 }
 
+type Fde = gimli::FrameDescriptionEntry<Reader>;
+
 /// The sections that describe one object.
 struct Sections {
+    hdr: gimli::ParsedEhFrameHdr<Reader>,
     eh_frame: EhFrame<Reader>,
     bases: BaseAddresses,
-    hdr: EhFrameHdr<Reader>,
 }
 
 impl Sections {
-    fn of(object: ObjectInfo) -> Option<(Self, u64)> {
+    fn of(object: ObjectInfo) -> Option<Self> {
         // SAFETY: `ObjectFinder::find` says that the range lies inside a mapped object. It stays mapped as long as the
         // code whose frame is on the stack does.
-        let bytes = |from: u64| unsafe {
-            core::slice::from_raw_parts(from as *const u8, (object.end - from) as usize)
-        };
-        let hdr = EhFrameHdr::new(bytes(object.eh_frame_hdr), LittleEndian);
+        let bytes =
+            |from: u64| unsafe { core::slice::from_raw_parts(from as *const u8, (object.end - from) as usize) };
         let bases = BaseAddresses::default().set_eh_frame_hdr(object.eh_frame_hdr);
-        let Pointer::Direct(address) = hdr.parse(&bases, 8).ok()?.eh_frame_ptr() else { return None };
+        let hdr = EhFrameHdr::new(bytes(object.eh_frame_hdr), LittleEndian).parse(&bases, 8).ok()?;
+        let Pointer::Direct(address) = hdr.eh_frame_ptr() else { return None };
         if !(object.start..object.end).contains(&address) {
             return None;
         }
         let eh_frame = EhFrame::new(bytes(address), LittleEndian);
-        Some((Self { eh_frame, bases: bases.set_eh_frame(address), hdr }, address))
+        Some(Self { hdr, eh_frame, bases: bases.set_eh_frame(address) })
     }
-}
 
-/// Finds the row for the call before `return_address` and hands it to `with`, unless it is a signal trampoline's.
-fn with_row<T>(
-    object: ObjectInfo,
-    return_address: u64,
-    workspace: &mut Workspace,
-    with: impl FnOnce(Option<&UnwindTableRow<usize, FixedStorage>>, &EhFrame<Reader>) -> Option<T>,
-) -> Option<T> {
-    let pc = return_address.wrapping_sub(1);
-    let (sections, _) = Sections::of(object)?;
-    let hdr = sections.hdr.parse(&sections.bases, 8).ok()?;
-    let fde = match hdr.table() {
-        Some(table) => table.fde_for_address(&sections.eh_frame, &sections.bases, pc, EhFrame::cie_from_offset),
-        None => sections.eh_frame.fde_for_address(&sections.bases, pc, EhFrame::cie_from_offset),
+    /// The description of the function around `pc`: by the sorted table, or by reading everything if there is none.
+    fn fde(&self, pc: u64) -> Option<Fde> {
+        match self.hdr.table() {
+            Some(table) => table.fde_for_address(&self.eh_frame, &self.bases, pc, EhFrame::cie_from_offset),
+            None => self.eh_frame.fde_for_address(&self.bases, pc, EhFrame::cie_from_offset),
+        }
+        .ok()
     }
-    .ok()?;
-    if fde.is_signal_trampoline() {
-        return with(None, &sections.eh_frame);
+
+    fn row<'w>(&self, fde: &Fde, pc: u64, workspace: &'w mut Workspace) -> Option<&'w Row> {
+        fde.unwind_info_for_address(&self.eh_frame, &self.bases, workspace.context(), pc).ok()
     }
-    let context = workspace.context();
-    let row = fde.unwind_info_for_address(&sections.eh_frame, &sections.bases, context, pc).ok()?;
-    with(Some(row), &sections.eh_frame)
 }
 
 /// The rule for a return address. `None`: no object holds it (which may change: do not remember it).
 pub(super) fn rule_of(finder: ObjectFinder, return_address: u64, workspace: &mut Workspace) -> Option<Rule> {
     let object = finder.find(return_address.wrapping_sub(1))?;
-    let mut at = |address: u64| {
-        with_row(object, address, workspace, |row, eh_frame| match row {
-            None => Rule::new(Kind::Signal, Register(0), 0, Saved::Lost),
-            Some(row) => pack(row, eh_frame, address),
-        })
+    Some(rule_in(object, return_address, workspace).unwrap_or(Rule::FAIL))
+}
+
+fn rule_in(object: ObjectInfo, return_address: u64, workspace: &mut Workspace) -> Option<Rule> {
+    let sections = Sections::of(object)?;
+    // The call, not what follows it: that may be another function, or another row.
+    let pc = return_address.wrapping_sub(1);
+    let Some(fde) = sections.fde(pc) else {
+        // No function before the return address, and one that starts at it: no call made this. Somebody set up a stack
+        // that returns into a function (glibc's makecontext), and that is where it ends.
+        let next = sections.fde(return_address)?;
+        return (next.initial_address() == return_address).then_some(Rule::END);
     };
-    // Nothing before the return address, but an end at it: a stack that was set up to return into the start of a
-    // function (glibc's makecontext).
-    let end = |rule: &Rule| rule.kind() == Kind::End;
-    Some(at(return_address).or_else(|| at(return_address.wrapping_add(1)).filter(end)).unwrap_or(Rule::FAIL))
+    if fde.is_signal_trampoline() {
+        return Rule::new(Kind::Signal, Register(0), 0, Saved::Lost);
+    }
+    pack(sections.row(&fde, pc, workspace)?, &sections.eh_frame, return_address)
 }
 
 /// Where the function that `return_address` returns into keeps its caller's value of a callee-saved register.
@@ -216,16 +217,16 @@ pub(super) fn saved_register(
     register: u8,
     workspace: &mut Workspace,
 ) -> Option<Saved> {
-    let object = finder.find(return_address.wrapping_sub(1))?;
-    with_row(object, return_address, workspace, |row, eh_frame| {
-        Some(saved(row?.register(Register(u16::from(register))), eh_frame))
-    })
+    let pc = return_address.wrapping_sub(1);
+    let sections = Sections::of(finder.find(pc)?)?;
+    let row = sections.row(&sections.fde(pc)?, pc, workspace)?;
+    Some(saved(row.register(Register(u16::from(register))), &sections.eh_frame))
 }
 
-fn pack(row: &UnwindTableRow<usize, FixedStorage>, eh_frame: &EhFrame<Reader>, return_address: u64) -> Option<Rule> {
+fn pack(row: &Row, eh_frame: &EhFrame<Reader>, return_address: u64) -> Option<Rule> {
     match row.register(RETURN_ADDRESS) {
         Some(RegisterRule::Offset(-8)) => {}
-        Some(RegisterRule::Undefined) => return Rule::new(Kind::End, Register(0), 0, Saved::Lost),
+        Some(RegisterRule::Undefined) => return Some(Rule::END),
         _ => return None,
     }
     let rbp = saved(row.register(RBP), eh_frame);
@@ -248,7 +249,7 @@ fn pack(row: &UnwindTableRow<usize, FixedStorage>, eh_frame: &EhFrame<Reader>, r
     }
 }
 
-fn cfa_offset(row: &UnwindTableRow<usize, FixedStorage>) -> Option<i64> {
+fn cfa_offset(row: &Row) -> Option<i64> {
     match row.cfa() {
         CfaRule::RegisterAndOffset { offset, .. } => Some(*offset),
         CfaRule::Expression(_) => None,
@@ -281,4 +282,59 @@ fn bytes<'a>(expression: &UnwindExpression<usize>, eh_frame: &'a EhFrame<Reader>
 /// A signed LEB128 number of one byte.
 fn sleb(byte: u8) -> i64 {
     i64::from((byte << 1) as i8 >> 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rule_keeps_what_was_packed() {
+        for kind in [Kind::Rsp, Kind::Rbp, Kind::Drap, Kind::Other, Kind::End, Kind::Signal, Kind::Fail] {
+            for cfa in [8, -8, 40_000, -40_000, i64::from(i32::MAX)] {
+                for rbp in [Saved::Same, Saved::AtCfa(-16), Saved::AtCfa(-32_768), Saved::AtRbp(8), Saved::Lost] {
+                    let rule = Rule::new(kind, Register(12), cfa, rbp).expect("fits");
+                    assert_eq!((rule.kind(), rule.cfa_offset() as i64, rule.rbp()), (kind, cfa, rbp));
+                    assert_eq!(rule.register(), 12);
+                }
+            }
+        }
+        assert_eq!(Rule::new(Kind::Rsp, RSP, 1 << 31, Saved::Same), None);
+        let far = Rule::new(Kind::Rsp, RSP, 8, Saved::AtCfa(-32_769)).expect("fits");
+        assert_eq!(far.rbp(), Saved::Lost, "an offset that does not fit is not another offset");
+    }
+
+    #[test]
+    fn one_byte_numbers_are_signed() {
+        let expected = [(0u8, 0), (1, 1), (0x3f, 63), (0x40, -64), (0x78, -8), (0x7f, -1)];
+        for (byte, value) in expected {
+            assert_eq!(sleb(byte), value);
+        }
+    }
+
+    /// Both ways to find an object, for code of this program and of libc, and for what is no code.
+    #[test]
+    fn finders_agree() {
+        let symbol = |name: &core::ffi::CStr| {
+            // SAFETY: a plain call with a C string.
+            unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) }
+        };
+        let (new, old) = (symbol(c"_dl_find_object"), symbol(c"dl_iterate_phdr"));
+        // SAFETY: the loader's functions of these names.
+        let finders = unsafe {
+            [ObjectFinder::new(new, core::ptr::null_mut()), ObjectFinder::new(core::ptr::null_mut(), old)]
+        };
+        let mut workspace = Workspace::new();
+        for pc in [finders_agree as *const () as u64 + 4, symbol(c"qsort") as u64 + 1, symbol(c"malloc") as u64 + 1] {
+            let [by_loader, by_phdr] = finders.map(|f| f.find(pc).expect("code").eh_frame_hdr);
+            assert_eq!(by_loader, by_phdr);
+            let rules = finders.map(|f| rule_of(f, pc + 1, &mut workspace));
+            assert_eq!(rules[0], rules[1]);
+            assert!(rules[0].is_some_and(|r| r.kind() != Kind::Fail));
+        }
+        let stack = &raw const workspace as u64;
+        for pc in [0, 1, stack, u64::MAX, 1 << 47] {
+            assert_eq!(finders.map(|f| f.find(pc)), [None, None], "{pc:x}");
+        }
+    }
 }

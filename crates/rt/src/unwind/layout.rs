@@ -16,9 +16,9 @@ use super::stack::StackRange;
 use super::walk::{Scratch, Spare};
 use super::{MAX_FRAMES, Registers};
 
-const LOG2_SETS: u32 = 9;
+const LOG2_SETS: u32 = 8;
 const SETS: usize = 1 << LOG2_SETS;
-const WAYS: usize = 2;
+const WAYS: usize = 4;
 
 /// How many slots a layout holds: return addresses, in fours, then saved registers.
 const SLOTS: usize = 112;
@@ -53,8 +53,12 @@ pub struct ThreadCache {
     own_low: Cell<u64>,
     own_high: Cell<u64>,
     next_way: Cell<u32>,
+    /// For each set, which way to try first.
+    first_ways: [Cell<u8>; SETS],
     scratch: UnsafeCell<Scratch>,
     spare: UnsafeCell<Spare>,
+    /// The layout of the walk at hand.
+    draft: Layout,
     layouts: [[Layout; WAYS]; SETS],
 }
 
@@ -166,6 +170,25 @@ impl Layout {
         self.rbp_mask.set(-i8::from(live_rbp));
         Some(())
     }
+
+    /// Takes over all but the rsp.
+    ///
+    /// # Safety
+    /// Nobody else uses the layouts.
+    unsafe fn copy_from(&self, other: &Self) {
+        self.key.set(other.key.get());
+        self.seed.set(other.seed.get());
+        self.return_addresses.set(other.return_addresses.get());
+        self.saved_registers.set(other.saved_registers.get());
+        self.rbp_mask.set(other.rbp_mask.get());
+        let used = usize::from(self.return_addresses.get()).next_multiple_of(GROUP)
+            + usize::from(self.saved_registers.get());
+        // SAFETY: this function's contract.
+        let (to, from) = unsafe { (&mut *self.slots.get(), &*other.slots.get()) };
+        if let (Some(to), Some(from)) = (to.get_mut(..used), from.get(..used)) {
+            to.copy_from_slice(from);
+        }
+    }
 }
 
 /// What a walk read, in the order that it read it.
@@ -180,12 +203,17 @@ fn key(return_address: u64, epoch: u16) -> u64 {
     return_address ^ u64::from(epoch) << 48
 }
 
-/// See [`super::Unwinder::signature`].
+/// See [`super::Unwinder::recall`].
 ///
 /// # Safety
 /// As there.
 #[inline(always)]
-pub(super) unsafe fn signature(cache: &ThreadCache, epoch: u16, regs: Registers) -> Option<NonZeroU64> {
+pub(super) unsafe fn recall<T>(
+    cache: &ThreadCache,
+    epoch: u16,
+    regs: Registers,
+    mut lookup: impl FnMut(NonZeroU64) -> Option<T>,
+) -> Option<T> {
     if cache.busy.load(Ordering::Relaxed) != 0 {
         return None;
     }
@@ -195,11 +223,22 @@ pub(super) unsafe fn signature(cache: &ThreadCache, epoch: u16, regs: Registers)
     let return_address = unsafe { *(regs.rsp as *const u64) };
     let key = key(return_address, epoch);
     let mut found = None;
-    for layout in cache.set(return_address, regs.rsp) {
+    let (set, first) = cache.set(return_address, regs.rsp);
+    // The way that was right last time comes first.
+    let hint = usize::from(first.get());
+    for i in 0..WAYS {
+        let way = (hint + i) % WAYS;
+        // SAFETY: below `WAYS`.
+        let layout = unsafe { set.get_unchecked(way) };
         if layout.rsp.load(Ordering::Relaxed) == regs.rsp && layout.key.get() == key {
             // SAFETY: remembered for this rsp; the stack is alive by the caller's contract.
-            found = Some(unsafe { layout.signature(regs) });
-            break;
+            found = lookup(unsafe { layout.signature(regs) });
+            if found.is_some() {
+                if i != 0 {
+                    first.set(way as u8);
+                }
+                break;
+            }
         }
     }
     compiler_fence(Ordering::SeqCst);
@@ -234,11 +273,11 @@ impl ThreadCache {
     }
 
     #[inline(always)]
-    fn set(&self, return_address: u64, rsp: u64) -> &[Layout; WAYS] {
+    fn set(&self, return_address: u64, rsp: u64) -> (&[Layout; WAYS], &Cell<u8>) {
         let mixed = (return_address ^ rsp << 20).wrapping_mul(0x9E37_79B9_7F4A_7C15);
         let index = (mixed >> (64 - LOG2_SETS)) as usize & (SETS - 1);
         // SAFETY: masked.
-        unsafe { self.layouts.get_unchecked(index) }
+        unsafe { (self.layouts.get_unchecked(index), self.first_ways.get_unchecked(index)) }
     }
 
     /// Takes the cache for a walk that starts at `rsp`; `None` if an interrupted hook of this thread has it.
@@ -268,22 +307,32 @@ impl ThreadCache {
         // SAFETY: the hook's return address is there.
         let return_address = unsafe { *(regs.rsp as *const u64) };
         let key = key(return_address, epoch);
-        let layout = self.victim(self.set(return_address, regs.rsp), regs.rsp, key)?;
-        layout.rsp.store(0, Ordering::Relaxed);
-        compiler_fence(Ordering::SeqCst);
+        let (set, _) = self.set(return_address, regs.rsp);
         // SAFETY: the claim keeps other users away.
-        unsafe { layout.fill(key, regs.rsp, read) }?;
-        compiler_fence(Ordering::SeqCst);
-        layout.rsp.store(regs.rsp, Ordering::Relaxed);
-        // SAFETY: just remembered for this rsp; the stack is alive by the caller's contract.
+        unsafe { self.draft.fill(key, regs.rsp, read) }?;
+        let same = set.iter().find(|l| {
+            l.rsp.load(Ordering::Relaxed) == regs.rsp && l.key.get() == key && l.seed.get() == self.draft.seed.get()
+        });
+        let layout = match same {
+            Some(layout) => layout,
+            None => {
+                let layout = self.victim(set)?;
+                layout.rsp.store(0, Ordering::Relaxed);
+                compiler_fence(Ordering::SeqCst);
+                // SAFETY: as above.
+                unsafe { layout.copy_from(&self.draft) };
+                compiler_fence(Ordering::SeqCst);
+                layout.rsp.store(regs.rsp, Ordering::Relaxed);
+                layout
+            }
+        };
+        // SAFETY: remembered for this rsp; the stack is alive by the caller's contract.
         Some(unsafe { layout.signature(regs) })
     }
 
-    /// The entry for the same key, or an empty one, or each in turn.
-    fn victim<'s>(&self, set: &'s [Layout; WAYS], rsp: u64, key: u64) -> Option<&'s Layout> {
-        let same = set.iter().find(|l| l.rsp.load(Ordering::Relaxed) == rsp && l.key.get() == key);
-        let empty = || set.iter().find(|l| l.rsp.load(Ordering::Relaxed) == 0);
-        same.or_else(empty).or_else(|| {
+    /// An empty entry, or each in turn.
+    fn victim<'s>(&self, set: &'s [Layout; WAYS]) -> Option<&'s Layout> {
+        set.iter().find(|l| l.rsp.load(Ordering::Relaxed) == 0).or_else(|| {
             let turn = self.next_way.get();
             self.next_way.set(turn.wrapping_add(1));
             set.get(turn as usize % WAYS)
@@ -324,5 +373,146 @@ impl Drop for Claim<'_> {
     fn drop(&mut self) {
         compiler_fence(Ordering::SeqCst);
         self.flag.store(0, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn empty_cache() -> Box<ThreadCache> {
+        let layout = std::alloc::Layout::new::<ThreadCache>();
+        // SAFETY: all zero is a valid cache, by its contract.
+        unsafe { Box::from_raw(std::alloc::alloc_zeroed(layout).cast()) }
+    }
+
+    /// A stack of 64 words, with return addresses at words 0, 3, 9, 20 and a saved register at word 5.
+    struct Fake {
+        words: Box<[u64; 64]>,
+        rbp: u64,
+    }
+
+    const RETURNS: [usize; 4] = [0, 3, 9, 20];
+    const SAVED: usize = 5;
+
+    impl Fake {
+        fn new() -> Self {
+            let mut words = Box::new([0x1111u64; 64]);
+            for (i, at) in RETURNS.into_iter().enumerate() {
+                words[at] = 0x5555_0000 + i as u64 * 16;
+            }
+            let rsp = words.as_ptr() as u64;
+            words[SAVED] = rsp + 160;
+            Self { words, rbp: rsp + 64 }
+        }
+
+        fn regs(&self) -> Registers {
+            Registers { rsp: self.words.as_ptr() as u64, rbp: self.rbp }
+        }
+
+        fn remember(&self, cache: &ThreadCache, returns: &[usize], live: bool) -> Option<NonZeroU64> {
+            let rsp = self.regs().rsp;
+            let slots: Vec<u64> = returns.iter().map(|w| rsp + *w as u64 * 8).collect();
+            let used = [rsp + SAVED as u64 * 8, 0];
+            let read = Read { return_address_slots: &slots, used_at: &used[..1 + usize::from(live)] };
+            // SAFETY: the slots lie in `words`; nobody else uses the cache.
+            unsafe { cache.remember(0, self.regs(), &read) }
+        }
+
+        fn offered(&self, cache: &ThreadCache, epoch: u16) -> Vec<NonZeroU64> {
+            let mut all = Vec::new();
+            // SAFETY: as above.
+            let _: Option<()> = unsafe {
+                recall(cache, epoch, self.regs(), |s| {
+                    all.push(s);
+                    None
+                })
+            };
+            all
+        }
+    }
+
+    #[test]
+    fn a_signature_changes_with_everything_that_a_walk_depends_on() {
+        let cache = empty_cache();
+        let mut fake = Fake::new();
+        let first = fake.remember(&cache, &RETURNS, true).expect("fits");
+        assert_eq!(fake.offered(&cache, 0), [first]);
+        for word in 1..64 {
+            let old = fake.words[word];
+            fake.words[word] ^= 1 << 12;
+            let matters = RETURNS.contains(&word) || word == SAVED;
+            assert_eq!(fake.offered(&cache, 0)[0] != first, matters, "word {word}");
+            fake.words[word] = old;
+        }
+        fake.rbp += 8;
+        assert_ne!(fake.offered(&cache, 0), [first], "the live rbp");
+        fake.rbp -= 8;
+        assert_eq!(fake.offered(&cache, 1), [], "another epoch");
+        fake.words[0] ^= 16;
+        assert_eq!(fake.offered(&cache, 0), [], "another caller");
+    }
+
+    #[test]
+    fn layouts_of_one_key_are_offered_beside_each_other() {
+        let cache = empty_cache();
+        let fake = Fake::new();
+        let shorter = fake.remember(&cache, &RETURNS[..3], false).expect("fits");
+        let longer = fake.remember(&cache, &RETURNS, false).expect("fits");
+        let live = fake.remember(&cache, &RETURNS, true).expect("fits");
+        assert_eq!(fake.remember(&cache, &RETURNS, false), Some(longer), "known already");
+        assert!(shorter != longer && longer != live && shorter != live);
+        let mut offered = fake.offered(&cache, 0);
+        offered.sort_unstable();
+        let mut expected = [shorter, longer, live];
+        expected.sort_unstable();
+        assert_eq!(offered, expected);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_not_remembered() {
+        let cache = empty_cache();
+        let fake = Fake::new();
+        let rsp = fake.regs().rsp;
+        let far = [rsp, rsp + (1 << 19)];
+        let many = vec![rsp; SLOTS + 1];
+        for slots in [&far[..], &many] {
+            let read = Read { return_address_slots: slots, used_at: &[] };
+            // SAFETY: nothing is read where nothing is remembered.
+            assert_eq!(unsafe { cache.remember(0, fake.regs(), &read) }, None);
+        }
+        assert_eq!(fake.offered(&cache, 0), []);
+    }
+
+    #[test]
+    fn an_interrupted_hook_keeps_the_cache_until_its_frame_is_gone() {
+        let cache = empty_cache();
+        cache.set_stack(StackRange { low: 0x1000, high: 0x9000 });
+        // SAFETY: this thread's cache; each claim ends before the next step.
+        unsafe {
+            let outer = cache.claim(0x5000).expect("free");
+            assert!(cache.claim(0x4000).is_none(), "a handler below");
+            assert!(cache.claim(0x20000).is_none(), "a handler on another stack");
+            let spare = cache.claim_spare(0x4000).expect("free");
+            assert!(cache.claim_spare(0x3000).is_none(), "a handler in a handler");
+            // Both are left by siglongjmp.
+            core::mem::forget((outer, spare));
+            let later = cache.claim(0x5000).expect("the frame is gone");
+            assert!(cache.claim_spare(0x4000).is_some(), "and so is the handler's");
+            drop(later);
+            assert!(cache.claim(0x2000).is_some(), "free again");
+        }
+    }
+
+    #[test]
+    fn another_stack_empties_the_cache() {
+        let cache = empty_cache();
+        let fake = Fake::new();
+        cache.set_stack(StackRange { low: 0, high: u64::MAX });
+        let signature = fake.remember(&cache, &RETURNS, false).expect("fits");
+        cache.set_stack(StackRange { low: 0, high: u64::MAX });
+        assert_eq!(fake.offered(&cache, 0), [signature]);
+        cache.set_stack(StackRange { low: 0, high: 0x7000_0000_0000 });
+        assert_eq!(fake.offered(&cache, 0), []);
     }
 }

@@ -9,15 +9,16 @@
 //! A full walk therefore reads a *layout*: the stack slots of the return addresses, and the slots of those saved
 //! registers that some frame computes its CFA from. If a later call finds the same return addresses in the same slots,
 //! and the same register values relative to rsp, a full walk would take the same steps (induction from the leaf), so
-//! it need not be taken. [`Unwinder::signature`] loads all slots of the layout that this thread last saw for
-//! (return address, rsp) in parallel and mixes them with the layout itself into one 64-bit number. The caller maps
-//! signatures to stacks, and enters a signature only with the frames that [`Unwinder::walk`] returned beside it: a hit
-//! is then right up to a collision of 64 bits.
+//! it need not be taken. [`Unwinder::recall`] loads all slots of a layout that this thread saw before for
+//! (return address, rsp) in parallel and mixes them with the layout itself into one 64-bit number, the signature. The
+//! caller maps signatures to stacks, and enters a signature only with the frames that [`Unwinder::walk`] returned
+//! beside it: a hit is then right up to a collision of 64 bits. A few layouts are kept for each key (recursive programs
+//! reach the same place over different paths); `recall` offers their signatures until the caller knows one.
 //!
 //! ```text
-//!   hook: rsp, rbp ── signature() ── Some(s) ── caller's table has s ──> stack id        (the hot path)
-//!                         │                          │ no
-//!                         └──── None ────────────────┴── walk() ──> frames, signature ──> intern frames, enter signature
+//!   hook: rsp, rbp ── recall() ── caller's table knows a signature ──> stack id        (the hot path)
+//!                        │ no
+//!                        └──> walk() ──> frames, signature ──> intern frames, enter signature
 //! ```
 //!
 //! # Use in a hook
@@ -31,7 +32,7 @@
 //! (*cache).set_stack(stack_of(rsp));   // or a range that the caller knows; without it, walks are right but slow
 //! // at every event; rsp as at the entry of the hook (it points at the return address)
 //! let regs = Registers { rsp, rbp };
-//! let site = match UNWINDER.signature(cache, regs).and_then(|s| sites.get(s)) {
+//! let site = match UNWINDER.recall(cache, regs, |signature| sites.get(signature)) {
 //!     Some(site) => site,
 //!     None => {
 //!         let mut frames = [0; MAX_FRAMES];
@@ -97,7 +98,7 @@ pub enum WalkEnd {
 pub struct Walked {
     /// How many entries of the buffer are set, leaf first; at least 1.
     pub frames: usize,
-    /// What [`Unwinder::signature`] returns for this stack until the layout is replaced; `None` if it cannot.
+    /// What [`Unwinder::recall`] offers for this stack until the layout is replaced; `None` if it cannot.
     pub signature: Option<NonZeroU64>,
     /// A hash of the frames alone: the same in every thread, and for every layout.
     pub stack_hash: u64,
@@ -136,7 +137,6 @@ pub struct Unwinder {
     counts: Counts,
 }
 
-#[derive(Default)]
 struct Counts {
     walks: AtomicU64,
     too_deep: AtomicU64,
@@ -150,19 +150,11 @@ impl Unwinder {
     /// An unwinder that finds nothing until [`Unwinder::install`].
     #[must_use]
     pub const fn new() -> Self {
-        const ZERO: AtomicU64 = AtomicU64::new(0);
         Self {
             rules: rules::RuleTable::new(),
             finder: objects::FinderCell::new(),
             epoch: AtomicU32::new(0),
-            counts: Counts {
-                walks: ZERO,
-                too_deep: ZERO,
-                no_rule: ZERO,
-                bad_stack: ZERO,
-                unremembered: ZERO,
-                reused_frames: ZERO,
-            },
+            counts: Counts::new(),
         }
     }
 
@@ -184,22 +176,39 @@ impl Unwinder {
         self.epoch.load(Ordering::Relaxed) as u16
     }
 
-    /// A number that stands for the current stack, if this thread remembers its layout; `None` asks for a walk.
+    /// Offers `lookup` each number that may stand for the current stack (mostly one), until it knows one and answers
+    /// `Some`; `None` asks for a walk.
     ///
     /// # Safety
     /// `cache` is this thread's (zeroed at first, see [`ThreadCache`]), `regs` are those at the entry of a hook whose
-    /// caller is still suspended in it.
+    /// caller is still suspended in it. `lookup` does not call the unwinder.
+    #[inline(always)]
+    #[must_use]
+    pub unsafe fn recall<T>(
+        &self,
+        cache: *const ThreadCache,
+        regs: Registers,
+        lookup: impl FnMut(NonZeroU64) -> Option<T>,
+    ) -> Option<T> {
+        // SAFETY: passed on.
+        unsafe { layout::recall(&*cache, self.epoch(), regs, lookup) }
+    }
+
+    /// The first number that [`Unwinder::recall`] would offer.
+    ///
+    /// # Safety
+    /// As for [`Unwinder::recall`].
     #[inline(always)]
     #[must_use]
     pub unsafe fn signature(&self, cache: *const ThreadCache, regs: Registers) -> Option<NonZeroU64> {
         // SAFETY: passed on.
-        unsafe { layout::signature(&*cache, self.epoch(), regs) }
+        unsafe { self.recall(cache, regs, Some) }
     }
 
     /// Walks the whole stack by the unwind rules, writes the frames, and remembers the layout.
     ///
     /// # Safety
-    /// As for [`Unwinder::signature`].
+    /// As for [`Unwinder::recall`].
     #[cold]
     #[inline(never)]
     pub unsafe fn walk(
@@ -214,10 +223,10 @@ impl Unwinder {
         walked
     }
 
-    /// Walks the whole stack from nothing and remembers nothing: the oracle for [`Unwinder::signature`].
+    /// Walks the whole stack from nothing and remembers nothing: the oracle for [`Unwinder::recall`].
     ///
     /// # Safety
-    /// As for [`Unwinder::signature`].
+    /// As for [`Unwinder::recall`].
     #[inline(never)]
     pub unsafe fn walk_afresh(
         &self,
@@ -253,6 +262,17 @@ impl Default for Unwinder {
 }
 
 impl Counts {
+    const fn new() -> Self {
+        Self {
+            walks: AtomicU64::new(0),
+            too_deep: AtomicU64::new(0),
+            no_rule: AtomicU64::new(0),
+            bad_stack: AtomicU64::new(0),
+            unremembered: AtomicU64::new(0),
+            reused_frames: AtomicU64::new(0),
+        }
+    }
+
     fn count(&self, walked: &Walked) {
         self.walks.fetch_add(1, Ordering::Relaxed);
         match walked.end {

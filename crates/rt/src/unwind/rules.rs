@@ -85,3 +85,51 @@ impl RuleTable {
         self.evicted.load(Ordering::Relaxed)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashMap;
+
+    #[test]
+    fn answers_only_what_was_inserted_in_this_epoch() {
+        // A megabyte: too much for a test's stack.
+        static TABLE: RuleTable = RuleTable::new();
+        let table = &TABLE;
+        let mut model = HashMap::new();
+        let mut state = 1u64;
+        for i in 0..200_000u64 {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            // 300,000 addresses in 65,536 entries: lines overflow.
+            let address = 0x5555_0000_0000 + (state >> 33) % 300_000 * 5;
+            let epoch = (i / 100_000) as u16;
+            // As in life: the rule follows from the address, until other code is there.
+            let rule = Rule(mix(address + i / 100_000) | 1);
+            table.insert(address, epoch, rule);
+            model.insert((address, epoch), rule);
+            assert_eq!(table.get(address, epoch), Some(rule), "the newest is there");
+        }
+        let mut kept = 0;
+        for (&(address, epoch), &rule) in &model {
+            if let Some(found) = table.get(address, epoch) {
+                assert_eq!(found, rule, "{address:x} in epoch {epoch}");
+                kept += 1;
+            }
+            assert_eq!(table.get(address, 7), None, "another epoch");
+        }
+        assert!(kept > LINES * WAYS / 2 && table.evicted() > 0, "{kept} kept");
+        assert_eq!(table.get(0, 0), None, "an empty entry is no rule");
+    }
+
+    #[test]
+    fn a_torn_entry_is_no_rule() {
+        // A megabyte: too much for a test's stack.
+        static TABLE: RuleTable = RuleTable::new();
+        let table = &TABLE;
+        table.insert(0x1000, 0, Rule(0x21));
+        let line = &table.lines[line_of(0x1000)];
+        // Another writer has stored its rule, and not yet its key.
+        line.0[0][1].store(0x31, Ordering::Relaxed);
+        assert_eq!(table.get(0x1000, 0), None);
+    }
+}

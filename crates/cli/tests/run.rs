@@ -1,0 +1,256 @@
+//! The command as a user runs it: exit codes, signals, wrong input, files.
+
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::OnceLock;
+
+fn leakscope() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_leakscope"));
+    command.env_remove("LEAKSCOPE_OPTS").env("HOME", env!("CARGO_TARGET_TMPDIR"));
+    command
+}
+
+fn run(words: &[&str]) -> Output {
+    leakscope().arg("run").args(words).output().unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn scratch() -> tempfile::TempDir {
+    tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
+}
+
+/// A program that leaks 3 blocks of 100 bytes, then does what its first argument says.
+fn leaky() -> &'static str {
+    static PATH: OnceLock<PathBuf> = OnceLock::new();
+    let path = PATH.get_or_init(|| {
+        let directory = Path::new(env!("CARGO_TARGET_TMPDIR"));
+        let (source, path) = (directory.join("leaky.c"), directory.join(format!("leaky-{}", std::process::id())));
+        std::fs::write(&source, LEAKY).unwrap();
+        let status = Command::new("gcc").args(["-g", "-O0", "-pthread", "-o"]).arg(&path).arg(&source).status().unwrap();
+        assert!(status.success());
+        path
+    });
+    path.to_str().unwrap()
+}
+
+const LEAKY: &str = r#"
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+static volatile int got;
+static void on_signal(int number) { got = number; }
+static void *volatile sink;
+__attribute__((noinline)) static void leak(void) {
+    for (int i = 0; i < 3; i++) sink = malloc(100);
+    sink = NULL;
+}
+int main(int argc, char **argv) {
+    leak();
+    if (argc > 2) {
+        int wanted = atoi(argv[2]);
+        struct sigaction action = {.sa_handler = on_signal};
+        sigaction(wanted, &action, NULL);
+        sigset_t blocked, old;
+        sigemptyset(&blocked);
+        sigaddset(&blocked, wanted);
+        sigprocmask(SIG_BLOCK, &blocked, &old);
+        puts("ready");
+        fflush(stdout);
+        while (!got) sigsuspend(&old);
+    }
+    return argc > 1 ? atoi(argv[1]) : 0;
+}
+"#;
+
+#[test]
+fn exit_codes() {
+    for (words, expected) in [
+        (&[leaky(), "0"][..], 0),
+        (&[leaky(), "7"], 7),
+        (&["--error-exitcode=99", leaky(), "7"], 99),
+        (&["--error-exitcode=99", "--errors-for-leak-kinds=reachable", leaky(), "7"], 7),
+        (&["--error-exitcode=99", "true"], 0),
+        (&["--error-exitcode=99", "false"], 1),
+    ] {
+        let output = run(words);
+        assert_eq!(output.status.code(), Some(expected), "{words:?}: {}", stderr(&output));
+    }
+}
+
+#[test]
+fn the_report_names_the_leak() {
+    let output = run(&[leaky()]);
+    let text = stderr(&output);
+    assert!(text.contains("300 bytes in 3 blocks are definitely lost"), "{text}");
+    assert!(text.contains("leak (leaky.c:12)"), "{text}");
+    assert!(output.stdout.is_empty());
+}
+
+#[test]
+fn a_deadly_signal_is_passed_on_after_the_report() {
+    let output = run(&["sh", "-c", "kill -USR1 $$"]);
+    assert_eq!(output.status.signal(), Some(libc::SIGUSR1), "{}", stderr(&output));
+    assert!(stderr(&output).contains("==") && stderr(&output).contains("SIGUSR1"), "{}", stderr(&output));
+    assert!(!output.status.core_dumped());
+}
+
+/// Starts `leaky` waiting for a signal; gives the child once the program is ready.
+fn waiting(signal: i32, code: &str) -> Child {
+    let mut child = leakscope()
+        .args(["run", leaky(), code, &signal.to_string()])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!(line, "ready\n");
+    child
+}
+
+#[test]
+fn signals_from_processes_go_on_to_the_program() {
+    for signal in [libc::SIGTERM, libc::SIGHUP, libc::SIGINT, libc::SIGUSR1] {
+        let mut child = waiting(signal, "5");
+        // SAFETY: the process is our child and not waited for.
+        assert_eq!(unsafe { libc::kill(child.id() as i32, signal) }, 0);
+        let mut text = String::new();
+        child.stderr.take().unwrap().read_to_string(&mut text).unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(5), "signal {signal}: {text}");
+        assert!(text.contains("300 bytes in 3 blocks are definitely lost"), "{text}");
+    }
+}
+
+#[test]
+fn snapshots_of_a_waiting_program() {
+    let mut child = waiting(libc::SIGTERM, "0");
+    // The traced program is the launcher's only child.
+    let path = format!("/proc/{0}/task/{0}/children", child.id());
+    let pid = std::fs::read_to_string(path).unwrap().trim().to_owned();
+    let output = leakscope().args(["snapshot", &pid]).output().unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.contains("300 bytes in 3 blocks are definitely lost"), "{text}");
+    // SAFETY: as above.
+    assert_eq!(unsafe { libc::kill(child.id() as i32, libc::SIGTERM) }, 0);
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn wrong_input_has_one_sentence_and_exit_code_2() {
+    let directory = scratch();
+    let at = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
+    std::fs::write(at("bad.supp"), "{\n   name\n   Memcheck:Leak\n   fnu:malloc\n}\n").unwrap();
+    std::fs::write(at("foreign.leak"), "this is something else entirely").unwrap();
+    let (supp, missing_supp) = (format!("--suppressions={}", at("bad.supp")), format!("--suppressions={}", at("none")));
+    let nowhere = at("no/such/file.leak");
+    let foreign = at("foreign.leak");
+    let none = at("none.leak");
+    let log = format!("--log-file={}", at("no/such/log"));
+    for (words, expected) in [
+        (&["run", "no-such-program"][..], "no such program"),
+        (&["run", "/"], "directory"),
+        (&["run", &supp, "true"], "bad.supp:4"),
+        (&["run", &missing_supp, "true"], "cannot read the suppression file"),
+        (&["run", "-o", &nowhere, "true"], "cannot write there"),
+        (&["run", &log, "true"], "cannot create the log file"),
+        (&["run", "--log-fd=77", "true"], "file descriptor 77"),
+        (&["run", "--xml=yes", "true"], "--xml-file"),
+        (&["run", "--log-file=%q{NOT_SET_AT_ALL}", "true"], "NOT_SET_AT_ALL is not set"),
+        (&["run", "--num-callers=none", "true"], "--num-callers"),
+        (&["report", &none], "cannot read the recording"),
+        (&["report", &foreign], "foreign.leak"),
+        (&["snapshot", "8388608"], "no such process"),
+        (&["frobnicate"], "frobnicate"),
+    ] {
+        let output = leakscope().args(words).output().unwrap();
+        let text = stderr(&output);
+        assert_eq!(output.status.code(), Some(2), "{words:?}: {text}");
+        assert!(text.contains(expected), "{words:?}: {text}");
+        assert!(output.stdout.is_empty(), "{words:?}");
+    }
+}
+
+#[test]
+fn a_full_disk_is_told_and_the_program_still_runs_to_its_end() {
+    let directory = scratch();
+    let done = directory.path().join("done");
+    let script = format!("echo done > {}", done.display());
+    let output = run(&["-o", "/dev/full", "sh", "-c", &script]);
+    let text = stderr(&output);
+    assert_eq!(output.status.code(), Some(2), "{text}");
+    assert!(text.contains("/dev/full: cannot write the report") && text.contains("No space left"), "{text}");
+    assert_eq!(std::fs::read_to_string(done).unwrap(), "done\n");
+}
+
+#[test]
+fn a_broken_pipe_is_no_error() {
+    let mut child = leakscope().args(["run", leaky(), "3"]).stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stderr.take());
+    assert_eq!(child.wait().unwrap().code(), Some(3));
+}
+
+#[test]
+fn a_recording_gives_the_same_report_again() {
+    let directory = scratch();
+    let path = directory.path().join("r.leak");
+    let first = run(&["-o", path.to_str().unwrap(), leaky()]);
+    let again = leakscope().arg("report").arg(&path).output().unwrap();
+    assert!(again.status.success(), "{}", stderr(&again));
+    assert_eq!(String::from_utf8_lossy(&again.stdout), stderr(&first));
+    let names: Vec<_> = std::fs::read_dir(directory.path()).unwrap().collect();
+    assert_eq!(names.len(), 1, "no temporary file is left");
+    // Cut in the middle it still gives a sentence, not a panic.
+    let bytes = std::fs::read(&path).unwrap();
+    std::fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
+    let cut = leakscope().arg("report").arg(&path).output().unwrap();
+    assert!(matches!(cut.status.code(), Some(0 | 2)) && stderr(&cut).contains("r.leak"), "{}", stderr(&cut));
+}
+
+#[test]
+fn log_files_and_xml_files_have_patterns() {
+    let directory = scratch();
+    let pattern = |suffix: &str| format!("{}/%q{{MARK}}.%p.{suffix}", directory.path().display());
+    let output = leakscope()
+        .env("MARK", "mark")
+        .args(["run", &format!("--log-file={}", pattern("log")), "--xml=yes", &format!("--xml-file={}", pattern("xml")), leaky()])
+        .output()
+        .unwrap();
+    assert!(output.status.success() && output.stderr.is_empty(), "{}", stderr(&output));
+    let mut found: Vec<(String, String)> = std::fs::read_dir(directory.path())
+        .unwrap()
+        .map(|entry| entry.unwrap())
+        .map(|entry| (entry.file_name().into_string().unwrap(), std::fs::read_to_string(entry.path()).unwrap()))
+        .collect();
+    found.sort();
+    let [(log_name, log), (xml_name, xml)] = &found[..] else { panic!("{found:?}") };
+    let pid = log_name.strip_prefix("mark.").unwrap().strip_suffix(".log").unwrap();
+    assert!(pid.parse::<u32>().is_ok() && log.contains(&format!("=={pid}==")), "{log}");
+    assert_eq!(*xml_name, format!("mark.{pid}.xml"));
+    assert!(xml.contains("<kind>Leak_DefinitelyLost</kind>") && xml.ends_with("</valgrindoutput>\n\n") || xml.trim_end().ends_with("</valgrindoutput>"), "{xml}");
+}
+
+#[test]
+fn defaults_come_before_the_command_line() {
+    let home = scratch();
+    std::fs::write(home.path().join(".leakscoperc"), "# mine\n--error-exitcode=41\n--quiet\n").unwrap();
+    let with = |options: &str, words: &[&str]| {
+        leakscope().env("HOME", home.path()).env("LEAKSCOPE_OPTS", options).arg("run").args(words).output().unwrap()
+    };
+    assert_eq!(with("", &[leaky()]).status.code(), Some(41));
+    assert_eq!(with("--error-exitcode=42", &[leaky()]).status.code(), Some(42));
+    assert_eq!(with("--error-exitcode=42", &["--error-exitcode=43", leaky()]).status.code(), Some(43));
+    for wrong in ["--no-such-option", "program", "--"] {
+        let output = with(wrong, &["true"]);
+        if wrong != "--" {
+            assert_eq!(output.status.code(), Some(2), "{wrong}");
+            assert!(stderr(&output).contains("LEAKSCOPE_OPTS"), "{}", stderr(&output));
+        }
+    }
+}
