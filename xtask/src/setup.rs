@@ -32,12 +32,13 @@ const PACKAGES: &[&str] = &[
     "redis-server",
     "redis-tools",
     "sqlite3",
+    "strace",
     "valgrind",
     "xz-utils",
 ];
 
-/// Nothing here runs these; a comparison without them says so.
-const OPTIONAL: &[&str] = &["clang-19", "llvm-19", "nginx-light", "musl-tools"];
+/// What goes without them says so when it runs.
+const OPTIONAL: &[&str] = &["clang-19", "llvm-19", "nginx-light"];
 
 /// Installs what is missing.
 ///

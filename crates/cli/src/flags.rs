@@ -163,7 +163,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "BYTES", default_value = "0", value_parser = bytes)]
     pub sample: u64,
     /// Which stacks to keep: alloc, free, alloc-and-free, alloc-then-free or none
-    #[arg(long, value_name = "WHICH", default_value = "alloc-and-free", require_equals = true)]
+    #[arg(long, value_name = "WHICH", default_value = "alloc", require_equals = true)]
     pub keep_stacktraces: KeepStacks,
     /// Let the C library release its own blocks before the leak check
     #[arg(long, value_name = "yes|no", default_value = "yes", value_parser = yes_no, require_equals = true, action = ArgAction::Set)]

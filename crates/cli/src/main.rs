@@ -55,15 +55,18 @@ fn parse() -> Result<(Cli, ArgMatches)> {
     Ok((Cli::from_arg_matches(&matches)?, matches))
 }
 
+/// Stands for the program where defaults are parsed alone.
+const PLACEHOLDER: &str = "<program>";
+
 /// Parses defaults alone, so that a mistake in them is not blamed on the command line.
 fn check_defaults(defaults: &defaults::Defaults) -> Result<()> {
     let words = ["leakscope", "run"].map(OsString::from).into_iter().chain(defaults.words.iter().cloned());
     let complain = |what: String| anyhow::anyhow!("{}: {what}; correct it or remove it", defaults.place);
-    match Cli::command().try_get_matches_from(words.chain(["--".into(), "program".into()])) {
+    match Cli::command().try_get_matches_from(words.chain(["--".into(), PLACEHOLDER.into()])) {
         Ok(matches) => {
             let program = matches.subcommand_matches("run").and_then(|run| run.get_many::<OsString>("program"));
             let first = program.into_iter().flatten().next();
-            if first.is_some_and(|first| first != "program") {
+            if first.is_some_and(|first| first != PLACEHOLDER) {
                 return Err(complain(format!("only options may stand there, found `{}`", first.map(|word| word.to_string_lossy()).unwrap_or_default())));
             }
             Ok(())

@@ -4,6 +4,7 @@
 //! A reader that has closed its pipe is not an error.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal, Write};
 use std::os::fd::BorrowedFd;
@@ -115,12 +116,15 @@ impl Outputs {
     }
 
     fn descriptor(&mut self, number: i32) -> Result<&mut File> {
-        if !self.descriptors.contains_key(&number) {
-            let file = descriptor(number)
-                .with_context(|| format!("file descriptor {number}: it is not open for writing; open it (as in {number}>FILE) or choose another"))?;
-            self.descriptors.insert(number, file);
+        match self.descriptors.entry(number) {
+            Entry::Occupied(entry) => Ok(entry.into_mut()),
+            Entry::Vacant(entry) => {
+                let file = descriptor(number).with_context(|| {
+                    format!("file descriptor {number}: it is not open for writing; open it (as in {number}>FILE) or choose another")
+                })?;
+                Ok(entry.insert(file))
+            }
         }
-        self.descriptors.get_mut(&number).context("the descriptor was just opened")
     }
 
     fn log(&mut self, path: &Path) -> Result<&mut File> {

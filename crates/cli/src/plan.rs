@@ -126,9 +126,10 @@ impl View {
 
 /// `--show-leak-kinds` and the two older options that change it, in the order in which they were written.
 fn shown_kinds(args: &ViewArgs, matches: &ArgMatches) -> LeakKindSet {
-    let place = |name: &str| matches.indices_of(name).and_then(|indices| indices.last());
+    let place = |name: &str| matches.indices_of(name).and_then(|mut indices| indices.next_back());
     let set = |kinds: LeakKindSet, kind, on| if on { kinds.with(kind) } else { kinds.without(kind) };
-    let mut steps: Vec<(usize, Box<dyn Fn(LeakKindSet) -> LeakKindSet>)> = Vec::new();
+    type Step = Box<dyn Fn(LeakKindSet) -> LeakKindSet>;
+    let mut steps: Vec<(usize, Step)> = Vec::new();
     if let (Some(kinds), Some(at)) = (args.show_leak_kinds, place("show_leak_kinds")) {
         steps.push((at, Box::new(move |_| kinds)));
     }
@@ -294,7 +295,7 @@ mod tests {
             ("--trace-children=yes", wishes::TRACE_CHILDREN, true),
             ("--run-libc-freeres=no", wishes::RUN_FREERES, false),
             ("--canary=no", wishes::CANARY, false),
-            ("--keep-stacktraces=alloc", wishes::FREE_STACKS, false),
+            ("--keep-stacktraces=alloc-and-free", wishes::FREE_STACKS, true),
             ("--show-realloc-size-zero=yes", wishes::REALLOC_ZERO_IS_MISUSE, true),
             ("--show-mismatched-frees=no", wishes::MISMATCHES, false),
             ("--child-silent-after-fork=yes", wishes::CHILD_SILENT, true),

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::ArgMatches;
 use leakscope_findings::recording::{self, State};
+use leakscope_model::CheckTrigger;
 use leakscope_launch::{End, Ended, Event, Request, Session, cache, die_by_signal, preflight};
 
 use crate::flags::RunArgs;
@@ -34,7 +35,8 @@ pub fn main(args: &RunArgs, matches: &ArgMatches) -> Result<ExitCode> {
         library: library.path.clone(),
         config: config(args),
     })?;
-    let mut run = Run { recorder: Recorder::new(&view), view, outputs, recording: record::empty_recording(), errors: false, failure: None };
+    let follows_exec = args.trace_children;
+    let mut run = Run { follows_exec, recorder: Recorder::new(&view), view, outputs, recording: record::empty_recording(), errors: false, failure: None };
     let end = run.follow(&session, &argv0.to_string_lossy());
     drop(session);
     run.finish(recordings, end)
@@ -46,6 +48,8 @@ struct Run {
     outputs: Outputs,
     recording: leakscope_findings::Recording,
     errors: bool,
+    /// `--trace-children=yes`.
+    follows_exec: bool,
     /// The first thing that went wrong with a report; the program is followed to its end all the same.
     failure: Option<anyhow::Error>,
 }
@@ -88,7 +92,14 @@ impl Run {
     }
 
     fn report(&mut self, ended: &Ended) -> Result<()> {
-        let recorded = self.recorder.record(ended.ledger.file(), recorded_end(ended.end))?;
+        let mut recorded = self.recorder.record(ended.ledger.file(), recorded_end(ended.end))?;
+        // A check before exec is the last one unless exec failed and the program went on.
+        if !self.follows_exec && recorded.checks.last().is_some_and(|check| check.trigger == CheckTrigger::Exec) {
+            recorded.end = recording::End::Exec;
+            if !self.view.quiet {
+                self.say(&format!("process {}: it turned into another program (exec), which was not followed; --trace-children=yes follows it", ended.pid));
+            }
+        }
         if recorded.process.state == State::Failed {
             let reason = if recorded.process.failure.is_empty() { "no reason was given" } else { &recorded.process.failure };
             self.say(&format!("process {}: the injected library could not start ({reason}); the process ran untraced", ended.pid));

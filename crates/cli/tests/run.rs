@@ -1,7 +1,7 @@
 //! The command as a user runs it: exit codes, signals, wrong input, files.
 
 use std::io::{BufRead, BufReader, Read};
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::OnceLock;
@@ -62,7 +62,10 @@ int main(int argc, char **argv) {
         sigprocmask(SIG_BLOCK, &blocked, &old);
         puts("ready");
         fflush(stdout);
-        while (!got) sigsuspend(&old);
+        if (argc > 3) sigprocmask(SIG_SETMASK, &old, NULL);
+        while (!got) {
+            if (argc > 3) free(malloc(10)); else sigsuspend(&old);
+        }
     }
     return argc > 1 ? atoi(argv[1]) : 0;
 }
@@ -88,7 +91,7 @@ fn the_report_names_the_leak() {
     let output = run(&[leaky()]);
     let text = stderr(&output);
     assert!(text.contains("300 bytes in 3 blocks are definitely lost"), "{text}");
-    assert!(text.contains("leak (leaky.c:12)"), "{text}");
+    assert!(text.contains("leak (leaky.c:10)"), "{text}");
     assert!(output.stdout.is_empty());
 }
 
@@ -100,16 +103,30 @@ fn a_deadly_signal_is_passed_on_after_the_report() {
     assert!(!output.status.core_dumped());
 }
 
+/// A process with a group of its own, which is gone when the test is, however that ends.
+struct Guarded(Child);
+
+impl Guarded {
+    fn spawn(command: &mut Command) -> Self {
+        Self(command.process_group(0).spawn().unwrap())
+    }
+}
+
+impl Drop for Guarded {
+    fn drop(&mut self) {
+        // SAFETY: the group is the child's; a group that is gone makes the call fail.
+        unsafe { libc::kill(-(self.0.id() as i32), libc::SIGKILL) };
+        let _ = self.0.wait();
+    }
+}
+
 /// Starts `leaky` waiting for a signal; gives the child once the program is ready.
-fn waiting(signal: i32, code: &str) -> Child {
-    let mut child = leakscope()
-        .args(["run", leaky(), code, &signal.to_string()])
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+fn waiting(signal: i32, more: &[&str]) -> Guarded {
+    let mut command = leakscope();
+    command.args(["run", leaky(), "5", &signal.to_string()]).args(more);
+    let mut child = Guarded::spawn(command.stdout(Stdio::piped()).stderr(Stdio::piped()));
     let mut line = String::new();
-    BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+    BufReader::new(child.0.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
     assert_eq!(line, "ready\n");
     child
 }
@@ -117,7 +134,8 @@ fn waiting(signal: i32, code: &str) -> Child {
 #[test]
 fn signals_from_processes_go_on_to_the_program() {
     for signal in [libc::SIGTERM, libc::SIGHUP, libc::SIGINT, libc::SIGUSR1] {
-        let mut child = waiting(signal, "5");
+        let mut guarded = waiting(signal, &[]);
+        let child = &mut guarded.0;
         // SAFETY: the process is our child and not waited for.
         assert_eq!(unsafe { libc::kill(child.id() as i32, signal) }, 0);
         let mut text = String::new();
@@ -128,8 +146,14 @@ fn signals_from_processes_go_on_to_the_program() {
 }
 
 #[test]
-fn snapshots_of_a_waiting_program() {
-    let mut child = waiting(libc::SIGTERM, "0");
+fn snapshots_of_idle_and_busy_programs() {
+    for more in [&[][..], &["busy"]] {
+        snapshot_of(waiting(libc::SIGTERM, more));
+    }
+}
+
+fn snapshot_of(mut guarded: Guarded) {
+    let child = &mut guarded.0;
     // The traced program is the launcher's only child.
     let path = format!("/proc/{0}/task/{0}/children", child.id());
     let pid = std::fs::read_to_string(path).unwrap().trim().to_owned();
@@ -139,7 +163,48 @@ fn snapshots_of_a_waiting_program() {
     assert!(text.contains("300 bytes in 3 blocks are definitely lost"), "{text}");
     // SAFETY: as above.
     assert_eq!(unsafe { libc::kill(child.id() as i32, libc::SIGTERM) }, 0);
-    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert_eq!(child.wait().unwrap().code(), Some(5));
+}
+
+#[test]
+fn waiting_for_a_daemon_ends_at_the_users_wish() {
+    let directory = scratch();
+    let fifo = directory.path().join("fifo");
+    assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    // The daemon closes its end of the pipe that we read from.
+    let script = format!("(exec 2>&-; read line < {}) & exit 4", fifo.display());
+    let mut child = Guarded::spawn(leakscope().args(["run", "bash", "-c", &script]).stderr(Stdio::piped()));
+    let mut lines = BufReader::new(child.0.stderr.take().unwrap()).lines();
+    assert!(lines.any(|line| line.unwrap().contains("waiting for its children")));
+    // SAFETY: the process is our child and not waited for.
+    assert_eq!(unsafe { libc::kill(child.0.id() as i32, libc::SIGINT) }, 0);
+    let rest: Vec<String> = lines.map(|line| line.unwrap()).collect();
+    assert_eq!(child.0.wait().unwrap().code(), Some(4), "{rest:?}");
+    assert!(rest.iter().any(|line| line.contains("HEAP SUMMARY")), "{rest:?}");
+    // Lets the daemon end.
+    std::fs::write(&fifo, "end\n").unwrap();
+}
+
+#[test]
+fn nobody_waits_for_programs_that_are_not_traced() {
+    let directory = scratch();
+    let fifo = directory.path().join("fifo");
+    assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    // cat holds no end of our pipes and stays until the fifo has been opened and closed.
+    let script = format!("exec 2>&-; cat {} >/dev/null & exit 4", fifo.display());
+    let output = run(&["bash", "-c", &script]);
+    assert_eq!(output.status.code(), Some(4), "{}", stderr(&output));
+    std::fs::write(&fifo, "end\n").unwrap();
+}
+
+#[test]
+fn a_program_that_execs_gets_a_hint() {
+    let script = format!("exec {}", leaky());
+    let output = run(&["sh", "-c", &script]);
+    assert!(stderr(&output).contains("--trace-children=yes"), "{}", stderr(&output));
+    let output = run(&["--trace-children=yes", "sh", "-c", &script]);
+    let text = stderr(&output);
+    assert!(text.contains("300 bytes in 3 blocks are definitely lost") && !text.contains("--trace-children"), "{text}");
 }
 
 #[test]
@@ -248,9 +313,7 @@ fn defaults_come_before_the_command_line() {
     assert_eq!(with("--error-exitcode=42", &["--error-exitcode=43", leaky()]).status.code(), Some(43));
     for wrong in ["--no-such-option", "program", "--"] {
         let output = with(wrong, &["true"]);
-        if wrong != "--" {
-            assert_eq!(output.status.code(), Some(2), "{wrong}");
-            assert!(stderr(&output).contains("LEAKSCOPE_OPTS"), "{}", stderr(&output));
-        }
+        assert_eq!(output.status.code(), Some(2), "{wrong}");
+        assert!(stderr(&output).contains("LEAKSCOPE_OPTS"), "{}", stderr(&output));
     }
 }

@@ -209,18 +209,38 @@ fn glibcs_own_checks_do_not_disturb() {
 }
 
 #[test]
-fn the_target_runs_under_another_tracer() {
-    if !is_leakscope() || !Path::new("/usr/bin/gdb").exists() {
+fn the_target_runs_while_another_tracer_holds_it() {
+    if !is_leakscope() {
         return;
     }
-    // gdb follows into the target, so ptrace is taken, as in a debugging session or a locked-down container.
+    // strace holds every process and thread, so nobody else can use ptrace on them, as in a locked-down container.
     let program = built("c/leak_kinds.c");
-    let run = Run::new("gdb").args([
-        "--nx", "--batch", "-ex", "set follow-fork-mode child", "-ex", "set detach-on-fork off",
-        "-ex", "set schedule-multiple on", "-ex", "run", "--args",
-    ]);
-    let run = run.arg(leakscope_bin()).args(["run", "--show-leak-kinds=all"]).arg(&program);
-    let finished = run.limit(Duration::from_secs(100)).finish().unwrap();
-    let said = String::from_utf8_lossy(&finished.stdout).into_owned() + &finished.stderr;
-    assert!(said.contains("definitely lost"), "{said}");
+    let words = ["-f", "-o", "/dev/null"];
+    let run = Run::new("strace").args(words).arg(leakscope_bin()).arg("run").arg(&program);
+    let finished = run.finish().expect("strace is not installed; next: cargo xtask setup");
+    assert_eq!(finished.ending, Ending::Exit(0), "{}", finished.stderr);
+    assert!(finished.stderr.contains("definitely lost"), "{}", finished.stderr);
+}
+
+#[test]
+fn the_target_sees_its_own_environment_and_arguments() {
+    if !is_leakscope() {
+        return;
+    }
+    let ours = leakscope_bin();
+    let (ours, none): (&str, &[&str]) = (text(&ours), &[]);
+    for (before, program) in [
+        (none, &["env"][..]),
+        // The order of the variables is the program's to see too; std::process::Command would sort them.
+        (&["env", "-i", "Z=1", "HOME=/nonexistent", "A=2", "PATH=/usr/bin:/bin"][..], &["env"][..]),
+        (none, &["sh", "-c", "echo \"$0\" \"$@\"", "a b", "", "*"][..]),
+    ] {
+        let native: Vec<&str> = before.iter().chain(program).copied().collect();
+        let wrapped: Vec<&str> = before.iter().chain(&[ours, "run", "-q", "--"]).chain(program).copied().collect();
+        let output = |words: &[&str]| {
+            let finished = Run::new(words[0]).args(&words[1..]).finish().unwrap();
+            String::from_utf8_lossy(&finished.stdout).into_owned()
+        };
+        assert_eq!(output(&wrapped), output(&native), "{program:?} after {before:?}");
+    }
 }

@@ -338,7 +338,9 @@ pub fn analyse(
     let misuses = misuses::merge(recorded, &stacks, suppressions, options, &mut uses);
     let outcome = outcome(recorded, options);
     let leaks = match &outcome {
-        Outcome::Classified(facts) => leaks::classified(recorded, facts.number, &stacks, suppressions, options, &mut uses),
+        Outcome::Classified(facts) => {
+            leaks::classified(recorded, facts.number, &stacks, suppressions, options, &mut uses)
+        }
         Outcome::NotClassified(_) => leaks::live(recorded, &stacks, options),
         Outcome::NotChecked => leaks::Leaks::default(),
     };
@@ -443,9 +445,7 @@ fn outcome(recorded: &ProcessRecording, options: &Options) -> Outcome {
             recording::State::Failed => format!("recording could not start: {}", recorded.process.failure),
             recording::State::New => "the process never began to record".to_owned(),
             recording::State::Ending => "the process ended during the leak check".to_owned(),
-            recording::State::Running | recording::State::Ended => {
-                "the process ended before a leak check".to_owned()
-            }
+            recording::State::Running | recording::State::Ended => "the process ended before a leak check".to_owned(),
         },
     };
     Outcome::NotClassified(reason)
@@ -501,10 +501,38 @@ fn heap_summary(recorded: &ProcessRecording, outcome: &Outcome) -> HeapSummary {
 /// The name of a signal on Linux x86-64, such as `SIGSEGV`.
 pub fn signal_name(signal: i32) -> String {
     const NAMES: [&str; 32] = [
-        "", "SIGHUP", "SIGINT", "SIGQUIT", "SIGILL", "SIGTRAP", "SIGABRT", "SIGBUS", "SIGFPE", "SIGKILL", "SIGUSR1",
-        "SIGSEGV", "SIGUSR2", "SIGPIPE", "SIGALRM", "SIGTERM", "SIGSTKFLT", "SIGCHLD", "SIGCONT", "SIGSTOP",
-        "SIGTSTP", "SIGTTIN", "SIGTTOU", "SIGURG", "SIGXCPU", "SIGXFSZ", "SIGVTALRM", "SIGPROF", "SIGWINCH",
-        "SIGIO", "SIGPWR", "SIGSYS",
+        "",
+        "SIGHUP",
+        "SIGINT",
+        "SIGQUIT",
+        "SIGILL",
+        "SIGTRAP",
+        "SIGABRT",
+        "SIGBUS",
+        "SIGFPE",
+        "SIGKILL",
+        "SIGUSR1",
+        "SIGSEGV",
+        "SIGUSR2",
+        "SIGPIPE",
+        "SIGALRM",
+        "SIGTERM",
+        "SIGSTKFLT",
+        "SIGCHLD",
+        "SIGCONT",
+        "SIGSTOP",
+        "SIGTSTP",
+        "SIGTTIN",
+        "SIGTTOU",
+        "SIGURG",
+        "SIGXCPU",
+        "SIGXFSZ",
+        "SIGVTALRM",
+        "SIGPROF",
+        "SIGWINCH",
+        "SIGIO",
+        "SIGPWR",
+        "SIGSYS",
     ];
     match usize::try_from(signal).ok().and_then(|number| NAMES.get(number)) {
         Some(name) if !name.is_empty() => (*name).to_owned(),

@@ -24,8 +24,11 @@
 //! * Recursion is collapsed: a cycle of up to four functions that repeats at once is taken once.
 //! * A frame without a name is `FILE+0xOFFSET` (file name of the module, link-time address), and a run of such
 //!   frames of one module is the module's name alone after its first, as the inlining of stripped code is unknown.
-//! * At most the 24 innermost functions count, so that it does not depend on `--num-callers` beyond that.
+//! * The 24 innermost functions count, of the whole recorded stack: `--num-callers` has no part in it.
+//! * A loss record that merges several stacks has the least of their fingerprints. Two records may have the same
+//!   one: two calls in one function differ in their lines only, and lines shift. Who compares adds them up.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
@@ -58,12 +61,47 @@ impl std::str::FromStr for Fingerprint {
 
 /// The fingerprint of a leak with this stack (all frames, allocation function first).
 pub fn of_leak(frames: &[Frame]) -> Fingerprint {
-    of("leak", frames)
+    let steps: Vec<Step> = frames.iter().skip(1).map(Step::of).collect();
+    leak_at(&mut steps.iter())
 }
 
 /// The fingerprint of a wrong call with this stack (all frames, called function first).
 pub fn of_misuse(kind: MisuseKind, frames: &[Frame]) -> Fingerprint {
-    of(class(kind), frames)
+    let steps: Vec<Step> = frames.iter().skip(1).map(Step::of).collect();
+    misuse_at(kind, &mut steps.iter())
+}
+
+/// What a frame adds to a call path.
+#[derive(Clone, Debug)]
+pub(crate) struct Step {
+    /// Normalised name; `None` for code without one.
+    name: Option<String>,
+    /// Whether the name starts programs or threads.
+    below_main: bool,
+    object: Arc<str>,
+    svma: u64,
+}
+
+impl Step {
+    pub(crate) fn of(frame: &Frame) -> Self {
+        let name = frame.function.as_deref().filter(|name| !name.is_empty()).map(normalise);
+        Self {
+            below_main: name.as_deref().is_some_and(is_below_main),
+            name,
+            object: frame.object.clone(),
+            svma: frame.svma,
+        }
+    }
+}
+
+/// The fingerprint of a leak by the steps of its stack, without the allocation function.
+pub(crate) fn leak_at(steps: &mut dyn Iterator<Item = &Step>) -> Fingerprint {
+    of("leak", steps)
+}
+
+/// The fingerprint of a wrong call, likewise.
+pub(crate) fn misuse_at(kind: MisuseKind, steps: &mut dyn Iterator<Item = &Step>) -> Fingerprint {
+    of(class(kind), steps)
 }
 
 /// The class of a wrong call. Double frees and other wrong frees differ: they are different bugs.
@@ -80,9 +118,9 @@ fn class(kind: MisuseKind) -> &'static str {
     }
 }
 
-fn of(class: &str, frames: &[Frame]) -> Fingerprint {
+fn of(class: &str, steps: &mut dyn Iterator<Item = &Step>) -> Fingerprint {
     let mut text = format!("lks1\n{class}\n");
-    for function in call_path(frames) {
+    for function in path_of(steps) {
         text.push_str(&function);
         text.push('\n');
     }
@@ -91,26 +129,31 @@ fn of(class: &str, frames: &[Frame]) -> Fingerprint {
 
 /// The normalised call path of a stack, innermost first, without the allocation function.
 pub fn call_path(frames: &[Frame]) -> Vec<String> {
-    let mut path: Vec<String> = Vec::new();
-    let mut nameless_in: Option<Arc<str>> = None;
-    for frame in frames.iter().skip(1) {
-        let Some(function) = frame.function.as_deref().filter(|name| !name.is_empty()) else {
-            let object = frame.object.rsplit('/').next().unwrap_or_default();
-            if nameless_in.as_ref() != Some(&frame.object) {
-                path.push(format!("{object}+{:#x}", frame.svma));
+    let steps: Vec<Step> = frames.iter().skip(1).map(Step::of).collect();
+    path_of(&mut steps.iter()).into_iter().map(Cow::into_owned).collect()
+}
+
+fn path_of<'a>(steps: &mut dyn Iterator<Item = &'a Step>) -> Vec<Cow<'a, str>> {
+    let mut path: Vec<Cow<'a, str>> = Vec::new();
+    let mut nameless_in: Option<&Arc<str>> = None;
+    for step in steps {
+        let Some(name) = &step.name else {
+            let object = step.object.rsplit('/').next().unwrap_or_default();
+            if nameless_in != Some(&step.object) {
+                path.push(format!("{object}+{:#x}", step.svma).into());
             }
-            nameless_in = Some(frame.object.clone());
+            nameless_in = Some(&step.object);
             continue;
         };
         nameless_in = None;
-        let name = normalise(function);
-        if is_below_main(&name) {
+        if step.below_main {
             break;
         }
         let end = name == "main";
-        path.push(name);
+        path.push(name.as_str().into());
         collapse_recursion(&mut path);
-        if end || path.len() > MOST_FUNCTIONS * LONGEST_CYCLE {
+        // A cycle that is still open may shorten the path by its length.
+        if end || path.len() >= MOST_FUNCTIONS + LONGEST_CYCLE {
             break;
         }
     }
@@ -119,7 +162,7 @@ pub fn call_path(frames: &[Frame]) -> Vec<String> {
 }
 
 /// Drops the last functions when they repeat those just before.
-fn collapse_recursion(path: &mut Vec<String>) {
+fn collapse_recursion(path: &mut Vec<Cow<'_, str>>) {
     for cycle in 1..=LONGEST_CYCLE.min(path.len() / 2) {
         let (rest, last) = path.split_at(path.len() - cycle);
         if rest.ends_with(last) {
@@ -225,8 +268,19 @@ fn without_hash(name: &str) -> &str {
 
 /// Length without the last suffix that a compiler gave a copy of a function.
 fn without_clone_suffix(name: &str) -> Option<usize> {
-    const WORDS: [&str; 11] =
-        ["isra", "part", "constprop", "cold", "lto_priv", "llvm", "localalias", "clone", "specialized", "resolver", "ifunc"];
+    const WORDS: [&str; 11] = [
+        "isra",
+        "part",
+        "constprop",
+        "cold",
+        "lto_priv",
+        "llvm",
+        "localalias",
+        "clone",
+        "specialized",
+        "resolver",
+        "ifunc",
+    ];
     let (front, last) = name.rsplit_once('.')?;
     if front.is_empty() {
         return None;

@@ -3,7 +3,7 @@
 //! No I/O and no `unsafe`; usable on any thread. The way of the data:
 //!
 //! ```text
-//! ledger::reader::Snapshot --RecordingBuilder--> Recording --container::encode--> bytes of a .leak file
+//! ledger::reader::Snapshot --recording::build--> Recording --container::encode--> bytes of a .leak file
 //!                                                   |   <---container::decode--
 //!                            Options, Suppressions  |
 //!                                              analysis::analyse (per process)

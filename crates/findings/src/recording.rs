@@ -11,7 +11,7 @@ use std::sync::Arc;
 use leakscope_model::{AllocFn, CheckTrigger, Heuristic, LeakKind, MisuseKind};
 use serde::{Deserialize, Serialize};
 
-pub use build::{BuildOptions, ResolvedFrame, build};
+pub use build::{BuildOptions, Resolve, ResolvedFrame, build};
 
 /// The ledgers of one run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

@@ -22,6 +22,7 @@ mod generate;
 mod matching;
 mod parse;
 
+use std::borrow::Borrow;
 use std::fmt;
 use std::sync::Arc;
 
@@ -61,8 +62,10 @@ pub struct Rule {
 pub enum RuleKind {
     /// `Leak`, of these kinds.
     Leak(LeakKindSet),
-    /// `Free`.
+    /// `Free`: every wrong call but those below. A write past the end, found at the release, is one.
     Free,
+    /// `ReallocZero`, as Valgrind has it since 3.21.
+    ReallocZero,
     /// `FishyValue`, of this argument of this function.
     FishyValue {
         /// Such as `malloc`.
@@ -150,27 +153,29 @@ impl Suppressions {
     }
 
     /// The rule that hides `error` with this stack, innermost frame first.
-    pub fn find(&self, error: &Error, frames: &[Frame]) -> Option<RuleId> {
+    pub fn find(&self, error: &Error, frames: &[impl Borrow<Frame>]) -> Option<RuleId> {
+        let called = frames.first().map(Borrow::borrow);
         let found = self
             .rules
             .iter()
             .enumerate()
             .rev()
-            .find(|(_, rule)| rule.kind.covers(error, frames) && matching::stack_matches(&rule.stack, frames));
+            .find(|(_, rule)| rule.kind.covers(error, called) && matching::stack_matches(&rule.stack, frames));
         found.map(|(number, _)| RuleId(number as u32))
     }
 }
 
 impl RuleKind {
-    fn covers(&self, error: &Error, frames: &[Frame]) -> bool {
+    fn covers(&self, error: &Error, called: Option<&Frame>) -> bool {
         match (self, error) {
             (Self::Leak(kinds), Error::Leak(kind)) => kinds.contains(*kind),
             (Self::FishyValue { function, argument }, Error::Misuse(MisuseKind::FishySize)) => {
-                let called = frames.first().and_then(|frame| frame.function.as_deref()).unwrap_or_default();
+                let called = called.and_then(|frame| frame.function.as_deref()).unwrap_or_default();
                 let (name, arguments) = fishy_names(called);
                 function == name && arguments.contains(&argument.as_str())
             }
-            (Self::Free, Error::Misuse(kind)) => *kind != MisuseKind::FishySize,
+            (Self::Free, Error::Misuse(kind)) => !matches!(kind, MisuseKind::FishySize | MisuseKind::ReallocZero),
+            (Self::ReallocZero, Error::Misuse(MisuseKind::ReallocZero)) => true,
             _ => false,
         }
     }
@@ -182,9 +187,10 @@ pub fn fishy_names(function: &str) -> (&str, &'static [&'static str]) {
         "calloc" => ("calloc", &["nmemb", "size"]),
         "aligned_alloc" | "memalign" | "posix_memalign" | "valloc" | "pvalloc" => ("memalign", &["size"]),
         "realloc" | "reallocarray" => ("realloc", &["size"]),
-        _ if function.starts_with("operator new[](") => {
-            (if function.contains("align_val_t") { "__builtin_vec_new_aligned" } else { "__builtin_vec_new" }, &["size"])
-        }
+        _ if function.starts_with("operator new[](") => (
+            if function.contains("align_val_t") { "__builtin_vec_new_aligned" } else { "__builtin_vec_new" },
+            &["size"],
+        ),
         _ if function.starts_with("operator new(") => {
             (if function.contains("align_val_t") { "__builtin_new_aligned" } else { "__builtin_new" }, &["size"])
         }

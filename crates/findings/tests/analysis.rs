@@ -25,7 +25,8 @@ fn names(analysis: &Analysis, record: usize) -> Vec<String> {
 #[test]
 fn records_are_sorted_numbered_and_summed() {
     let analysis = run(&sample(), &full());
-    let table: Vec<_> = analysis.records.iter().map(|r| (r.number, r.kind.unwrap(), r.bytes, r.indirect_bytes, r.blocks)).collect();
+    let table: Vec<_> =
+        analysis.records.iter().map(|r| (r.number, r.kind.unwrap(), r.bytes, r.indirect_bytes, r.blocks)).collect();
     use LeakKind::{DefinitelyLost, IndirectlyLost, PossiblyLost, StillReachable};
     assert_eq!(
         table,
@@ -175,4 +176,33 @@ fn a_check_on_demand_does_not_speak_for_a_later_end() {
     }
     let asked = run(&recorded, &Options { check: Some(0), ..full() });
     assert!(matches!(asked.outcome, Outcome::Classified(_)));
+}
+
+#[test]
+fn fingerprints_depend_on_no_option_and_no_line() {
+    let deep = |line: u32, reversed: bool| {
+        let mut m = Maker::new();
+        let mut path: Vec<u32> = (0..18).map(|i| m.function(&format!("f{i}"), line + i)).collect();
+        path.push(m.function("main", line + 90));
+        let other = [&path[..15], &[m.function("other", 7)]].concat();
+        let stacks = if reversed { [other, path] } else { [path, other] };
+        let records: Vec<_> = stacks
+            .iter()
+            .map(|stack| (m.site(AllocFn::Malloc, stack, 8, 1), LeakKind::DefinitelyLost, 8, 1, 0, 0))
+            .collect();
+        m.check(&records);
+        m.recorded
+    };
+    let of = |recorded: &ProcessRecording, num_callers| -> Vec<_> {
+        let analysis = run(recorded, &Options { num_callers, ..full() });
+        let mut prints: Vec<_> = analysis.records.iter().map(|record| record.fingerprint).collect();
+        prints.sort();
+        prints
+    };
+    let apart = of(&deep(10, false), 30);
+    assert_eq!(apart.len(), 2);
+    assert_eq!(of(&deep(500, true), 20), apart);
+    // Merged by twelve callers: the least, in whatever order the sites came.
+    assert_eq!(of(&deep(10, false), 12), apart[..1]);
+    assert_eq!(of(&deep(10, true), 12), apart[..1]);
 }

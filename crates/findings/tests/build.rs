@@ -4,9 +4,7 @@ use std::time::Instant;
 
 use leakscope_findings::recording::{BuildOptions, ProcessRecording, ResolvedFrame, build};
 use leakscope_findings::{Options, Suppressions, analyse, decode, encode};
-use leakscope_ledger::reader::{
-    Check, CheckRecord, CheckState, Misuse, Module, Node, Site, SiteTotals, Snapshot,
-};
+use leakscope_ledger::reader::{Check, CheckRecord, CheckState, Misuse, Module, Node, Site, SiteTotals, Snapshot};
 use leakscope_model::{AllocFn, CheckTrigger, LeakKind, MisuseKind, NodeId, SiteId, ThreadId};
 
 fn module(path: &str, start: u64, loaded_epoch: u32, unloaded_epoch: u32) -> Module {
@@ -205,10 +203,11 @@ fn speed_with_100_000_sites() {
     let timed = |what: &str, start: Instant| eprintln!("{what}: {:.0} ms", start.elapsed().as_secs_f64() * 1000.0);
     let start = Instant::now();
     let mut addresses = 0;
-    let process = build(&snapshot, &BuildOptions { all_symbols: true, ..BuildOptions::default() }, &mut |_, _, asked| {
-        addresses += asked.len();
-        asked.iter().map(|svma| resolved(svma.0)).collect()
-    });
+    let process =
+        build(&snapshot, &BuildOptions { all_symbols: true, ..BuildOptions::default() }, &mut |_, _, asked| {
+            addresses += asked.len();
+            asked.iter().map(|svma| resolved(svma.0)).collect()
+        });
     timed("build", start);
     eprintln!("{} sites, {} nodes, {addresses} addresses", process.sites.len(), process.nodes.len());
     let recording = leakscope_findings::Recording { processes: vec![process], ..Default::default() };

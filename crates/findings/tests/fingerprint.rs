@@ -48,7 +48,10 @@ fn names_lose_what_changes_from_build_to_build() {
         ("n::C::operator()", "n::C::operator()"),
         ("(anonymous namespace)::f(int)", "(anonymous namespace)::f"),
         ("n::(anonymous namespace)::f()", "n::(anonymous namespace)::f"),
-        ("std::vector<int, std::allocator<int> >::push_back(int&&)", "std::vector<int, std::allocator<int> >::push_back"),
+        (
+            "std::vector<int, std::allocator<int> >::push_back(int&&)",
+            "std::vector<int, std::allocator<int> >::push_back",
+        ),
         ("void f<int (*)(char)>(int)", "void f<int (*)(char)>"),
         ("f[abi:cxx11](int)", "f"),
         ("std::__cxx11::to_string[abi:cxx11]", "std::__cxx11::to_string"),
@@ -79,14 +82,15 @@ fn paths_are_the_same_across_builds() {
     let same: &[&[&str]] = &[
         &["make", "build", "main"],
         &["make.isra.0", "build", "main"],
-        &["make", "build", "build", "build", "main"],                     // recursion
-        &["make", "build", "main", "__libc_start_main_impl", "_start"],   // another libc
-        &["make", "build", "main", "libc.so.6+2724a"],                    // below main nothing counts
+        &["make", "build", "build", "build", "main"], // recursion
+        &["make", "build", "main", "__libc_start_main_impl", "_start"], // another libc
+        &["make", "build", "main", "libc.so.6+2724a"], // below main nothing counts
     ];
     for names in same {
         assert_eq!(of_leak(&frames(names)), of_leak(&base), "{names:?}");
     }
-    let other: &[&[&str]] = &[&["make", "main"], &["make", "build"], &["make", "built", "main"], &["x", "make", "build", "main"], &[]];
+    let other: &[&[&str]] =
+        &[&["make", "main"], &["make", "build"], &["make", "built", "main"], &["x", "make", "build", "main"], &[]];
     for names in other {
         assert_ne!(of_leak(&frames(names)), of_leak(&base), "{names:?}");
     }

@@ -80,7 +80,7 @@ fn sources_and_inlined_functions_match() {
         ("fun:malloc\nsrc:get.h:12", true),
         ("fun:malloc\nsrc:get.h:13", false),
         ("fun:malloc\nsrc:g*.h:12", true),
-        ("fun:malloc\nsrc:get.h:0", true), // 0 stands for any line
+        ("fun:malloc\nsrc:get.h:0", true),       // 0 stands for any line
         ("fun:malloc\nfun:get\nfun:main", true), // an inlined function by its plain name, as debug information has it
         ("fun:malloc\nfun:main", false),
         ("src:*", false), // a frame without a file matches no file
@@ -92,7 +92,8 @@ fn sources_and_inlined_functions_match() {
 #[test]
 fn kinds_match() {
     let frames = [frame("calloc", "calloc", "")];
-    let found = |head: &str, error: Error| rules(&format!("{{\nn\n{head}\nfun:calloc\n}}")).find(&error, &frames).is_some();
+    let found =
+        |head: &str, error: Error| rules(&format!("{{\nn\n{head}\nfun:calloc\n}}")).find(&error, &frames).is_some();
     assert!(found("Memcheck:Leak\nmatch-leak-kinds: definite,possible", LEAK));
     assert!(!found("Memcheck:Leak\nmatch-leak-kinds:reachable", LEAK));
     assert!(found("Memcheck:Leak\nmatch-leak-kinds: all", LEAK));
@@ -125,12 +126,27 @@ fn mistakes_are_placed() {
         ("{\n}\n", "x.supp:2: expected the name of the suppression, found `}`"),
         ("# c\n\n{\n n\n", "x.supp:4: expected `TOOL:KIND`, such as `Memcheck:Leak`, found the end of the file"),
         ("{\nn\nMemcheck\n", "x.supp:3: expected `TOOL:KIND`, such as `Memcheck:Leak`, found `Memcheck`"),
-        ("{\nn\nMemcheck:Leek\n", "x.supp:3: expected a kind of error that Memcheck knows after `Memcheck:`, found `Leek`"),
+        (
+            "{\nn\nMemcheck:Leek\n",
+            "x.supp:3: expected a kind of error that Memcheck knows after `Memcheck:`, found `Leek`",
+        ),
         ("{\nn\nMemcheck:Free\nfum:f\n}", "x.supp:4: expected `fun:`, `obj:`, `src:`, `...` or `}`, found `fum:f`"),
-        ("{\nn\nMemcheck:Free\n...\n}", "x.supp:5: expected a `fun:`, `obj:` or `src:` line before the end of the rule, found `}`"),
-        ("{\nn\nMemcheck:Free\nfun:f\n", "x.supp:4: expected `fun:`, `obj:`, `src:`, `...` or `}`, found the end of the file"),
-        ("{\nn\nMemcheck:Leak\nmatch-leak-kinds: some\nfun:f\n}", "x.supp:4: expected a list of `definite`, `indirect`, `possible`, `reachable`, or `all`, or `none`, found `some`"),
-        ("{\nn\nMemcheck:FishyValue\nmalloc\nfun:f\n}", "x.supp:4: expected `FUNCTION(ARGUMENT)`, such as `malloc(size)`, found `malloc`"),
+        (
+            "{\nn\nMemcheck:Free\n...\n}",
+            "x.supp:5: expected a `fun:`, `obj:` or `src:` line before the end of the rule, found `}`",
+        ),
+        (
+            "{\nn\nMemcheck:Free\nfun:f\n",
+            "x.supp:4: expected `fun:`, `obj:`, `src:`, `...` or `}`, found the end of the file",
+        ),
+        (
+            "{\nn\nMemcheck:Leak\nmatch-leak-kinds: some\nfun:f\n}",
+            "x.supp:4: expected a list of `definite`, `indirect`, `possible`, `reachable`, or `all`, or `none`, found `some`",
+        ),
+        (
+            "{\nn\nMemcheck:FishyValue\nmalloc\nfun:f\n}",
+            "x.supp:4: expected `FUNCTION(ARGUMENT)`, such as `malloc(size)`, found `malloc`",
+        ),
         ("{\nn\nDRD:x\n", "x.supp:3: expected `}`, found the end of the file"),
     ];
     for (text, expected) in table {
@@ -150,7 +166,7 @@ fn generated_rules_hide_what_they_were_made_for() {
         vec![frame("malloc", "malloc", "/pre.so"), hostile, frame("", "", "")],
     ];
     for frames in stacks {
-        for error in [LEAK, Error::Misuse(MisuseKind::DoubleFree), Error::Misuse(MisuseKind::FishySize)] {
+        for error in MisuseKind::ALL.into_iter().map(Error::Misuse).chain([LEAK]) {
             let text = generate(&error, &frames).text();
             assert!(rules(&text).find(&error, &frames).is_some(), "{text}");
         }
@@ -163,7 +179,11 @@ fn generated_rules_hide_what_they_were_made_for() {
 /// Files of Valgrind itself, where they are installed. Rules for Memcheck are counted by an independent reading.
 #[test]
 fn valgrinds_own_files_are_read_whole() {
-    let mut folders = vec!["/usr/lib/x86_64-linux-gnu/valgrind".to_owned(), "/usr/libexec/valgrind".to_owned(), "/usr/lib/valgrind".to_owned()];
+    let mut folders = vec![
+        "/usr/lib/x86_64-linux-gnu/valgrind".to_owned(),
+        "/usr/libexec/valgrind".to_owned(),
+        "/usr/lib/valgrind".to_owned(),
+    ];
     let cache = "/var/cache/leakscope-conformance/valgrind";
     for tree in std::fs::read_dir(cache).into_iter().flatten().flatten() {
         folders.push(tree.path().join("memcheck/tests").display().to_string());
@@ -203,7 +223,9 @@ fn slow_stack(pattern: &[FramePattern], frames: &[Frame]) -> bool {
         None => true,
         Some((FramePattern::AnyFrames, rest)) => (0..=frames.len()).any(|skip| slow_stack(rest, &frames[skip..])),
         Some((FramePattern::Function(name), rest)) => {
-            frames.first().is_some_and(|f| slow_wildcard(name.as_bytes(), f.function.as_deref().unwrap_or("???").as_bytes()))
+            frames
+                .first()
+                .is_some_and(|f| slow_wildcard(name.as_bytes(), f.function.as_deref().unwrap_or("???").as_bytes()))
                 && slow_stack(rest, &frames[1..])
         }
         Some(_) => unreachable!("only functions are generated"),
@@ -234,6 +256,17 @@ proptest! {
             prop_assert!(error.line as usize <= text.lines().count().max(1));
         }
     }
+}
+
+#[test]
+fn long_rules_match_too() {
+    let names: Vec<String> = (0..100).map(|i| format!("f{i}")).collect();
+    let frames: Vec<Frame> = names.iter().map(|name| frame(name, "", "")).collect();
+    let exact: Vec<String> = names.iter().map(|name| format!("fun:{name}")).collect();
+    assert!(leak_rule(&exact.join("\n")).find(&LEAK, &frames).is_some());
+    let gaps: Vec<String> = names.iter().step_by(2).map(|name| format!("fun:{name}\n...")).collect();
+    assert!(leak_rule(&gaps.join("\n")).find(&LEAK, &frames).is_some());
+    assert!(leak_rule(&format!("{}\nfun:f0", gaps.join("\n"))).find(&LEAK, &frames).is_none());
 }
 
 #[test]

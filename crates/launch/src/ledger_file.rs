@@ -7,6 +7,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::fs::MetadataExt;
 use std::ptr::NonNull;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
@@ -93,6 +94,11 @@ impl LedgerFile {
     /// The memfd. The target may still write to it.
     pub fn file(&self) -> &File {
         &self.file
+    }
+
+    /// The memfd's inode, by which the maps of a process tell that it has the ledger; 0 when unknown.
+    pub fn inode(&self) -> u64 {
+        self.file.metadata().map_or(0, |metadata| metadata.ino())
     }
 
     /// The memfd once more, opened for reading only: what a stranger of the same user may get.

@@ -4,7 +4,6 @@
 //! Within one turn messages come before ends: a process that said Hello and died at once still gets counted.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, ExitStatus};
 use std::sync::Arc;
@@ -23,7 +22,7 @@ use crate::signals::SignalSource;
 use crate::snapshot::{Pending, Step};
 use crate::spawn::Token;
 use crate::unannounced::Marks;
-use crate::{Error, control, socket, unannounced};
+use crate::{Error, control, snapshot, socket, unannounced};
 
 /// A connection that says nothing for so long is closed: anybody can connect.
 const HELLO_PATIENCE: Duration = Duration::from_secs(5);
@@ -34,6 +33,8 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 /// How long to wait at the end for processes that have not asked for their ledger yet, and how often to look.
 const SETTLE_PATIENCE: Duration = Duration::from_secs(1);
 const SETTLE_INTERVAL: Duration = Duration::from_millis(2);
+/// How long a check of what still runs may take when the user does not want to wait longer.
+const LAST_CHECK_PATIENCE: Duration = Duration::from_secs(2);
 
 /// How a process ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -215,8 +216,24 @@ impl Service {
                 break;
             }
         }
+        self.check_what_runs();
         for index in (0..self.traced.len()).rev() {
             self.finish(index, End::StillRunning);
+        }
+    }
+
+    /// Asks the processes that are left for a leak check, and waits for it a little.
+    fn check_what_runs(&self) {
+        let asked: Vec<_> = self.traced.iter().map(|traced| (traced, snapshot::ask(&traced.ledger))).collect();
+        let since = Instant::now();
+        let mut nudged = vec![false; asked.len()];
+        while since.elapsed() < LAST_CHECK_PATIENCE {
+            let mut open = asked.iter().zip(&mut nudged).filter(|((traced, wanted), _)| !snapshot::is_done(&traced.ledger, *wanted));
+            let Some(((traced, _), nudged)) = open.next() else { return };
+            if !*nudged {
+                *nudged = snapshot::nudge(traced.pid);
+            }
+            std::thread::sleep(SETTLE_INTERVAL);
         }
     }
 
@@ -248,7 +265,7 @@ impl Service {
         if self.settling_since.is_some() {
             until = until.min(now + SETTLE_INTERVAL);
         }
-        if looking {
+        if looking || self.first_end.is_some() {
             until = until.min(now + LOOK_INTERVAL);
         }
         for due in self.silent.iter().map(|silent| silent.since + HELLO_PATIENCE).chain(self.snapshots.iter().map(Pending::due)) {
@@ -327,7 +344,7 @@ impl Service {
                 return refuse();
             }
         };
-        self.marks.inodes.extend(ledger.file().metadata().map(|metadata| metadata.ino()));
+        self.marks.inodes.push(ledger.inode());
         if let Some(index) = self.traced.iter().position(|traced| traced.pid == pid) {
             self.finish(index, End::Replaced);
         }
@@ -374,6 +391,9 @@ impl Service {
                 self.finish(index, End::Unknown);
             }
         }
+        if self.first_end.is_some() {
+            self.drop_strangers();
+        }
         if self.first_end.is_some() || !self.first_watch.has_ended(first_pid) {
             return;
         }
@@ -382,8 +402,21 @@ impl Service {
             self.finish(index, end);
         }
         self.first_end = Some(end);
+        self.drop_strangers();
         let _ = self.events.send(Event::FirstEnded { end, started: self.started });
         self.say_waiting();
+    }
+
+    /// Nobody waits for a process that has turned into a program that is not traced: it does not map its
+    /// ledger any more.
+    fn drop_strangers(&mut self) {
+        for index in (0..self.traced.len()).rev() {
+            let traced = &self.traced[index];
+            let has_left = traced.ledger.started() && unannounced::maps_no(traced.pid, traced.ledger.inode());
+            if has_left {
+                self.finish(index, End::Replaced);
+            }
+        }
     }
 
     fn say_waiting(&self) {

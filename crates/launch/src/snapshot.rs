@@ -1,8 +1,8 @@
 //! A leak check of a running target, on demand: the client's side, and the launcher's state for each request.
 //!
-//! The launcher adds one to `snapshot_wanted`; the injected code looks at the word in its next call of the
-//! allocator, checks, and sets `snapshot_done`. A target that is idle is sent a signal, whose handler the
-//! injected code has installed, and only if it has: by default the signal would end the process.
+//! The launcher adds one to `snapshot_wanted` and sends a signal; its handler, which the injected code has
+//! installed, checks and sets `snapshot_done`. The signal is sent only where a handler stands: by default it
+//! would end the process.
 
 use std::borrow::Cow;
 use std::fs::File;
@@ -19,14 +19,16 @@ use crate::control::{GRANTED, REFUSED, REQUEST, SLOTS, is_trusted, name};
 use crate::ledger_file::LedgerFile;
 use crate::{Error, socket};
 
-/// The signal that wakes an idle target; the injected code installs a handler for it.
-pub const NUDGE_SIGNAL: i32 = 62;
-/// A target that calls the allocator needs no signal.
-const NUDGE_AFTER: Duration = Duration::from_millis(100);
+/// The signal that asks the target to look at `snapshot_wanted`: glibc's own for `setuid` in threads, which
+/// no program can block through libc. The injected code's handler stands in front of glibc's, and glibc's
+/// ignores what comes from another process.
+pub const NUDGE_SIGNAL: i32 = 33;
 /// How often to look whether the check is done.
 const LOOK_INTERVAL: Duration = Duration::from_millis(2);
 /// A check of ten million blocks takes about a second.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How long to wait for a target without a handler: it may just be starting.
+const STARTING_PATIENCE: Duration = Duration::from_secs(10);
 /// How long the client waits for the launcher's answer, which comes within [`PATIENCE`].
 const CLIENT_PATIENCE: Duration = Duration::from_secs(35);
 /// How often to ask anew when the connection is lost.
@@ -110,6 +112,7 @@ pub(crate) struct Pending {
     since: Instant,
     /// Value of `snapshot_done` that answers the request; `None` until the request has been read.
     wanted: Option<u32>,
+    /// The signal was sent.
     nudged: bool,
 }
 
@@ -137,8 +140,7 @@ impl Pending {
     /// Does what can be done now.
     pub(crate) fn step(&mut self) -> Step {
         let Some(wanted) = self.wanted else { return self.read_request() };
-        let done = self.ledger.header().snapshot_done.load(Acquire);
-        if (done.wrapping_sub(wanted) as i32) >= 0 {
+        if is_done(&self.ledger, wanted) {
             match self.ledger.reopen_read_only() {
                 Ok(file) => self.reply(GRANTED, "", Some(file.as_fd())),
                 Err(error) => self.reply(REFUSED, &format!("cannot pass the ledger on: {error}"), None),
@@ -146,11 +148,11 @@ impl Pending {
             return Step::Done;
         }
         let waited = self.since.elapsed();
-        if waited >= NUDGE_AFTER && !self.nudged {
-            self.nudged = true;
-            nudge(self.pid);
+        if !self.nudged {
+            // Without a handler it is tried again: the injected code may still be starting.
+            self.nudged = nudge(self.pid);
         }
-        if waited >= PATIENCE {
+        if waited >= if self.nudged { PATIENCE } else { STARTING_PATIENCE } {
             let text = self.excuse();
             self.reply(REFUSED, &text, None);
             return Step::Done;
@@ -162,8 +164,7 @@ impl Pending {
         let mut message = [0; REQUEST.len() + 1];
         match socket::receive(&self.connection, &mut message) {
             Ok((bytes, _)) if &message[..bytes] == REQUEST => {
-                let before = self.ledger.header().snapshot_wanted.fetch_add(1, AcqRel);
-                self.wanted = Some(before.wrapping_add(1));
+                self.wanted = Some(ask(&self.ledger));
                 self.since = Instant::now();
                 Step::GoOn
             }
@@ -182,13 +183,13 @@ impl Pending {
     }
 
     fn excuse(&self) -> String {
-        let seconds = PATIENCE.as_secs();
+        let seconds = self.since.elapsed().as_secs();
         match read_status(self.pid) {
             Ok(status) if matches!(status.state, 'T' | 't') => {
                 "it is stopped; continue it (fg, kill -CONT, or the debugger) and try again".to_owned()
             }
             Ok(status) if !status.catches(NUDGE_SIGNAL) => format!(
-                "it did not call the allocator for {seconds} s, and signal {NUDGE_SIGNAL} is not ours to wake it; try again when it does something"
+                "its injected library did not take the request within {seconds} s (no handler for signal {NUDGE_SIGNAL}); look whether `leakscope run` said that it could not start"
             ),
             _ => format!("no leak check within {seconds} s; try again when it has less to do"),
         }
@@ -202,8 +203,19 @@ impl Pending {
     }
 }
 
-/// Wakes an idle target, if its handler for [`NUDGE_SIGNAL`] is there; whether it was sent.
-fn nudge(pid: u32) -> bool {
+/// Asks for a check; gives the value of `snapshot_done` that answers.
+pub(crate) fn ask(ledger: &LedgerFile) -> u32 {
+    ledger.header().snapshot_wanted.fetch_add(1, AcqRel).wrapping_add(1)
+}
+
+/// Whether a check that was asked for is done.
+pub(crate) fn is_done(ledger: &LedgerFile, wanted: u32) -> bool {
+    let done = ledger.header().snapshot_done.load(Acquire);
+    done.wrapping_sub(wanted) as i32 >= 0
+}
+
+/// Sends the target the signal, if a handler for [`NUDGE_SIGNAL`] is there; whether it was sent.
+pub(crate) fn nudge(pid: u32) -> bool {
     let handled = read_status(pid).is_ok_and(|status| status.catches(NUDGE_SIGNAL));
     // SAFETY: kill has no preconditions; the process has not been waited for or is watched by a pidfd.
     handled && unsafe { libc::kill(pid as i32, NUDGE_SIGNAL) } == 0

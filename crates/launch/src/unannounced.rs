@@ -49,3 +49,9 @@ fn is_marked(pid: u32, marks: &Marks) -> bool {
     let mut ledgers = maps.iter().filter(|mapping| mapping.name.as_encoded_bytes().starts_with(b"/memfd:leakscope-ledger"));
     ledgers.clone().next().is_none() || ledgers.any(|mapping| marks.inodes.contains(&mapping.inode))
 }
+
+/// Whether a running process surely does not map the file with this inode; `false` when its maps cannot be read.
+pub(crate) fn maps_no(pid: u32, inode: u64) -> bool {
+    // The maps of a process that ends are empty.
+    read_maps(pid).is_ok_and(|maps| !maps.is_empty() && maps.iter().all(|mapping| mapping.inode != inode))
+}

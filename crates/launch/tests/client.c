@@ -9,6 +9,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <sys/un.h>
 #include <unistd.h>
 
@@ -20,6 +21,14 @@ static uint32_t *word(size_t offset) { return (uint32_t *)(ledger + offset); }
 static void on_nudge(int signal) {
     (void)signal;
     *word(OFFSET_SNAPSHOT_DONE) = *word(OFFSET_SNAPSHOT_WANTED);
+}
+
+/* glibc keeps the signal for itself, so its own sigaction would refuse. */
+__attribute__((naked)) static void restorer(void) { __asm__("mov $15, %eax\n\tsyscall"); }
+
+static void handle_nudge(void) {
+    struct { void (*handler)(int); unsigned long flags; void (*restorer)(void); unsigned long mask; } action = {on_nudge, 0x04000000 | SA_RESTART, restorer, 0};
+    syscall(SYS_rt_sigaction, NUDGE_SIGNAL, &action, NULL, 8);
 }
 
 static void ask(uint32_t origin) {
@@ -64,7 +73,7 @@ __attribute__((constructor)) static void start(void) {
     const char *variable = getenv("LEAKSCOPE_CTL");
     if (!variable) return;
     strncpy(address, variable, sizeof address - 1);
-    if (getenv("CLIENT_HANDLES_NUDGE")) signal(NUDGE_SIGNAL, on_nudge);
+    if (getenv("CLIENT_HANDLES_NUDGE")) handle_nudge();
     ask(getenv("CLIENT_STARTED") ? 2 : 0);
     setenv("CLIENT_STARTED", "1", 1);
     pthread_atfork(NULL, NULL, at_fork);

@@ -18,16 +18,15 @@ mod source;
 #[cfg(test)]
 mod tests;
 
+use leakscope_model::{
+    AllocFn, CheckTrigger, Heuristic, HeuristicSet, LeakKind, MisuseKind, ModuleId, NodeId, SiteId, Svma, ThreadId,
+};
 use std::string::String;
 use std::vec::Vec;
-use leakscope_model::{
-    AllocFn, CheckTrigger, Heuristic, HeuristicSet, LeakKind, MisuseKind, ModuleId, NodeId, SiteId, Svma,
-    ThreadId,
-};
 
-use crate::layout::LIFETIME_BUCKETS;
 #[cfg(doc)]
 use crate::layout;
+use crate::layout::LIFETIME_BUCKETS;
 
 pub use source::{LedgerError, ReadAt, ReadError};
 

@@ -229,6 +229,7 @@ pub unsafe fn release(block: *mut c_void, function: AllocFn, regs: Registers) {
     if block.is_null() || is_bootstrap(block) {
         return;
     }
+    blocks::prefetch(block as u64);
     let mut foreign = false;
     if let Some(ledger) = runtime::ledger() {
         if runtime::sampling() {

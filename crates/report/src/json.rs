@@ -407,9 +407,7 @@ fn outcome(analysis: &Analysis) -> OutcomeView<'_> {
                 freeres: check.freeres,
             }),
         },
-        Outcome::NotClassified(reason) => {
-            OutcomeView { classified: false, reason: Some(reason.as_str()), check: None }
-        }
+        Outcome::NotClassified(reason) => OutcomeView { classified: false, reason: Some(reason.as_str()), check: None },
         Outcome::NotChecked => OutcomeView { classified: false, reason: Some("no leak check was made"), check: None },
     }
 }
@@ -439,7 +437,7 @@ fn stack(stack: &Stack) -> StackView<'_> {
         shown: stack.frames().len(),
         cut: stack.is_cut(),
         broken: stack.is_broken(),
-        frames: stack.all_frames().iter().map(frame).collect(),
+        frames: stack.all_frames().iter().map(|shared| frame(shared)).collect(),
     }
 }
 

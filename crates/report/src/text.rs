@@ -258,6 +258,9 @@ fn leaks(text: &mut Text<'_>, analysis: &Analysis) -> io::Result<()> {
         }
         Outcome::NotClassified(reason) => {
             text.line(WARNING, &format!("Live blocks by site, not classified: {}", terminal(reason)))?;
+            if analysis.options.leak_check != LeakCheck::Full {
+                text.line(PLAIN, "Rerun with --leak-check=full to see them")?;
+            }
             text.blank()?;
         }
         Outcome::Classified(_) if analysis.records.is_empty() => {
@@ -293,8 +296,7 @@ fn leak_summary(text: &mut Text<'_>, analysis: &Analysis) -> io::Result<()> {
     let totals = &analysis.totals;
     let amount = |amount: Amount| format!("{} bytes in {} blocks", grouped(amount.bytes), grouped(amount.blocks));
     text.line(HEADING, "LEAK SUMMARY:")?;
-    let order =
-        [LeakKind::DefinitelyLost, LeakKind::IndirectlyLost, LeakKind::PossiblyLost, LeakKind::StillReachable];
+    let order = [LeakKind::DefinitelyLost, LeakKind::IndirectlyLost, LeakKind::PossiblyLost, LeakKind::StillReachable];
     for kind in order {
         let total = totals.of(kind);
         let style = if total.blocks > 0 { kind_style(Some(kind)) } else { PLAIN };

@@ -154,9 +154,7 @@ impl Document<'_> {
     fn loss_record(&mut self, record: &LossRecord, of: usize) -> io::Result<()> {
         let Some(kind) = record.kind else { return Ok(()) };
         let (name, bytes) = match kind {
-            LeakKind::DefinitelyLost => {
-                ("Leak_DefinitelyLost", record.bytes.saturating_add(record.indirect_bytes))
-            }
+            LeakKind::DefinitelyLost => ("Leak_DefinitelyLost", record.bytes.saturating_add(record.indirect_bytes)),
             LeakKind::IndirectlyLost => ("Leak_IndirectlyLost", record.bytes),
             LeakKind::PossiblyLost => ("Leak_PossiblyLost", record.bytes),
             LeakKind::StillReachable => ("Leak_StillReachable", record.bytes),

@@ -107,6 +107,7 @@ fn text_goldens() {
     golden("everything.txt", &as_text(&analysis(&sample, &hidden), &all));
     golden("quiet.txt", &as_text(&analysis(&sample, &full()), &Style { verbosity: 0, ..plain.clone() }));
     golden("killed.txt", &as_text(&analysis(&killed(), &full()), &plain));
+    golden("killed_summary.txt", &as_text(&analysis(&killed(), &Options::default()), &plain));
     golden("crashed.txt", &as_text(&analysis(&crashed(), &full()), &plain));
     golden("clean.txt", &as_text(&analysis(&clean(), &full()), &plain));
     let off = Options { leak_check: LeakCheck::No, ..full() };
@@ -204,7 +205,8 @@ fn hostile(name: &str) -> ProcessRecording {
 
 #[test]
 fn hostile_names_stay_on_their_line() {
-    let names = ["\x1b[2J\x1b]0;owned\x07", "a\nb\r==1== LEAK SUMMARY:", "\u{9b}31m", "\u{202e}txt", "</fn></frame>&<!--"];
+    let names =
+        ["\x1b[2J\x1b]0;owned\x07", "a\nb\r==1== LEAK SUMMARY:", "\u{9b}31m", "\u{202e}txt", "</fn></frame>&<!--"];
     for name in names {
         let analysis = analysis(&hostile(name), &full());
         let tame = self::analysis(&hostile("x"), &full());

@@ -19,8 +19,9 @@
 //! May run in any thread and in signal handlers.
 
 use crate::memory;
+use crate::raw::{call, nr};
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
-use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64};
+use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicU32, AtomicU64};
 
 /// Largest request whose size fits the start word.
 pub const SMALL_MAX: usize = 40;
@@ -111,7 +112,7 @@ fn new_region(address: u64) -> *mut AtomicU32 {
     if address >> 47 != 0 {
         return core::ptr::null_mut();
     }
-    let Ok(fresh) = memory::map_zeroed(REGION_WORDS * 4 + 4096) else { return core::ptr::null_mut() };
+    let Ok(fresh) = memory::map_aligned(REGION_WORDS * 4 + 4096, HUGE_PAGE) else { return core::ptr::null_mut() };
     match slot.compare_exchange(core::ptr::null_mut(), fresh.cast(), AcqRel, Acquire) {
         Ok(_) => {
             LOWEST_REGION.fetch_min(address >> REGION_SHIFT, AcqRel);
@@ -120,6 +121,48 @@ fn new_region(address: u64) -> *mut AtomicU32 {
         }
         // Another thread was first. The spare mapping was never touched and stays as address space.
         Err(first) => first,
+    }
+}
+
+const HUGE_PAGE: usize = 2 << 20;
+/// Sampled allocations in a part of the heap after which its part of the table moves to a huge page.
+const HUGE_AFTER: u8 = 32;
+/// By 16 MiB of heap, which is what a huge page of the table covers.
+static SAMPLES: [AtomicU8; 1 << (47 - 24)] = [const { AtomicU8::new(0) }; 1 << (47 - 24)];
+
+/// Counts a sampled allocation. Where many blocks are, one entry of the processor's TLB for 16 MiB of heap is worth more
+/// than the memory of the pages between.
+#[cold]
+pub fn sampled(start: u64) {
+    const MADV_HUGEPAGE: usize = 14;
+    const MADV_COLLAPSE: usize = 25;
+    let words = region(start);
+    if words.is_null() {
+        return;
+    }
+    if let Some(samples) = SAMPLES.get((start >> 24) as usize)
+        && samples.load(Relaxed) < HUGE_AFTER
+        && samples.fetch_add(1, Relaxed) == HUGE_AFTER - 1
+    {
+        let page = (words as usize + word_index(start) * 4) & !(HUGE_PAGE - 1);
+        // SAFETY: advice on two megabytes of a region's mapping, which is aligned to them.
+        unsafe {
+            let _ = call!(nr::MADVISE, page, HUGE_PAGE, MADV_HUGEPAGE);
+            let _ = call!(nr::MADVISE, page, HUGE_PAGE, MADV_COLLAPSE);
+        }
+    }
+}
+
+/// Starts to load what a release of `start` will need: the table's word, and the chunk header that the allocator reads.
+/// Both are mostly cold, and so they arrive together.
+#[inline(always)]
+pub fn prefetch(start: u64) {
+    use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+    let words = region(start);
+    // SAFETY: a prefetch never faults; a null region gives an address that is not mapped.
+    unsafe {
+        _mm_prefetch::<_MM_HINT_T0>((start.wrapping_sub(8)) as *const i8);
+        _mm_prefetch::<_MM_HINT_T0>(words.wrapping_add(word_index(start)).cast());
     }
 }
 
@@ -222,15 +265,6 @@ pub fn is_recorded(start: u64) -> bool {
     // SAFETY: `words` is a region, the index less than REGION_WORDS.
     let entry = unsafe { word(words, word_index(start)) }.load(Relaxed);
     entry != 0 && entry & (SIZE_WORD | FREED) == 0 && (entry & UPPER_HALF != 0) == (start & 16 != 0)
-}
-
-/// Forgets that a block ever was at `start`: the address belongs to a block that is not recorded now.
-pub fn forget(start: u64) {
-    let words = region(start);
-    if !words.is_null() {
-        // SAFETY: `words` is a region, the index less than REGION_WORDS.
-        unsafe { word(words, word_index(start)) }.store(0, Release);
-    }
 }
 
 /// Undoes [`take`]: the block turned out to stay (a `realloc` that failed).

@@ -251,6 +251,9 @@ fn read_heap(ledger: &Ledger) -> Option<Heap> {
     blocks::for_each(|info| {
         let live = !info.freed || pending.contains(&info.start);
         finder.block(info.start, info.bytes, !live, &mut excluded);
+        if live && info.site == runtime::OUR_SITE {
+            return;
+        }
         if live
             && info.start >= last_end
             && let (Some(block), Some(site)) = (all_blocks.get_mut(len), all_sites.get_mut(len))

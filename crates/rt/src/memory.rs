@@ -68,6 +68,26 @@ pub fn map_zeroed(bytes: usize) -> Result<*mut u8, Errno> {
     Ok(start as *mut u8)
 }
 
+/// As [`map_zeroed`], at a multiple of `alignment`, a power of two.
+///
+/// # Errors
+/// The errno of mmap.
+pub fn map_aligned(bytes: usize, alignment: usize) -> Result<*mut u8, Errno> {
+    let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+    let bytes = bytes.next_multiple_of(4096);
+    // SAFETY: a new mapping at an address of the kernel's choice overlaps nothing; what is cut off again is its own.
+    unsafe {
+        let whole = call!(nr::MMAP, 0, bytes + alignment, PROT_READ_WRITE, flags, -1isize, 0)?;
+        let start = whole.next_multiple_of(alignment);
+        if start > whole {
+            let _ = call!(nr::MUNMAP, whole, start - whole);
+        }
+        let _ = call!(nr::MUNMAP, start + bytes, whole + alignment - start);
+        register(start as u64, bytes as u64);
+        Ok(start as *mut u8)
+    }
+}
+
 /// As [`map_zeroed`], but with huge pages where the kernel has them: for tables that are about to be filled.
 ///
 /// # Errors

@@ -150,9 +150,9 @@ fn key(value: u64, function: AllocFn) -> u64 {
 #[inline(always)]
 pub fn site_of(ledger: &Ledger, state: &mut ThreadState, function: AllocFn, regs: Registers) -> u32 {
     // SAFETY: the cache is this thread's; the hook's caller is suspended in the hook.
-    if let Some(signature) = unsafe { UNWINDER.signature(&raw const state.cache, regs) }
-        && let Some(site) = SITES.recall(key(signature.get(), function))
-    {
+    if let Some(site) = unsafe {
+        UNWINDER.recall(&raw const state.cache, regs, |signature| SITES.recall(key(signature.get(), function)))
+    } {
         return site;
     }
     walk_to_site(ledger, state, function, regs)
@@ -216,16 +216,20 @@ pub fn allocated(ledger: &Ledger, start: u64, bytes: usize, function: AllocFn, r
 #[inline(always)]
 fn enter(ledger: &Ledger, state: &mut ThreadState, start: u64, bytes: usize, site: u32) {
     state.until_lifetime = state.until_lifetime.wrapping_sub(1);
-    let mut side = false;
+    let (mut side, mut sampled) = (false, false);
     if state.until_lifetime == 0 {
         state.until_lifetime = LIFETIME_SAMPLE;
         side = lifetimes::begin(start);
+        sampled = true;
     }
     if flag(flags::CANARY) {
         arm_canary(start, bytes);
     }
     if !blocks::insert(start, bytes, site, side) {
         ledger.header().lost.blocks.fetch_add(1, Relaxed);
+    }
+    if sampled {
+        blocks::sampled(start);
     }
     state.last_block = start;
     let bytes = bytes as u64;
@@ -261,12 +265,17 @@ pub(crate) fn count_allocations(counters: &SiteCounters, blocks: u64, bytes: u64
     }
 }
 
+/// Site of blocks that libc holds on our behalf: known, so that their release is right, but none of the program's.
+pub const OUR_SITE: u32 = leakscope_ledger::layout::COUNTERS_PER_CHUNK as u32 - 1;
+// `SiteTable` gives each function a site below it.
+const _: () = assert!(AllocFn::Realloc as u32 + 1 < OUR_SITE && (AllocFn::NewArrayAlignedNothrow as u32) < OUR_SITE - 1);
+
 #[cold]
 #[inline(never)]
 fn allocated_while_busy(ledger: &Ledger, start: u64, bytes: usize, function: AllocFn) {
     // SAFETY: the calling thread's own words.
     if unsafe { (*tls()).busy } == thread::OURS {
-        blocks::forget(start);
+        blocks::insert(start, bytes, OUR_SITE, false);
         return;
     }
     let site = SiteTable::bare_site(function);
@@ -305,6 +314,9 @@ pub fn released(ledger: &Ledger, start: u64, function: AllocFn, regs: Registers)
 
 #[inline(always)]
 fn leave(ledger: &Ledger, state: &mut ThreadState, info: &BlockInfo, function: AllocFn, regs: Registers) {
+    if info.site == OUR_SITE {
+        return;
+    }
     if let Some((counters, block_family)) = state.counters(ledger, &SITES, info.site) {
         add(&counters.freed_blocks, 1);
         add(&counters.freed_bytes, info.bytes);
@@ -335,7 +347,9 @@ fn leave(ledger: &Ledger, state: &mut ThreadState, info: &BlockInfo, function: A
 fn released_while_busy(ledger: &Ledger, start: u64) -> Verdict {
     match blocks::take(start) {
         Taken::Live(info) => {
-            if let Some(counters) = thread::shared_counters(ledger, info.site) {
+            if info.site != OUR_SITE
+                && let Some(counters) = thread::shared_counters(ledger, info.site)
+            {
                 counters.freed_blocks.fetch_add(1, Relaxed);
                 counters.freed_bytes.fetch_add(info.bytes, Relaxed);
             }

@@ -10,7 +10,7 @@
 //! stacks.
 //!
 //! Site numbers carry the family of the function (new, new[], malloc): every chunk of 32 belongs to one family, so
-//! `free` sees a mismatch from the counter chunk that it needs anyway. Sites 1 to 31 are made at start: one for each
+//! `free` sees a mismatch from the counter chunk that it needs anyway. Sites below 32 are made at start: one for each
 //! allocation function, without a stack, for events whose stack cannot be taken.
 
 use crate::memory::{Lock, map_slice};
@@ -184,7 +184,7 @@ impl SiteTable {
         let _guard = self.lock.lock();
         self.families[0].store(family::MIXED, Relaxed);
         ledger.publish(AreaId::Sites, COUNTERS_PER_CHUNK as u32);
-        for function in AllocFn::ALL {
+        for function in AllocFn::ALL.iter().filter(|function| Self::bare_site(**function) != crate::runtime::OUR_SITE) {
             if let Some(site) = ledger.site(Self::bare_site(*function)) {
                 site.function.store(*function as u32, Relaxed);
             }
@@ -192,10 +192,10 @@ impl SiteTable {
         self.replace_signatures(FIRST_SIGNATURES)
     }
 
-    /// The site of a function without a stack. All functions fit: there are 31.
+    /// The site of a function without a stack. Those that allocate, and `free` itself, have one of their own.
     #[inline]
     pub fn bare_site(function: AllocFn) -> u32 {
-        (function as u32 + 1) & (COUNTERS_PER_CHUNK as u32 - 1)
+        (function as u32 + 1).min(COUNTERS_PER_CHUNK as u32 - 2)
     }
 
     /// The family tag of a site.

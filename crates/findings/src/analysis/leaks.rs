@@ -6,7 +6,6 @@ use leakscope_model::{AllocFn, Heuristic, LeakKind};
 
 use super::stacks::Stacks;
 use super::{Amount, LeakCheck, LeakTotals, LossRecord, Options, Resolution, Uses};
-use crate::fingerprint;
 use crate::recording::{CheckRecord, ProcessRecording, Totals};
 use crate::suppressions::{Error, Suppressions};
 
@@ -136,12 +135,8 @@ pub(super) fn live(recorded: &ProcessRecording, stacks: &Stacks<'_>, options: &O
             merger.entry(None, number as u32).direct.add(site.totals.live_bytes, site.totals.live_blocks);
         }
     }
-    let mut records: Vec<LossRecord> = merger
-        .finish()
-        .iter()
-        .enumerate()
-        .map(|(i, merged)| loss_record(recorded, stacks, i, merged))
-        .collect();
+    let mut records: Vec<LossRecord> =
+        merger.finish().iter().enumerate().map(|(i, merged)| loss_record(recorded, stacks, i, merged)).collect();
     for record in &mut records {
         record.shown = options.leak_check == LeakCheck::Full;
     }
@@ -162,7 +157,7 @@ fn loss_record(recorded: &ProcessRecording, stacks: &Stacks<'_>, index: usize, m
         indirect_bytes: merged.indirect.bytes,
         indirect_blocks: merged.indirect.blocks,
         function: stacks.function(merged.first_site),
-        fingerprint: fingerprint::of_leak(stack.all_frames()),
+        fingerprint: stacks.leak_fingerprint(&merged.sites),
         stack,
         addresses: merged.addresses.clone(),
         suppressed_by: None,

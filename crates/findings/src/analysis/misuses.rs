@@ -6,7 +6,6 @@ use leakscope_model::{AllocFn, MisuseKind};
 
 use super::stacks::Stacks;
 use super::{Amount, Block, MisuseError, Options, Uses};
-use crate::fingerprint;
 use crate::recording::{Misuse, ProcessRecording};
 use crate::suppressions::{Error, Suppressions};
 
@@ -77,7 +76,7 @@ fn error(
         }),
         requested_bytes: if misuse.kind == MisuseKind::FishySize { misuse.block_bytes } else { 0 },
         overrun_offset: misuse.overrun_offset,
-        fingerprint: fingerprint::of_misuse(misuse.kind, stack.all_frames()),
+        fingerprint: stacks.misuse_fingerprint(misuse.kind, misuse.site),
         suppressed_by: suppressions.find(&Error::Misuse(misuse.kind), stack.all_frames()),
         stack,
     }

@@ -4,13 +4,17 @@ use std::cell::OnceCell;
 use std::sync::Arc;
 
 use leakscope_ledger::layout::site_flags;
-use leakscope_model::AllocFn;
+use leakscope_model::{AllocFn, MisuseKind};
 
 use super::Options;
+use crate::fingerprint::{self, Fingerprint, Step};
 use crate::recording::{FrameRecord, Location, ProcessRecording};
 
 /// What a hook's frame is called when we do not know our own library's name.
 const HOOK_OBJECT: &str = "leakscope";
+
+/// Frames of a stack that are looked at; a hostile recording could have millions.
+const DEEPEST: usize = 1024;
 
 /// A frame with its names.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,10 +43,11 @@ pub struct Frame {
     pub module: Option<u32>,
 }
 
-/// A stack, innermost frame first. The first one is the allocation function.
+/// A stack, innermost frame first. The first one is the allocation function. Frames are shared between stacks:
+/// a compiler run has 100,000 of them over a tenth as many addresses.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Stack {
-    frames: Vec<Frame>,
+    frames: Vec<Arc<Frame>>,
     /// Number of frames to show: up to `main`.
     shown: usize,
     flags: u32,
@@ -60,12 +65,12 @@ impl Stack {
     }
 
     /// The frames to show: nothing below `main`, unless the options ask for it.
-    pub fn frames(&self) -> &[Frame] {
+    pub fn frames(&self) -> &[Arc<Frame>] {
         &self.frames[..self.shown]
     }
 
     /// All frames up to `--num-callers` addresses; suppressions match these.
-    pub fn all_frames(&self) -> &[Frame] {
+    pub fn all_frames(&self) -> &[Arc<Frame>] {
         &self.frames
     }
 }
@@ -75,7 +80,9 @@ pub(super) struct Stacks<'a> {
     recorded: &'a ProcessRecording,
     num_callers: usize,
     show_below_main: bool,
-    named: Vec<OnceCell<Arc<[Frame]>>>,
+    named: Vec<OnceCell<Arc<[Arc<Frame>]>>>,
+    steps: Vec<OnceCell<Arc<[Step]>>>,
+    hooks: Vec<OnceCell<Arc<Frame>>>,
     hook_object: Arc<str>,
     hook_start: u64,
 }
@@ -85,9 +92,11 @@ impl<'a> Stacks<'a> {
         let hook = recorded.hook_module.and_then(|number| recorded.modules.get(number as usize));
         Self {
             recorded,
-            num_callers: options.num_callers.max(1),
+            num_callers: options.num_callers.clamp(1, DEEPEST),
             show_below_main: options.show_below_main,
             named: vec![OnceCell::new(); recorded.locations.len()],
+            steps: vec![OnceCell::new(); recorded.locations.len()],
+            hooks: vec![OnceCell::new(); AllocFn::ALL.len()],
             hook_object: hook.map_or_else(|| HOOK_OBJECT.into(), |module| module.path.clone()),
             hook_start: hook.map_or(0, |module| module.start),
         }
@@ -105,13 +114,15 @@ impl<'a> Stacks<'a> {
 
     /// The stack of a site.
     pub(super) fn stack(&self, site: u32) -> Stack {
-        let mut frames = vec![self.hook_frame(self.function(site))];
+        let function = self.function(site);
+        let hook = self.hooks[function as usize].get_or_init(|| Arc::new(self.hook_frame(function)));
+        let mut frames = vec![hook.clone()];
         let mut shown = None;
         for number in self.recorded.stack(site).take(self.num_callers - 1) {
             let named = self.location(number);
             frames.extend(named.iter().cloned());
             // Inlined functions do not end a stack: the physical function of the address counts.
-            let kind = named.last().map_or(Kind::Normal, kind);
+            let kind = named.last().map_or(Kind::Normal, |frame| kind(frame));
             match (kind, shown) {
                 // Of several, the outermost `main` ends the stack, else the innermost function below main.
                 (Kind::Main, _) => shown = Some((frames.len(), Kind::Main)),
@@ -125,6 +136,31 @@ impl<'a> Stacks<'a> {
         };
         let flags = self.recorded.sites.get(site as usize).map_or(0, |site| site.flags);
         Stack { frames, shown, flags }
+    }
+
+    /// The fingerprint of a leak at `sites`: the least, so that their order does not matter.
+    pub(super) fn leak_fingerprint(&self, sites: &[u32]) -> Fingerprint {
+        let of_site = |&site: &u32| fingerprint::leak_at(&mut self.path(site).iter().flat_map(|steps| steps.iter()));
+        sites.iter().map(of_site).min().unwrap_or_default()
+    }
+
+    /// The fingerprint of a wrong call.
+    pub(super) fn misuse_fingerprint(&self, kind: MisuseKind, site: u32) -> Fingerprint {
+        fingerprint::misuse_at(kind, &mut self.path(site).iter().flat_map(|steps| steps.iter()))
+    }
+
+    /// The whole recorded stack of a site, as far as fingerprints care.
+    fn path(&self, site: u32) -> Vec<Arc<[Step]>> {
+        self.recorded.stack(site).take(DEEPEST).map(|number| self.steps(number)).collect()
+    }
+
+    fn steps(&self, number: u32) -> Arc<[Step]> {
+        match self.steps.get(number as usize) {
+            Some(cell) => {
+                cell.get_or_init(|| self.location(number).iter().map(|frame| Step::of(frame)).collect()).clone()
+            }
+            None => Arc::from([]),
+        }
     }
 
     fn hook_frame(&self, function: AllocFn) -> Frame {
@@ -143,14 +179,14 @@ impl<'a> Stacks<'a> {
         }
     }
 
-    fn location(&self, number: u32) -> Arc<[Frame]> {
+    fn location(&self, number: u32) -> Arc<[Arc<Frame>]> {
         match (self.recorded.locations.get(number as usize), self.named.get(number as usize)) {
             (Some(location), Some(cell)) => cell.get_or_init(|| self.name(location)).clone(),
             _ => Arc::from([]),
         }
     }
 
-    fn name(&self, location: &Location) -> Arc<[Frame]> {
+    fn name(&self, location: &Location) -> Arc<[Arc<Frame>]> {
         let module = self.recorded.module_of(location);
         let bare = Frame {
             ip: location.pc,
@@ -167,9 +203,9 @@ impl<'a> Stacks<'a> {
         };
         let frames = self.recorded.frames_of(location);
         if frames.is_empty() {
-            return Arc::from([bare]);
+            return Arc::from([Arc::new(bare)]);
         }
-        frames.iter().map(|frame| self.frame(frame, bare.clone())).collect()
+        frames.iter().map(|frame| Arc::new(self.frame(frame, bare.clone()))).collect()
     }
 
     fn frame(&self, record: &FrameRecord, bare: Frame) -> Frame {
@@ -205,7 +241,11 @@ fn kind(frame: &Frame) -> Kind {
     let name = name.split_once('@').map_or(name, |(front, _)| front);
     match name {
         "main" => Kind::Main,
-        "_start" | "(below main)" | "__libc_start_call_main" | "__libc_start_main" | "__libc_start_main_impl"
+        "_start"
+        | "(below main)"
+        | "__libc_start_call_main"
+        | "__libc_start_main"
+        | "__libc_start_main_impl"
         | "generic_start_main" => Kind::BelowMain,
         _ if name.starts_with("__libc_start_main.") || name.starts_with("generic_start_main.") => Kind::BelowMain,
         _ => Kind::Normal,

@@ -7,8 +7,8 @@ use leakscope_ledger::reader::{self, Snapshot};
 use leakscope_model::{ModuleId, SiteId, Svma};
 
 use super::{
-    Check, CheckRecord, CheckState, End, FrameRecord, Location, Lost, Misuse, Module, Node, Origin,
-    ProcessFacts, ProcessRecording, Sample, Site, State, Thread, Totals,
+    Check, CheckRecord, CheckState, End, FrameRecord, Location, Lost, Misuse, Module, Node, Origin, ProcessFacts,
+    ProcessRecording, Sample, Site, State, Thread, Totals,
 };
 
 /// A frame as a symboliser gives it, innermost inlined function first.
@@ -30,6 +30,9 @@ pub struct ResolvedFrame {
     pub inlined: bool,
 }
 
+/// Gives the frames of each address of a module, innermost first, in the order of the addresses.
+pub type Resolve<'a> = dyn FnMut(ModuleId, &reader::Module, &[Svma]) -> Vec<Vec<ResolvedFrame>> + 'a;
+
 /// What to put into a recording.
 #[derive(Clone, Debug, Default)]
 pub struct BuildOptions {
@@ -47,7 +50,7 @@ pub struct BuildOptions {
 pub fn build(
     snapshot: &Snapshot,
     options: &BuildOptions,
-    resolve: &mut dyn FnMut(ModuleId, &reader::Module, &[Svma]) -> Vec<Vec<ResolvedFrame>>,
+    resolve: &mut Resolve<'_>,
 ) -> ProcessRecording {
     let wanted = if options.all_symbols { vec![true; snapshot.nodes.len()] } else { reported_nodes(snapshot) };
     let (nodes, mut locations) = locate(snapshot);
@@ -171,7 +174,7 @@ fn symbolise(
     needed: &[bool],
     names: &mut Names,
     frames: &mut Vec<FrameRecord>,
-    resolve: &mut dyn FnMut(ModuleId, &reader::Module, &[Svma]) -> Vec<Vec<ResolvedFrame>>,
+    resolve: &mut Resolve<'_>,
 ) {
     let mut by_module: Vec<(u32, u64, u32)> = locations
         .iter()

@@ -1,6 +1,8 @@
 //! A rule for a finding: `--gen-suppressions=all`.
 
-use leakscope_model::{LeakKind, MisuseKind};
+use std::borrow::Borrow;
+
+use leakscope_model::MisuseKind;
 
 use super::{Error, fishy_names};
 use crate::analysis::Frame;
@@ -36,19 +38,21 @@ impl Generated {
 
 /// A rule for `error` with these frames (as shown). Inlined functions are named by their plain name in
 /// Valgrind; here by the linker's, which both match.
-pub fn generate(error: &Error, frames: &[Frame]) -> Generated {
+pub fn generate(error: &Error, frames: &[impl Borrow<Frame>]) -> Generated {
     let (kind, extra) = match error {
-        Error::Leak(kind) => ("Memcheck:Leak", Some(format!("match-leak-kinds: {}", leak_word(*kind)))),
+        Error::Leak(kind) => ("Memcheck:Leak", Some(format!("match-leak-kinds: {}", kind.option_word()))),
         Error::Misuse(MisuseKind::FishySize) => {
-            let called = frames.first().and_then(|frame| frame.function.as_deref()).unwrap_or_default();
+            let called = frames.first().and_then(|frame| frame.borrow().function.as_deref()).unwrap_or_default();
             let (function, arguments) = fishy_names(called);
             ("Memcheck:FishyValue", Some(format!("{function}({})", arguments[0])))
         }
+        Error::Misuse(MisuseKind::ReallocZero) => ("Memcheck:ReallocZero", None),
         Error::Misuse(_) => ("Memcheck:Free", None),
     };
     let frames = frames
         .iter()
-        .map(|frame| {
+        .map(Borrow::borrow)
+        .map(|frame: &Frame| {
             let name = frame.linkage_name.as_deref().or(frame.function.as_deref());
             match name {
                 Some(name) => ("fun", one_line(name)),
@@ -58,10 +62,6 @@ pub fn generate(error: &Error, frames: &[Frame]) -> Generated {
         })
         .collect();
     Generated { kind: kind.to_owned(), extra, frames }
-}
-
-fn leak_word(kind: LeakKind) -> &'static str {
-    kind.option_word()
 }
 
 /// A hostile name must not end its line: `?` matches any one byte.

@@ -1,45 +1,82 @@
 //! Patterns against frames and names, in time proportional to the product of the two lengths.
 
+use std::borrow::Borrow;
+
 use super::FramePattern;
 use crate::analysis::Frame;
 use crate::fingerprint::normalise;
 
 /// Whether the innermost frames match the whole pattern.
-pub(super) fn stack_matches(pattern: &[FramePattern], frames: &[Frame]) -> bool {
-    // possible[i]: the frames so far match pattern[..i], with more frames allowed where pattern[i] is `...`.
-    let mut possible = vec![false; pattern.len() + 1];
-    possible[0] = true;
-    skip_any(pattern, &mut possible);
-    for frame in frames {
-        if possible[pattern.len()] {
-            return true;
-        }
-        let mut next = vec![false; pattern.len() + 1];
-        for (i, line) in pattern.iter().enumerate() {
-            if !possible[i] {
-                continue;
-            }
-            match line {
-                FramePattern::AnyFrames => next[i] = true,
-                _ if frame_matches(line, frame) => next[i + 1] = true,
-                _ => {}
-            }
-        }
-        possible = next;
-        skip_any(pattern, &mut possible);
-        if !possible.contains(&true) {
-            return false;
-        }
-    }
-    possible[pattern.len()]
+///
+/// A set of positions in the pattern runs along the frames: position i is in it when the frames so far match the
+/// lines before line i. Rules are matched with every loss record, so a set is a machine word where that is enough.
+pub(super) fn stack_matches(pattern: &[FramePattern], frames: &[impl Borrow<Frame>]) -> bool {
+    if pattern.len() < u64::BITS as usize { run(pattern, frames, 0_u64) } else { run(pattern, frames, Vec::new()) }
 }
 
-/// `...` also stands for no frame at all.
-fn skip_any(pattern: &[FramePattern], possible: &mut [bool]) {
-    for (i, line) in pattern.iter().enumerate() {
-        if possible[i] && *line == FramePattern::AnyFrames {
-            possible[i + 1] = true;
+/// A set of positions, empty at first.
+trait Positions: Clone {
+    fn has(&self, position: usize) -> bool;
+    fn add(&mut self, position: usize);
+}
+
+impl Positions for u64 {
+    fn has(&self, position: usize) -> bool {
+        *self >> position & 1 != 0
+    }
+
+    fn add(&mut self, position: usize) {
+        *self |= 1 << position;
+    }
+}
+
+impl Positions for Vec<usize> {
+    fn has(&self, position: usize) -> bool {
+        self.contains(&position)
+    }
+
+    fn add(&mut self, position: usize) {
+        if !self.has(position) {
+            self.push(position);
         }
+    }
+}
+
+fn run<P: Positions>(pattern: &[FramePattern], frames: &[impl Borrow<Frame>], empty: P) -> bool {
+    let mut possible = empty.clone();
+    enter(pattern, &mut possible, 0);
+    for frame in frames {
+        if possible.has(pattern.len()) {
+            return true;
+        }
+        let mut next = empty.clone();
+        let mut any = false;
+        for (i, line) in pattern.iter().enumerate() {
+            if !possible.has(i) {
+                continue;
+            }
+            if *line == FramePattern::AnyFrames {
+                enter(pattern, &mut next, i);
+                any = true;
+            } else if frame_matches(line, frame.borrow()) {
+                enter(pattern, &mut next, i + 1);
+                any = true;
+            }
+        }
+        if !any {
+            return false;
+        }
+        possible = next;
+    }
+    possible.has(pattern.len())
+}
+
+/// Adds a position, and those after it that `...` lines open: they also stand for no frame at all.
+fn enter<P: Positions>(pattern: &[FramePattern], positions: &mut P, mut position: usize) {
+    positions.add(position);
+    while pattern.get(position) == Some(&FramePattern::AnyFrames) {
+        position += 1;
+        positions.add(position);
     }
 }
 
@@ -54,16 +91,20 @@ fn frame_matches(pattern: &FramePattern, frame: &Frame) -> bool {
             let linkage = frame.linkage_name.as_deref().unwrap_or(function);
             wildcard(pattern, linkage) || (linkage != function && wildcard(pattern, function))
                 // Debug information gives inlined functions by their plain name, which is what Valgrind compares.
-                || (frame.inlined && wildcard(pattern, &plain_name(function)))
+                || (frame.inlined && function.contains(literal_front(pattern)) && wildcard(pattern, &plain_name(function)))
         }
         FramePattern::Object(pattern) => {
             wildcard(pattern, if frame.object.is_empty() { UNKNOWN } else { &frame.object })
         }
         FramePattern::Source { file, line } => {
-            frame.file.as_deref().is_some_and(|name| wildcard(file, name))
-                && line.is_none_or(|line| line == frame.line)
+            frame.file.as_deref().is_some_and(|name| wildcard(file, name)) && line.is_none_or(|line| line == frame.line)
         }
     }
+}
+
+/// What a pattern begins with, up to its first wildcard: a cheap test before a name is taken apart.
+fn literal_front(pattern: &str) -> &str {
+    pattern.split(['*', '?']).next().unwrap_or_default()
 }
 
 /// `f` of `n::C<int>::f<char>(int) const`.

@@ -119,6 +119,7 @@ fn rule_kind<'a>(lines: &mut Lines<'a>, kind: &str) -> Result<(RuleKind, Option<
             }
         }
         "Free" => Ok((RuleKind::Free, None)),
+        "ReallocZero" => Ok((RuleKind::ReallocZero, None)),
         "FishyValue" => {
             const EXTRA: &str = "`FUNCTION(ARGUMENT)`, such as `malloc(size)`";
             let line = lines.expect(EXTRA)?;

@@ -193,7 +193,12 @@ pub fn sample() -> ProcessRecording {
         1,
         0x2000,
         &[
-            ("std::vector<int, std::allocator<int> >::push_back(int&&)", "_ZNSt6vectorIiSaIiEE9push_backEOi", "stl_vector.h", 1278),
+            (
+                "std::vector<int, std::allocator<int> >::push_back(int&&)",
+                "_ZNSt6vectorIiSaIiEE9push_backEOi",
+                "stl_vector.h",
+                1278,
+            ),
             ("Cache::add(int)", "_ZN5Cache3addEi", "cache.cpp", 7),
         ],
     );

@@ -95,17 +95,15 @@ pub(super) fn read_raw<S: ReadAt + ?Sized>(ledger: &mut Ledger<'_, S>) -> (Vec<R
     let mut missing = 0;
     let mut records: RawRecords = Vec::new();
     for (i, raw) in before.iter().enumerate() {
-        let wanted = raw.check.state == CheckState::Complete
-            && !before[i + 1..].iter().any(|later| raw.overlaps(later));
+        let wanted =
+            raw.check.state == CheckState::Complete && !before[i + 1..].iter().any(|later| raw.overlaps(later));
         records.push(wanted.then(|| {
             let room = ledger.capacity(AreaId::CheckRecords).saturating_sub(raw.first_record);
             missing += u64::from(raw.records.saturating_sub(room));
             let mut out = Vec::with_capacity(raw.records.min(room) as usize);
-            ledger.records(AreaId::CheckRecords, raw.first_record, raw.records, |_, bytes| {
-                match record(bytes) {
-                    Some(record) => out.push(record),
-                    None => bad += 1,
-                }
+            ledger.records(AreaId::CheckRecords, raw.first_record, raw.records, |_, bytes| match record(bytes) {
+                Some(record) => out.push(record),
+                None => bad += 1,
             });
             out
         }));

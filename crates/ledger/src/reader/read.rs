@@ -1,16 +1,16 @@
 //! Areas into vectors.
 
+use core::mem::offset_of;
 use std::format;
 use std::string::String;
 use std::vec;
 use std::vec::Vec;
-use core::mem::offset_of;
 
 use leakscope_model::{AllocFn, HeuristicSet, MisuseKind, NodeId, SiteId, ThreadId};
 
 use super::{
-    Config, LedgerError, Lost, Misuse, Module, Node, Origin, Process, ReadAt, Sample, Site, SiteTotals,
-    Snapshot, State, Thread, checks,
+    Config, LedgerError, Lost, Misuse, Module, Node, Origin, Process, ReadAt, Sample, Site, SiteTotals, Snapshot,
+    State, Thread, checks,
 };
 use crate::layout::{self, AREAS, Area, AreaId, COUNTERS_PER_CHUNK, Capacity, Header};
 
@@ -269,10 +269,8 @@ fn read_process<S: ReadAt + ?Sized>(
     mut string: impl FnMut(u64) -> Vec<u8>,
 ) -> Process {
     let config = offset_of!(Header, config);
-    let mut command_line: Vec<Vec<u8>> = string(field!(header, u64, Header, command_line))
-        .split(|&byte| byte == 0)
-        .map(<[u8]>::to_vec)
-        .collect();
+    let mut command_line: Vec<Vec<u8>> =
+        string(field!(header, u64, Header, command_line)).split(|&byte| byte == 0).map(<[u8]>::to_vec).collect();
     // Each argument is ended, not separated, by a zero byte.
     if command_line.last().is_some_and(Vec::is_empty) {
         command_line.pop();

@@ -7,8 +7,8 @@ use leakscope_model::{
 };
 
 use super::*;
-use crate::layout::{self,
-    AREAS, Area, AreaId, COUNTERS_PER_CHUNK, Header, MAGIC, NO_HEURISTIC, VERSION, check_state, origin, state,
+use crate::layout::{
+    self, AREAS, Area, AreaId, COUNTERS_PER_CHUNK, Header, MAGIC, NO_HEURISTIC, VERSION, check_state, origin, state,
     string_ref,
 };
 
@@ -251,10 +251,7 @@ fn what_is_no_ledger_is_refused_in_one_sentence() {
     assert!(words(&[0; 5000]).starts_with("not a leakscope ledger"));
     let mut newer = full();
     newer.header_u32(offset_of!(Header, version), 5);
-    assert_eq!(
-        words(&newer.bytes),
-        "format version 5; this build reads 1-1. help: upgrade leakscope, or record again"
-    );
+    assert_eq!(words(&newer.bytes), "format version 5; this build reads 1-1. help: upgrade leakscope, or record again");
 }
 
 #[test]
@@ -362,7 +359,9 @@ fn assert_invariants(snapshot: &Snapshot, file_bytes: usize) {
         assert!(check.records.iter().flatten().all(|record| in_range(record.site)));
     }
     let strings = snapshot.modules.iter().map(|module| module.path.len()).max().unwrap_or(0);
-    assert!(strings <= file_bytes && snapshot.nodes.len() * 16 <= file_bytes && snapshot.sites.len() * 16 <= file_bytes);
+    assert!(
+        strings <= file_bytes && snapshot.nodes.len() * 16 <= file_bytes && snapshot.sites.len() * 16 <= file_bytes
+    );
     for site in 0..snapshot.sites.len() {
         assert!(snapshot.stack(SiteId(site as u32)).count() < snapshot.nodes.len().max(1));
     }

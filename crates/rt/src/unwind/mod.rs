@@ -200,7 +200,11 @@ impl Unwinder {
     /// As for [`Unwinder::recall`].
     #[inline(always)]
     #[must_use]
-    pub unsafe fn signature(&self, cache: *const ThreadCache, regs: Registers) -> Option<NonZeroU64> {
+    pub unsafe fn signature(
+        &self,
+        cache: *const ThreadCache,
+        regs: Registers,
+    ) -> Option<NonZeroU64> {
         // SAFETY: passed on.
         unsafe { self.recall(cache, regs, Some) }
     }

@@ -11,11 +11,11 @@ use core::sync::atomic::{AtomicPtr, Ordering};
 /// An object that is mapped, and where its unwind information starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ObjectInfo {
-    /// Lowest address of the object.
+    /// Lowest address of the object, or of the part of it around the pc if there are gaps between its segments.
     pub start: u64,
     /// One past its highest address.
     pub end: u64,
-    /// Address of `.eh_frame_hdr`, inside the object.
+    /// Address of `.eh_frame_hdr`, which may lie in another part.
     pub eh_frame_hdr: u64,
 }
 
@@ -30,7 +30,8 @@ struct DlFindObject {
 }
 
 type DlFindObjectFn = unsafe extern "C" fn(*const c_void, *mut DlFindObject) -> c_int;
-type PhdrCallback = unsafe extern "C" fn(*mut libc::dl_phdr_info, libc::size_t, *mut c_void) -> c_int;
+type PhdrCallback =
+    unsafe extern "C" fn(*mut libc::dl_phdr_info, libc::size_t, *mut c_void) -> c_int;
 type DlIteratePhdrFn = unsafe extern "C" fn(Option<PhdrCallback>, *mut c_void) -> c_int;
 
 /// The loader's functions, found by the caller (`dlsym` may allocate, so it is not called here).
@@ -47,7 +48,10 @@ impl ObjectFinder {
     /// Each is null or the address of the loader's function of that name.
     #[must_use]
     pub const unsafe fn new(dl_find_object: *mut c_void, dl_iterate_phdr: *mut c_void) -> Self {
-        Self { dl_find_object, dl_iterate_phdr }
+        Self {
+            dl_find_object,
+            dl_iterate_phdr,
+        }
     }
 
     /// The object around `pc`, if the loader knows one with unwind information.
@@ -57,7 +61,7 @@ impl ObjectFinder {
         if !(4096..1 << 47).contains(&pc) {
             return None;
         }
-        let found = if !self.dl_find_object.is_null() {
+        if !self.dl_find_object.is_null() {
             // SAFETY: `new`'s contract: it is `_dl_find_object`.
             unsafe { find_by_loader(self.dl_find_object, pc) }
         } else if !self.dl_iterate_phdr.is_null() {
@@ -65,8 +69,7 @@ impl ObjectFinder {
             unsafe { find_by_phdr(self.dl_iterate_phdr, pc) }
         } else {
             None
-        }?;
-        (found.start <= found.eh_frame_hdr && found.eh_frame_hdr < found.end).then_some(found)
+        }
     }
 }
 
@@ -104,14 +107,19 @@ unsafe fn find_by_phdr(function: *mut c_void, pc: u64) -> Option<ObjectInfo> {
     search.found
 }
 
-unsafe extern "C" fn visit_object(info: *mut libc::dl_phdr_info, _size: libc::size_t, data: *mut c_void) -> c_int {
+unsafe extern "C" fn visit_object(
+    info: *mut libc::dl_phdr_info,
+    _size: libc::size_t,
+    data: *mut c_void,
+) -> c_int {
     // SAFETY: the loader passes a valid `info`, and `data` is the `PhdrSearch` of `find_by_phdr`.
     let (info, search) = unsafe { (&*info, &mut *data.cast::<PhdrSearch>()) };
     if info.dlpi_phdr.is_null() {
         return 0;
     }
     // SAFETY: the loader describes its own array of program headers.
-    let headers = unsafe { core::slice::from_raw_parts(info.dlpi_phdr, usize::from(info.dlpi_phnum)) };
+    let headers =
+        unsafe { core::slice::from_raw_parts(info.dlpi_phdr, usize::from(info.dlpi_phnum)) };
     let (mut low, mut high, mut holds_pc, mut hdr) = (u64::MAX, 0, false, 0);
     for header in headers {
         let start = info.dlpi_addr.wrapping_add(header.p_vaddr);
@@ -129,7 +137,11 @@ unsafe extern "C" fn visit_object(info: *mut libc::dl_phdr_info, _size: libc::si
     if !holds_pc {
         return 0;
     }
-    search.found = (hdr != 0).then_some(ObjectInfo { start: low, end: high, eh_frame_hdr: hdr });
+    search.found = (hdr != 0).then_some(ObjectInfo {
+        start: low,
+        end: high,
+        eh_frame_hdr: hdr,
+    });
     1
 }
 
@@ -148,8 +160,10 @@ impl FinderCell {
     }
 
     pub(super) fn set(&self, finder: ObjectFinder) {
-        self.dl_iterate_phdr.store(finder.dl_iterate_phdr, Ordering::Release);
-        self.dl_find_object.store(finder.dl_find_object, Ordering::Release);
+        self.dl_iterate_phdr
+            .store(finder.dl_iterate_phdr, Ordering::Release);
+        self.dl_find_object
+            .store(finder.dl_find_object, Ordering::Release);
     }
 
     pub(super) fn get(&self) -> ObjectFinder {

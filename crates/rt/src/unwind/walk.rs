@@ -96,12 +96,17 @@ impl Path {
         if i >= self.len {
             return None;
         }
-        Some((*self.return_addresses.get(i)?, *self.slots.get(i)?, *self.rbp_at.get(i)?))
+        Some((
+            *self.return_addresses.get(i)?,
+            *self.slots.get(i)?,
+            *self.rbp_at.get(i)?,
+        ))
     }
 
     fn used(&self) -> impl Iterator<Item = (u64, u64, usize)> {
         let all = self.used_at.iter().zip(&self.used_value).zip(&self.used_by);
-        all.take(self.used_len).map(|((at, value), by)| (*at, *value, usize::from(*by)))
+        all.take(self.used_len)
+            .map(|((at, value), by)| (*at, *value, usize::from(*by)))
     }
 
     /// Appends the frames `from` to `to` (excluded) of another path.
@@ -112,7 +117,10 @@ impl Path {
             (&mut self.slots, &other.slots),
             (&mut self.rbp_at, &other.rbp_at),
         ] {
-            let (Some(mine), Some(theirs)) = (mine.get_mut(self.len..self.len + count), theirs.get(from..to)) else {
+            let (Some(mine), Some(theirs)) = (
+                mine.get_mut(self.len..self.len + count),
+                theirs.get(from..to),
+            ) else {
                 return;
             };
             mine.copy_from_slice(theirs);
@@ -154,7 +162,11 @@ pub(super) unsafe fn walk_and_remember(
     let epoch = unwinder.epoch();
     let scratch = claim.scratch();
     let [first, second] = &mut scratch.paths;
-    let (path, last) = if scratch.turn & 1 == 0 { (first, &*second) } else { (second, &*first) };
+    let (path, last) = if scratch.turn & 1 == 0 {
+        (first, &*second)
+    } else {
+        (second, &*first)
+    };
     path.clear();
     path.epoch = epoch;
     let last = (last.len > 0 && last.epoch == epoch).then_some(last);
@@ -198,11 +210,24 @@ unsafe fn walk_interrupting(
         // A handler that interrupted a handler that interrupted a hook: the caller's name is all we give.
         // SAFETY: the hook's return address is there.
         frames[0] = unsafe { *(regs.rsp as *const u64) };
-        return Walked { frames: 1, signature: None, stack_hash: layout::stack_hash(&frames[..1]), end: WalkEnd::NoRule };
+        return Walked {
+            frames: 1,
+            signature: None,
+            stack_hash: layout::stack_hash(&frames[..1]),
+            end: WalkEnd::NoRule,
+        };
     };
     let spare = claim.spare();
     spare.path.clear();
-    let end = Walker::new(unwinder, cache, regs, &mut spare.path, None, &mut spare.workspace).run();
+    let end = Walker::new(
+        unwinder,
+        cache,
+        regs,
+        &mut spare.path,
+        None,
+        &mut spare.workspace,
+    )
+    .run();
     finish(&spare.path, end, frames)
 }
 
@@ -227,11 +252,18 @@ fn finish(path: &Path, end: WalkEnd, frames: &mut [u64; MAX_FRAMES]) -> Walked {
     if let Some(out) = frames.get_mut(..path.len) {
         out.copy_from_slice(found);
     }
-    Walked { frames: path.len, signature: None, stack_hash: layout::stack_hash(found), end }
+    Walked {
+        frames: path.len,
+        signature: None,
+        stack_hash: layout::stack_hash(found),
+        end,
+    }
 }
 
 /// Offsets in `ucontext_t` by DWARF register number. Source: glibc `sys/ucontext.h`, Linux `struct sigcontext`.
-const UCONTEXT: [u64; 17] = [144, 136, 152, 128, 112, 104, 120, 160, 40, 48, 56, 64, 72, 80, 88, 96, 168];
+const UCONTEXT: [u64; 17] = [
+    144, 136, 152, 128, 112, 104, 120, 160, 40, 48, 56, 64, 72, 80, 88, 96, 168,
+];
 const UCONTEXT_RBP: u64 = UCONTEXT[6];
 const UCONTEXT_RSP: u64 = UCONTEXT[7];
 const UCONTEXT_RIP: u64 = UCONTEXT[16];
@@ -277,7 +309,9 @@ impl<'a> Walker<'a> {
         let mut slot = self.regs.rsp;
         let mut rbp_at = LIVE;
         let mut cursor = 0;
-        let Some(mut pc) = self.view.load(slot) else { return WalkEnd::BadStack };
+        let Some(mut pc) = self.view.load(slot) else {
+            return WalkEnd::BadStack;
+        };
         loop {
             if !self.path.push(pc, slot, rbp_at) {
                 return WalkEnd::TooDeep;
@@ -311,15 +345,19 @@ impl<'a> Walker<'a> {
                     }
                     None => return WalkEnd::BadStack,
                 },
-                Kind::Rbp | Kind::Drap | Kind::Other => match self.slot_by_register(rule, slot, rbp_at) {
-                    Ok(next) => next,
-                    Err(end) => return end,
-                },
+                Kind::Rbp | Kind::Drap | Kind::Other => {
+                    match self.slot_by_register(rule, slot, rbp_at) {
+                        Ok(next) => next,
+                        Err(end) => return end,
+                    }
+                }
             };
             rbp_at = match rule.rbp() {
                 Saved::Same => rbp_at,
                 Saved::AtCfa(offset) => next.wrapping_add(8).wrapping_add(offset as u64),
-                Saved::AtRbp(offset) => self.rbp(rbp_at).map_or(LOST, |rbp| rbp.wrapping_add(offset as u64)),
+                Saved::AtRbp(offset) => self
+                    .rbp(rbp_at)
+                    .map_or(LOST, |rbp| rbp.wrapping_add(offset as u64)),
                 Saved::Lost => LOST,
             };
             slot = next;
@@ -342,7 +380,11 @@ impl<'a> Walker<'a> {
             if by >= limit {
                 break;
             }
-            let now = if at == LIVE { Some(self.regs.rbp) } else { self.view.load(at) };
+            let now = if at == LIVE {
+                Some(self.regs.rbp)
+            } else {
+                self.view.load(at)
+            };
             if now != Some(value) {
                 limit = by;
                 break;
@@ -362,7 +404,10 @@ impl<'a> Walker<'a> {
             }
         }
         let taken = (end - from) as u64;
-        self.unwinder.counts.reused_frames.fetch_add(taken, core::sync::atomic::Ordering::Relaxed);
+        self.unwinder
+            .counts
+            .reused_frames
+            .fetch_add(taken, core::sync::atomic::Ordering::Relaxed);
         end
     }
 
@@ -377,7 +422,9 @@ impl<'a> Walker<'a> {
     #[cold]
     #[inline(never)]
     fn compute_rule(&mut self, pc: u64) -> Rule {
-        let Some(rule) = cfi::rule_of(self.finder, pc, self.workspace) else { return Rule::FAIL };
+        let Some(rule) = cfi::rule_of(self.finder, pc, self.workspace) else {
+            return Rule::FAIL;
+        };
         self.unwinder.rules.insert(pc, self.epoch, rule);
         rule
     }
@@ -403,7 +450,9 @@ impl<'a> Walker<'a> {
     /// The slot of the next return address, where the CFA is not computed from rsp.
     fn slot_by_register(&mut self, rule: Rule, slot: u64, rbp_at: u64) -> Result<u64, WalkEnd> {
         let base = match rule.kind() {
-            Kind::Other => self.search_register(rule.register()).ok_or(WalkEnd::NoRule)?,
+            Kind::Other => self
+                .search_register(rule.register())
+                .ok_or(WalkEnd::NoRule)?,
             _ => self.rbp(rbp_at).ok_or(WalkEnd::NoRule)?,
         };
         let mut cfa = base.wrapping_add(rule.cfa_offset());
