@@ -49,9 +49,25 @@ fn build(out: &Path) -> PathBuf {
     for (name, _) in env::vars_os() {
         let Some(text) = name.to_str() else { continue };
         let kept = matches!(text, "CARGO_HOME" | "CARGO_NET_OFFLINE")
-            || text.starts_with("CARGO_REGISTR") || text.starts_with("CARGO_HTTP") || text.starts_with("CARGO_SOURCE");
-        let foreign = text.starts_with("CARGO") || text.starts_with("RUSTFLAGS") || text.starts_with("RUSTC")
-            || matches!(text, "RUSTDOCFLAGS" | "TARGET" | "HOST" | "PROFILE" | "OUT_DIR" | "OPT_LEVEL" | "DEBUG" | "NUM_JOBS" | "MAKEFLAGS" | "MFLAGS");
+            || text.starts_with("CARGO_REGISTR")
+            || text.starts_with("CARGO_HTTP")
+            || text.starts_with("CARGO_SOURCE");
+        let foreign = text.starts_with("CARGO")
+            || text.starts_with("RUSTFLAGS")
+            || text.starts_with("RUSTC")
+            || matches!(
+                text,
+                "RUSTDOCFLAGS"
+                    | "TARGET"
+                    | "HOST"
+                    | "PROFILE"
+                    | "OUT_DIR"
+                    | "OPT_LEVEL"
+                    | "DEBUG"
+                    | "NUM_JOBS"
+                    | "MAKEFLAGS"
+                    | "MFLAGS"
+            );
         if foreign && !kept {
             cargo.env_remove(&name);
         }
@@ -59,7 +75,8 @@ fn build(out: &Path) -> PathBuf {
     let status = cargo
         .current_dir(workspace)
         .args(["build", "--quiet", "--package", "leakscope-preload", "--profile", "injected", "--target", &triple])
-        .arg("--target-dir").arg(&nested)
+        .arg("--target-dir")
+        .arg(&nested)
         // Also overrides flags from the user's cargo configuration.
         .env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-cpu=x86-64")
         .env("CARGO_PROFILE_INJECTED_STRIP", "debuginfo")

@@ -43,7 +43,8 @@ const MAY_BE_UNSAFE: &[&str] = &["ledger", "rt", "preload", "process", "launch",
 
 const LONGEST_FILE_LINES: usize = 800;
 const UNNAMED_MODULES: &[&str] = &["utils.rs", "util.rs", "common.rs", "misc.rs", "helpers.rs"];
-const UNFINISHED: &[&str] = &[concat!("to", "do!("), concat!("unimple", "mented!("), concat!("dbg", "!("), concat!("FIX", "ME")];
+const UNFINISHED: &[&str] =
+    &[concat!("to", "do!("), concat!("unimple", "mented!("), concat!("dbg", "!("), concat!("FIX", "ME")];
 
 #[derive(Deserialize)]
 struct Metadata {

@@ -25,7 +25,9 @@ pub fn run() -> Result<()> {
     let source = repo_root().join("fixtures/demo");
     let (empty, orders) = (source.join("empty.c"), source.join("orders.cpp"));
 
-    eprintln!("\nA program of the distribution, without debug information: GNU ld loses some blocks whenever it links.");
+    eprintln!(
+        "\nA program of the distribution, without debug information: GNU ld loses some blocks whenever it links."
+    );
     step(&["gcc", "-c", "-o", object, empty.to_str().context("UTF-8")?])?;
     let linked = dir.join("empty.so");
     step(&[leakscope, "run", "--", "ld", "-shared", "-o", linked.to_str().context("UTF-8")?, object])?;

@@ -28,12 +28,20 @@ pub fn read() -> Result<Vec<Defaults>> {
         match std::fs::read_to_string(&path) {
             Ok(text) => all.push(Defaults { place: path.display().to_string(), words: words_of_file(&text) }),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error).with_context(|| format!("{}: cannot read it; make it readable or remove it", path.display())),
+            Err(error) => {
+                return Err(error)
+                    .with_context(|| format!("{}: cannot read it; make it readable or remove it", path.display()));
+            }
         }
     }
     if let Some(value) = std::env::var_os(VARIABLE) {
-        let Some(text) = value.to_str() else { bail!("{VARIABLE}: it is not UTF-8; write options separated by spaces") };
-        all.push(Defaults { place: VARIABLE.to_owned(), words: text.split_ascii_whitespace().map(OsString::from).collect() });
+        let Some(text) = value.to_str() else {
+            bail!("{VARIABLE}: it is not UTF-8; write options separated by spaces")
+        };
+        all.push(Defaults {
+            place: VARIABLE.to_owned(),
+            words: text.split_ascii_whitespace().map(OsString::from).collect(),
+        });
     }
     all.retain(|defaults| !defaults.words.is_empty());
     Ok(all)

@@ -304,11 +304,28 @@ mod tests {
     #[test]
     fn memcheck_spellings() {
         let args = parse(&[
-            "--tool=memcheck", "--leak-check=yes", "--show-leak-kinds=definite,indirect", "--errors-for-leak-kinds=all",
-            "--leak-check-heuristics=newarray", "--leak-resolution=med", "--num-callers=30", "--error-exitcode=99",
-            "--suppressions=a", "--suppressions=b", "--gen-suppressions=all", "--trace-children=yes",
-            "--child-silent-after-fork=yes", "--log-file=x.%p", "--keep-stacktraces=alloc-then-free",
-            "--show-mismatched-frees=no", "--run-libc-freeres=no", "--run-cxx-freeres=no", "-s", "-v", "-v", "prog",
+            "--tool=memcheck",
+            "--leak-check=yes",
+            "--show-leak-kinds=definite,indirect",
+            "--errors-for-leak-kinds=all",
+            "--leak-check-heuristics=newarray",
+            "--leak-resolution=med",
+            "--num-callers=30",
+            "--error-exitcode=99",
+            "--suppressions=a",
+            "--suppressions=b",
+            "--gen-suppressions=all",
+            "--trace-children=yes",
+            "--child-silent-after-fork=yes",
+            "--log-file=x.%p",
+            "--keep-stacktraces=alloc-then-free",
+            "--show-mismatched-frees=no",
+            "--run-libc-freeres=no",
+            "--run-cxx-freeres=no",
+            "-s",
+            "-v",
+            "-v",
+            "prog",
         ])
         .unwrap();
         let view = &args.view;
@@ -327,18 +344,36 @@ mod tests {
 
     #[test]
     fn the_last_of_repeated_options_counts() {
-        let args = parse(&["--num-callers=5", "--leak-check=no", "--num-callers=7", "--leak-check=full", "prog"]).unwrap();
+        let args =
+            parse(&["--num-callers=5", "--leak-check=no", "--num-callers=7", "--leak-check=full", "prog"]).unwrap();
         assert_eq!((args.view.num_callers, args.view.leak_check), (7, LeakCheck::Full));
     }
 
     #[test]
     fn wrong_values_by_table() {
         for option in [
-            "--leak-check=maybe", "--leak-check", "--show-leak-kinds=lost", "--leak-check-heuristics=x", "--num-callers=0",
-            "--num-callers=501", "--num-callers=x", "--error-exitcode=256", "--error-exitcode=-1", "--trace-children=1",
-            "--leak-resolution=highest", "--gen-suppressions=maybe", "--tool=massif", "--keep-stacktraces=all",
-            "--track-origins=maybe", "--freelist-vol=big", "--smc-check=some", "--malloc-fill=xyz", "--sample=x",
-            "--color=blue", "--format=html", "--unknown=1",
+            "--leak-check=maybe",
+            "--leak-check",
+            "--show-leak-kinds=lost",
+            "--leak-check-heuristics=x",
+            "--num-callers=0",
+            "--num-callers=501",
+            "--num-callers=x",
+            "--error-exitcode=256",
+            "--error-exitcode=-1",
+            "--trace-children=1",
+            "--leak-resolution=highest",
+            "--gen-suppressions=maybe",
+            "--tool=massif",
+            "--keep-stacktraces=all",
+            "--track-origins=maybe",
+            "--freelist-vol=big",
+            "--smc-check=some",
+            "--malloc-fill=xyz",
+            "--sample=x",
+            "--color=blue",
+            "--format=html",
+            "--unknown=1",
         ] {
             assert!(parse(&[option, "prog"]).is_err(), "{option}");
         }
@@ -346,7 +381,8 @@ mod tests {
 
     #[test]
     fn ignored_options_are_listed() {
-        let args = parse(&["--track-origins=yes", "--vgdb=no", "--freelist-vol=100", "--malloc-fill=0xAB", "prog"]).unwrap();
+        let args =
+            parse(&["--track-origins=yes", "--vgdb=no", "--freelist-vol=100", "--malloc-fill=0xAB", "prog"]).unwrap();
         assert_eq!(args.view.ignored.given, ["--freelist-vol=100", "--malloc-fill=0xAB", "--track-origins=yes"]);
     }
 

@@ -81,7 +81,9 @@ impl LogName {
                     parts.push(if letter == 'p' { Part::ProcessId } else { Part::Number });
                     1
                 }
-                other => return Err(PatternError::Unknown(format!("%{}", other.map(String::from).unwrap_or_default()))),
+                other => {
+                    return Err(PatternError::Unknown(format!("%{}", other.map(String::from).unwrap_or_default())));
+                }
             };
             rest = &after[used..];
         }

@@ -67,7 +67,10 @@ fn check_defaults(defaults: &defaults::Defaults) -> Result<()> {
             let program = matches.subcommand_matches("run").and_then(|run| run.get_many::<OsString>("program"));
             let first = program.into_iter().flatten().next();
             if first.is_some_and(|first| first != PLACEHOLDER) {
-                return Err(complain(format!("only options may stand there, found `{}`", first.map(|word| word.to_string_lossy()).unwrap_or_default())));
+                return Err(complain(format!(
+                    "only options may stand there, found `{}`",
+                    first.map(|word| word.to_string_lossy()).unwrap_or_default()
+                )));
             }
             Ok(())
         }

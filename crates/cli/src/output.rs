@@ -84,14 +84,16 @@ impl Outputs {
     /// When it cannot be written, except to a pipe that nobody reads.
     pub fn write(&mut self, target: &Target, pid: u32, report: &[u8]) -> Result<()> {
         match &target.destination {
-            Destination::Stderr => tolerant(io::stderr().lock().write_all(report)).context("standard error: cannot write the report"),
+            Destination::Stderr => {
+                tolerant(io::stderr().lock().write_all(report)).context("standard error: cannot write the report")
+            }
             Destination::Stdout => {
                 let mut out = io::stdout().lock();
-                tolerant(out.write_all(report).and_then(|()| out.flush())).context("standard output: cannot write the report")
+                tolerant(out.write_all(report).and_then(|()| out.flush()))
+                    .context("standard output: cannot write the report")
             }
-            Destination::Descriptor(number) => {
-                tolerant(self.descriptor(*number)?.write_all(report)).with_context(|| format!("file descriptor {number}: cannot write the report"))
-            }
+            Destination::Descriptor(number) => tolerant(self.descriptor(*number)?.write_all(report))
+                .with_context(|| format!("file descriptor {number}: cannot write the report")),
             Destination::Log(name) => {
                 let mut path = name.expand(pid, 0);
                 if target.format == Format::ValgrindXml {
@@ -129,7 +131,8 @@ impl Outputs {
 
     fn log(&mut self, path: &Path) -> Result<&mut File> {
         if !self.logs.contains_key(path) {
-            let file = File::create(path).with_context(|| format!("{}: cannot create the log file; choose another name", path.display()))?;
+            let file = File::create(path)
+                .with_context(|| format!("{}: cannot create the log file; choose another name", path.display()))?;
             self.logs.insert(path.to_owned(), file);
         }
         self.logs.get_mut(path).context("the log file was just opened")

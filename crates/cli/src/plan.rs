@@ -108,7 +108,9 @@ impl View {
         let colour = match self.colour {
             Color::Always => true,
             Color::Never => false,
-            Color::Auto => output::is_terminal(destination) && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()),
+            Color::Auto => {
+                output::is_terminal(destination) && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+            }
         };
         text::Style { colour, ..self.text.clone() }
     }
@@ -194,7 +196,8 @@ fn tool_command() -> Vec<String> {
 /// What the injected code shall do.
 pub fn config(args: &RunArgs) -> Config {
     let mut flags = wishes::SAMPLE_ADDRESSES;
-    let keeps_frees = matches!(args.keep_stacktraces, KeepStacks::Free | KeepStacks::AllocAndFree | KeepStacks::AllocThenFree);
+    let keeps_frees =
+        matches!(args.keep_stacktraces, KeepStacks::Free | KeepStacks::AllocAndFree | KeepStacks::AllocThenFree);
     let keeps_allocations = !matches!(args.keep_stacktraces, KeepStacks::Free | KeepStacks::None);
     for (bit, on) in [
         (wishes::CHECK_AT_EXIT, args.view.leak_check != LeakCheck::No),
@@ -274,14 +277,19 @@ mod tests {
             (&["-o", "r.json", "--log-fd=2"], vec![(Json, whole("r.json")), (Text, Destination::Descriptor(2))]),
             (&["--log-file=l.%p"], vec![(Text, log("l.%p"))]),
             (&["--xml=yes", "--xml-file=x"], vec![(ValgrindXml, log("x"))]),
-            (&["--xml=yes", "--xml-fd=2", "--log-file=l"], vec![(ValgrindXml, Destination::Descriptor(2)), (Text, log("l"))]),
+            (
+                &["--xml=yes", "--xml-fd=2", "--log-file=l"],
+                vec![(ValgrindXml, Destination::Descriptor(2)), (Text, log("l"))],
+            ),
         ] {
             let expected: Vec<Target> =
                 expected.into_iter().map(|(format, destination)| Target { format, destination }).collect();
             assert_eq!(view(words).unwrap().targets, expected, "{words:?}");
         }
         assert_eq!(view(&["-o", "r.leak"]).unwrap().recordings, [PathBuf::from("r.leak")]);
-        for words in [&["--xml=yes"][..], &["--log-file=a", "--log-fd=2"], &["--xml-file=a", "--xml-fd=2"], &["--log-file=%x"]] {
+        for words in
+            [&["--xml=yes"][..], &["--log-file=a", "--log-fd=2"], &["--xml-file=a", "--xml-fd=2"], &["--log-file=%x"]]
+        {
             assert!(view(words).is_err(), "{words:?}");
         }
     }

@@ -59,7 +59,8 @@ impl Recorder {
     /// When it is not a ledger that this build reads.
     pub fn record(&mut self, ledger: &File, end: End) -> Result<ProcessRecording> {
         let bytes = ledger.metadata().context("the ledger: cannot look at it")?.len();
-        let snapshot = Snapshot::read(ledger, bytes).context("the ledger of the process; record again with the same version of leakscope")?;
+        let snapshot = Snapshot::read(ledger, bytes)
+            .context("the ledger of the process; record again with the same version of leakscope")?;
         let options = BuildOptions {
             all_symbols: self.all_symbols,
             hook_file_name: leakscope_launch::cache::FILE_NAME.to_owned(),
@@ -117,7 +118,8 @@ impl Progress {
     fn begin(&mut self, module: &Module, addresses: usize) {
         self.before = self.total;
         self.total += addresses as u64;
-        let name = String::from_utf8_lossy(module.path.rsplit(|&byte| byte == b'/').next().unwrap_or_default()).into_owned();
+        let name =
+            String::from_utf8_lossy(module.path.rsplit(|&byte| byte == b'/').next().unwrap_or_default()).into_owned();
         self.module = name.chars().filter(|letter| !letter.is_control()).collect();
         self.done(0);
     }
@@ -145,7 +147,12 @@ impl Progress {
 ///
 /// # Errors
 /// When a report cannot be written.
-pub fn report(recording: &ProcessRecording, tool_version: &str, view: &View, outputs: &mut Outputs) -> Result<Analysis> {
+pub fn report(
+    recording: &ProcessRecording,
+    tool_version: &str,
+    view: &View,
+    outputs: &mut Outputs,
+) -> Result<Analysis> {
     let analysis = analyse(tool_version, recording, &view.options, &view.suppressions);
     for target in &view.targets {
         let mut bytes = Vec::new();
@@ -155,7 +162,13 @@ pub fn report(recording: &ProcessRecording, tool_version: &str, view: &View, out
     Ok(analysis)
 }
 
-fn render(out: &mut Vec<u8>, analysis: &Analysis, format: Format, view: &View, place: &crate::output::Destination) -> io::Result<()> {
+fn render(
+    out: &mut Vec<u8>,
+    analysis: &Analysis,
+    format: Format,
+    view: &View,
+    place: &crate::output::Destination,
+) -> io::Result<()> {
     match format {
         Format::Text => text::write(out, analysis, &view.text_style(place)),
         Format::Json => json::write(out, analysis),

@@ -17,7 +17,8 @@ use crate::record;
 pub fn main(args: &ReportArgs, matches: &ArgMatches) -> Result<ExitCode> {
     let view = View::new(&args.view, matches, Destination::Stdout)?;
     let name = args.file.display();
-    let bytes = std::fs::read(&args.file).with_context(|| format!("{name}: cannot read the recording; check its path"))?;
+    let bytes =
+        std::fs::read(&args.file).with_context(|| format!("{name}: cannot read the recording; check its path"))?;
     let (recording, problems) = leakscope_findings::decode(&bytes)
         .with_context(|| format!("{name}: make a recording with `leakscope run -o FILE.leak -- PROGRAM`"))?;
     drop(bytes);

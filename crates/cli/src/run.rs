@@ -5,8 +5,8 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::ArgMatches;
 use leakscope_findings::recording::{self, State};
-use leakscope_model::CheckTrigger;
 use leakscope_launch::{End, Ended, Event, Request, Session, cache, die_by_signal, preflight};
+use leakscope_model::CheckTrigger;
 
 use crate::flags::RunArgs;
 use crate::output::{Destination, Outputs, Replacement};
@@ -36,7 +36,15 @@ pub fn main(args: &RunArgs, matches: &ArgMatches) -> Result<ExitCode> {
         config: config(args),
     })?;
     let follows_exec = args.trace_children;
-    let mut run = Run { follows_exec, recorder: Recorder::new(&view), view, outputs, recording: record::empty_recording(), errors: false, failure: None };
+    let mut run = Run {
+        follows_exec,
+        recorder: Recorder::new(&view),
+        view,
+        outputs,
+        recording: record::empty_recording(),
+        errors: false,
+        failure: None,
+    };
     let end = run.follow(&session, &argv0.to_string_lossy());
     drop(session);
     run.finish(recordings, end)
@@ -101,8 +109,12 @@ impl Run {
             }
         }
         if recorded.process.state == State::Failed {
-            let reason = if recorded.process.failure.is_empty() { "no reason was given" } else { &recorded.process.failure };
-            self.say(&format!("process {}: the injected library could not start ({reason}); the process ran untraced", ended.pid));
+            let reason =
+                if recorded.process.failure.is_empty() { "no reason was given" } else { &recorded.process.failure };
+            self.say(&format!(
+                "process {}: the injected library could not start ({reason}); the process ran untraced",
+                ended.pid
+            ));
         }
         if matches!(ended.end, End::Signaled { out_of_memory: true, .. }) {
             self.say(&format!("process {}: the kernel's OOM killer ended it: its memory was used up", ended.pid));

@@ -31,7 +31,8 @@ fn leaky() -> &'static str {
         let directory = Path::new(env!("CARGO_TARGET_TMPDIR"));
         let (source, path) = (directory.join("leaky.c"), directory.join(format!("leaky-{}", std::process::id())));
         std::fs::write(&source, LEAKY).unwrap();
-        let status = Command::new("gcc").args(["-g", "-O0", "-pthread", "-o"]).arg(&path).arg(&source).status().unwrap();
+        let status =
+            Command::new("gcc").args(["-g", "-O0", "-pthread", "-o"]).arg(&path).arg(&source).status().unwrap();
         assert!(status.success());
         path
     });
@@ -284,7 +285,13 @@ fn log_files_and_xml_files_have_patterns() {
     let pattern = |suffix: &str| format!("{}/%q{{MARK}}.%p.{suffix}", directory.path().display());
     let output = leakscope()
         .env("MARK", "mark")
-        .args(["run", &format!("--log-file={}", pattern("log")), "--xml=yes", &format!("--xml-file={}", pattern("xml")), leaky()])
+        .args([
+            "run",
+            &format!("--log-file={}", pattern("log")),
+            "--xml=yes",
+            &format!("--xml-file={}", pattern("xml")),
+            leaky(),
+        ])
         .output()
         .unwrap();
     assert!(output.status.success() && output.stderr.is_empty(), "{}", stderr(&output));
@@ -298,7 +305,11 @@ fn log_files_and_xml_files_have_patterns() {
     let pid = log_name.strip_prefix("mark.").unwrap().strip_suffix(".log").unwrap();
     assert!(pid.parse::<u32>().is_ok() && log.contains(&format!("=={pid}==")), "{log}");
     assert_eq!(*xml_name, format!("mark.{pid}.xml"));
-    assert!(xml.contains("<kind>Leak_DefinitelyLost</kind>") && xml.ends_with("</valgrindoutput>\n\n") || xml.trim_end().ends_with("</valgrindoutput>"), "{xml}");
+    assert!(
+        xml.contains("<kind>Leak_DefinitelyLost</kind>") && xml.ends_with("</valgrindoutput>\n\n")
+            || xml.trim_end().ends_with("</valgrindoutput>"),
+        "{xml}"
+    );
 }
 
 #[test]

@@ -207,12 +207,7 @@ fn leak_row(line: &str) -> Result<LeakRow> {
 fn misuse_row(line: &str) -> Result<MisuseRow> {
     let (fields, valgrind_differs) = split_reason(line);
     let [case, error, count] = &fields[..] else { bail!("expected: misuse error count") };
-    Ok(MisuseRow {
-        case: case.clone(),
-        error: error.clone(),
-        count: count.parse().context("count")?,
-        valgrind_differs,
-    })
+    Ok(MisuseRow { case: case.clone(), error: error.clone(), count: count.parse().context("count")?, valgrind_differs })
 }
 
 #[cfg(test)]

@@ -59,9 +59,8 @@ fn a_recording_gives_the_same_report_again() {
     let program = built("c/leak_kinds.c");
     let (recording, xml) = (dir.path().join("run.leak"), dir.path().join("run.xml"));
     let xml_file = format!("--xml-file={}", xml.display());
-    let first = leakscope(&[
-        "run", "--show-leak-kinds=all", "--xml=yes", &xml_file, "-o", text(&recording), text(&program),
-    ]);
+    let first =
+        leakscope(&["run", "--show-leak-kinds=all", "--xml=yes", &xml_file, "-o", text(&recording), text(&program)]);
     assert_eq!(first.ending, Ending::Exit(0), "{}", first.stderr);
     let again = leakscope(&["report", "--show-leak-kinds=all", "--format", "valgrind-xml", text(&recording)]);
     assert_eq!(again.ending, Ending::Exit(0), "{}", again.stderr);

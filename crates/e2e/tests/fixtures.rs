@@ -171,7 +171,9 @@ fn compare_misuse(tool: Tool, fixture: &Fixture, reports: &[Report]) -> Result<(
     for error in reports.iter().flat_map(|report| &report.errors) {
         let case = case_of(&error.stack).map_or_else(|| format!("outside: {:?}", error.stack), str::to_owned);
         // Memcheck finds by reading instructions what an interposer cannot see.
-        if tool == Tool::Valgrind && ["Uninit", "InvalidRead", "InvalidWrite"].iter().any(|kind| error.kind.starts_with(kind)) {
+        if tool == Tool::Valgrind
+            && ["Uninit", "InvalidRead", "InvalidWrite"].iter().any(|kind| error.kind.starts_with(kind))
+        {
             continue;
         }
         seen.entry((case, error.kind.clone())).or_default().0 += error.count;

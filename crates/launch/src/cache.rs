@@ -48,7 +48,9 @@ pub fn unpack() -> Result<Library, Error> {
     if let Some(path) = std::env::var_os(OVERRIDE) {
         return match std::fs::metadata(&path) {
             Ok(_) => Ok(Library { path: path.into(), _memfd: None }),
-            Err(error) => Err(Error::NoPlace(vec![(path.into(), format!("{OVERRIDE} names it, and it cannot be read: {error}"))])),
+            Err(error) => {
+                Err(Error::NoPlace(vec![(path.into(), format!("{OVERRIDE} names it, and it cannot be read: {error}"))]))
+            }
         };
     }
     unpack_to(&candidates(|name| std::env::var_os(name)), PRELOAD, PRELOAD_SHA256)
@@ -142,7 +144,9 @@ fn open_own_directory(parent: &OwnedFd, name: &Path) -> Result<OwnedFd, String> 
     }
     let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::RDONLY;
     let directory = rustix::fs::openat(parent, name, flags, Mode::empty()).map_err(|error| match error {
-        rustix::io::Errno::LOOP | rustix::io::Errno::NOTDIR => format!("{} is not a directory but a link or a file", name.display()),
+        rustix::io::Errno::LOOP | rustix::io::Errno::NOTDIR => {
+            format!("{} is not a directory but a link or a file", name.display())
+        }
         error => format!("cannot open it: {error}"),
     })?;
     let metadata = rustix::fs::fstat(&directory).map_err(|error| error.to_string())?;
@@ -151,7 +155,10 @@ fn open_own_directory(parent: &OwnedFd, name: &Path) -> Result<OwnedFd, String> 
     }
     if metadata.st_mode & 0o077 != 0 {
         // A directory of ours that an earlier hand or a umask opened to others may hold something of theirs.
-        return Err(format!("its mode is {:o}, expected 700; chmod 700 it after a look inside, or remove it", metadata.st_mode & 0o7777));
+        return Err(format!(
+            "its mode is {:o}, expected 700; chmod 700 it after a look inside, or remove it",
+            metadata.st_mode & 0o7777
+        ));
     }
     Ok(directory)
 }
@@ -163,7 +170,8 @@ fn is_good_file(directory: &OwnedFd, content: &[u8]) -> Result<bool, String> {
     let Ok(fd) = rustix::fs::openat(directory, FILE_NAME, flags, Mode::empty()) else { return Ok(false) };
     let mut file = File::from(fd);
     let metadata = file.metadata().map_err(|error| error.to_string())?;
-    let own = metadata.is_file() && metadata.uid() == rustix::process::geteuid().as_raw() && metadata.mode() & 0o022 == 0;
+    let own =
+        metadata.is_file() && metadata.uid() == rustix::process::geteuid().as_raw() && metadata.mode() & 0o022 == 0;
     if !own || metadata.len() != content.len() as u64 {
         return Ok(false);
     }
@@ -181,7 +189,14 @@ fn may_execute(file: &File) -> bool {
     // SAFETY: a new private map at an address of the kernel's choice overlaps no Rust object; it is unmapped
     // at once and never accessed.
     unsafe {
-        match rustix::mm::mmap(std::ptr::null_mut(), bytes, ProtFlags::READ | ProtFlags::EXEC, MapFlags::PRIVATE, file, 0) {
+        match rustix::mm::mmap(
+            std::ptr::null_mut(),
+            bytes,
+            ProtFlags::READ | ProtFlags::EXEC,
+            MapFlags::PRIVATE,
+            file,
+            0,
+        ) {
             Ok(map) => rustix::mm::munmap(map, bytes).is_ok(),
             Err(_) => false,
         }
@@ -190,12 +205,15 @@ fn may_execute(file: &File) -> bool {
 
 /// Writes under a temporary name, then renames: another leakscope never sees half a file.
 fn write_file(directory: &OwnedFd, content: &[u8]) -> io::Result<()> {
-    let temporary = format!(".{}.{:x}", std::process::id(), rustix::time::clock_gettime(rustix::time::ClockId::Monotonic).tv_nsec);
+    let temporary =
+        format!(".{}.{:x}", std::process::id(), rustix::time::clock_gettime(rustix::time::ClockId::Monotonic).tv_nsec);
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let result = (|| {
         let fd = rustix::fs::openat(directory, &temporary, flags, Mode::RUSR | Mode::WUSR | Mode::XUSR)?;
         File::from(fd).write_all(content)?;
-        if let Err(rustix::io::Errno::ISDIR | rustix::io::Errno::NOTEMPTY) = rustix::fs::renameat(directory, &temporary, directory, FILE_NAME) {
+        if let Err(rustix::io::Errno::ISDIR | rustix::io::Errno::NOTEMPTY) =
+            rustix::fs::renameat(directory, &temporary, directory, FILE_NAME)
+        {
             return Err(io::Error::other(format!("{FILE_NAME} is a directory there; remove it")));
         }
         Ok(())
@@ -315,7 +333,15 @@ mod tests {
         // A parent that others may write to without the sticky bit.
         std::fs::create_dir(at("loose")).unwrap();
         std::fs::set_permissions(at("loose"), std::fs::Permissions::from_mode(0o777)).unwrap();
-        let mut places = vec![at("open"), at("file"), at("loose/leakscope"), at("not/there/leakscope"), at("with space"), at("with:colon"), at("with$dollar")];
+        let mut places = vec![
+            at("open"),
+            at("file"),
+            at("loose/leakscope"),
+            at("not/there/leakscope"),
+            at("with space"),
+            at("with:colon"),
+            at("with$dollar"),
+        ];
         if rustix::process::geteuid().is_root() {
             std::fs::create_dir(at("theirs")).unwrap();
             std::fs::set_permissions(at("theirs"), std::fs::Permissions::from_mode(0o700)).unwrap();

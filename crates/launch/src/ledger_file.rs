@@ -70,8 +70,9 @@ impl LedgerFile {
             )
         }
         .map_err(Error::system("map the ledger"))?;
-        let map = NonNull::new(map.cast::<u8>()).ok_or_else(|| {
-            Error::System { what: "map the ledger", source: io::Error::other("the kernel gave address zero") }
+        let map = NonNull::new(map.cast::<u8>()).ok_or_else(|| Error::System {
+            what: "map the ledger",
+            source: io::Error::other("the kernel gave address zero"),
         })?;
         // SAFETY: the map is at least HEADER_BYTES long, page-aligned and zeroed, a valid Header; nobody else
         // has the file yet, so the access is exclusive.

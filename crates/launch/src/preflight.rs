@@ -49,7 +49,10 @@ pub fn check(program: &OsStr) -> Result<Checked, Error> {
             ProgramKind::Script { interpreter, .. } => image = interpreter,
             ProgramKind::ShellText if depth == 0 => image = PathBuf::from("/bin/sh"),
             ProgramKind::ShellText | ProgramKind::Unknown => {
-                return refused(&image, "it is neither an ELF program nor a script; give the program that runs it first, such as `leakscope run -- java -jar FILE`");
+                return refused(
+                    &image,
+                    "it is neither an ELF program nor a script; give the program that runs it first, such as `leakscope run -- java -jar FILE`",
+                );
             }
             ProgramKind::Elf(facts) => {
                 check_elf(&image, &facts)?;
@@ -68,7 +71,9 @@ fn refused<T>(path: &Path, why: &str) -> Result<T, Error> {
 /// The file that `execvp` would start.
 fn find(program: &OsStr, path_variable: Option<&OsStr>) -> Result<PathBuf, Error> {
     if program.is_empty() {
-        return Err(Error::Refused("the program's name is empty; usage: leakscope run [OPTIONS] -- PROGRAM ARGUMENTS".into()));
+        return Err(Error::Refused(
+            "the program's name is empty; usage: leakscope run [OPTIONS] -- PROGRAM ARGUMENTS".into(),
+        ));
     }
     let direct = PathBuf::from(program);
     if program.as_bytes().contains(&b'/') {
@@ -93,7 +98,11 @@ fn find(program: &OsStr, path_variable: Option<&OsStr>) -> Result<PathBuf, Error
     if let Some(candidate) = not_executable {
         return Ok(candidate);
     }
-    let hint = if direct.exists() { "; for the one in this directory write ./ in front" } else { "; check its spelling, or give its path" };
+    let hint = if direct.exists() {
+        "; for the one in this directory write ./ in front"
+    } else {
+        "; check its spelling, or give its path"
+    };
     Err(Error::Refused(format!("{}: no such program in PATH{hint}", direct.display())))
 }
 
@@ -101,7 +110,9 @@ fn missing<T>(path: &Path, error: &io::Error) -> Result<T, Error> {
     let why = match error.kind() {
         io::ErrorKind::NotFound if path.is_symlink() => "the link points nowhere; repair it".to_owned(),
         io::ErrorKind::NotFound => "no such program; check the path".to_owned(),
-        io::ErrorKind::PermissionDenied => "a directory of its path may not be entered; check its permissions".to_owned(),
+        io::ErrorKind::PermissionDenied => {
+            "a directory of its path may not be entered; check its permissions".to_owned()
+        }
         _ => format!("cannot look at it: {error}; check the path"),
     };
     refused(path, &why)
@@ -125,7 +136,13 @@ fn check_executable(path: &Path, script: Option<&Path>) -> Result<(), Error> {
         Ok(metadata) => metadata,
         Err(error) => {
             let Some(script) = script else { return missing(path, &error) };
-            return refused(script, &format!("the interpreter in its #! line, {}, does not exist; install it or change the line", path.display()));
+            return refused(
+                script,
+                &format!(
+                    "the interpreter in its #! line, {}, does not exist; install it or change the line",
+                    path.display()
+                ),
+            );
         }
     };
     if metadata.is_dir() {
@@ -137,7 +154,9 @@ fn check_executable(path: &Path, script: Option<&Path>) -> Result<(), Error> {
     if rustix::fs::accessat(rustix::fs::CWD, path, Access::EXEC_OK, AtFlags::EACCESS).is_err() {
         return refused(path, "it is not executable; chmod +x it, or give the program that runs it first");
     }
-    if rustix::fs::statvfs(path).is_ok_and(|fs| fs.f_flag.contains(StatVfsMountFlags::from_bits_retain(libc::ST_NOEXEC))) {
+    if rustix::fs::statvfs(path)
+        .is_ok_and(|fs| fs.f_flag.contains(StatVfsMountFlags::from_bits_retain(libc::ST_NOEXEC)))
+    {
         return refused(path, "its file system is mounted noexec; copy it elsewhere");
     }
     Ok(())
@@ -146,24 +165,51 @@ fn check_executable(path: &Path, script: Option<&Path>) -> Result<(), Error> {
 fn check_elf(path: &Path, facts: &ElfFacts) -> Result<(), Error> {
     let machine = facts.machine_name();
     if facts.class == Class::Bits32 {
-        return refused(path, &format!("it is a 32-bit program ({machine}), and leakscope takes 64-bit ones; build it for 64 bits"));
+        return refused(
+            path,
+            &format!("it is a 32-bit program ({machine}), and leakscope takes 64-bit ones; build it for 64 bits"),
+        );
     }
     if facts.machine != OWN_MACHINE || !facts.little_endian {
-        return refused(path, &format!("it is a program for {machine}, and this leakscope is for {}; use leakscope on such a machine", std::env::consts::ARCH));
+        return refused(
+            path,
+            &format!(
+                "it is a program for {machine}, and this leakscope is for {}; use leakscope on such a machine",
+                std::env::consts::ARCH
+            ),
+        );
     }
     match &facts.linkage {
-        Linkage::Static => refused(path, "it is statically linked, so nothing can be loaded into it; link it dynamically, or use `leakscope memcheck`, which takes static programs"),
-        Linkage::StaticPie => refused(path, "it is statically linked (static-pie), so nothing can be loaded into it; link it dynamically, or use `leakscope memcheck`, which takes static programs"),
+        Linkage::Static => refused(
+            path,
+            "it is statically linked, so nothing can be loaded into it; link it dynamically, or use `leakscope memcheck`, which takes static programs",
+        ),
+        Linkage::StaticPie => refused(
+            path,
+            "it is statically linked (static-pie), so nothing can be loaded into it; link it dynamically, or use `leakscope memcheck`, which takes static programs",
+        ),
         Linkage::SharedLibrary => refused(path, "it is a shared library, not a program; give a program that uses it"),
         Linkage::NotAProgram => refused(path, "it is an object or core file, not a program; link it first"),
         Linkage::Loader => Ok(()),
         Linkage::Dynamic { interpreter } => {
             if !interpreter.exists() {
-                return refused(path, &format!("its dynamic loader {} does not exist here; install the C library that it was built for", interpreter.display()));
+                return refused(
+                    path,
+                    &format!(
+                        "its dynamic loader {} does not exist here; install the C library that it was built for",
+                        interpreter.display()
+                    ),
+                );
             }
             match facts.c_library() {
-                Some(CLibrary::Musl) => refused(path, "it runs with musl, and `leakscope run` needs the GNU C library; build it with glibc, or use `leakscope memcheck`"),
-                Some(CLibrary::Other) => refused(path, &format!("its dynamic loader {} is not glibc's; build it with glibc", interpreter.display())),
+                Some(CLibrary::Musl) => refused(
+                    path,
+                    "it runs with musl, and `leakscope run` needs the GNU C library; build it with glibc, or use `leakscope memcheck`",
+                ),
+                Some(CLibrary::Other) => refused(
+                    path,
+                    &format!("its dynamic loader {} is not glibc's; build it with glibc", interpreter.display()),
+                ),
                 _ => Ok(()),
             }
         }
@@ -175,9 +221,12 @@ fn check_privileges(path: &Path) -> Result<(), Error> {
     let copy = "the dynamic loader then ignores LD_PRELOAD; trace a copy without them (cp it: a copy loses them)";
     match raise {
         None => Ok(()),
-        Some(Raise::SetUid(uid)) => refused(path, &format!("it is set-user-ID (to user {uid}), and {copy}, or run leakscope as that user")),
+        Some(Raise::SetUid(uid)) => {
+            refused(path, &format!("it is set-user-ID (to user {uid}), and {copy}, or run leakscope as that user"))
+        }
         Some(Raise::SetGid(gid)) => refused(path, &format!("it is set-group-ID (to group {gid}), and {copy}")),
-        Some(Raise::Capabilities) => refused(path, &format!("it has file capabilities, and {copy}, or run leakscope as root")),
+        Some(Raise::Capabilities) => {
+            refused(path, &format!("it has file capabilities, and {copy}, or run leakscope as root"))
+        }
     }
 }
-

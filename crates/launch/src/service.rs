@@ -107,14 +107,17 @@ enum Watch {
 
 impl Watch {
     fn new(pid: u32) -> Self {
-        let pidfd = Pid::from_raw(pid as i32).and_then(|pid| rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok());
+        let pidfd =
+            Pid::from_raw(pid as i32).and_then(|pid| rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok());
         pidfd.map_or(Self::Look, Self::PidFd)
     }
 
     fn has_ended(&self, pid: u32) -> bool {
         match self {
             Self::PidFd(pidfd) => is_readable(pidfd),
-            Self::Look => leakscope_process::status::read_status(pid).is_ok_and(|status| matches!(status.state, 'Z' | 'X')),
+            Self::Look => {
+                leakscope_process::status::read_status(pid).is_ok_and(|status| matches!(status.state, 'Z' | 'X'))
+            }
         }
     }
 }
@@ -228,7 +231,10 @@ impl Service {
         let since = Instant::now();
         let mut nudged = vec![false; asked.len()];
         while since.elapsed() < LAST_CHECK_PATIENCE {
-            let mut open = asked.iter().zip(&mut nudged).filter(|((traced, wanted), _)| !snapshot::is_done(&traced.ledger, *wanted));
+            let mut open = asked
+                .iter()
+                .zip(&mut nudged)
+                .filter(|((traced, wanted), _)| !snapshot::is_done(&traced.ledger, *wanted));
             let Some(((traced, _), nudged)) = open.next() else { return };
             if !*nudged {
                 *nudged = snapshot::nudge(traced.pid);
@@ -256,9 +262,13 @@ impl Service {
                 Watch::Look => looking = true,
             }
         }
-        fds.extend(self.traced.iter().filter_map(|traced| traced.control.as_ref()).map(|fd| PollFd::new(fd, PollFlags::IN)));
+        fds.extend(
+            self.traced.iter().filter_map(|traced| traced.control.as_ref()).map(|fd| PollFd::new(fd, PollFlags::IN)),
+        );
         fds.extend(self.silent.iter().map(|silent| PollFd::new(&silent.connection, PollFlags::IN)));
-        fds.extend(self.snapshots.iter().filter_map(Pending::unread).map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
+        fds.extend(
+            self.snapshots.iter().filter_map(Pending::unread).map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)),
+        );
 
         let now = Instant::now();
         let mut until = if self.traced.is_empty() { now + Duration::from_secs(60) } else { self.sampler.due() };
@@ -268,7 +278,12 @@ impl Service {
         if looking || self.first_end.is_some() {
             until = until.min(now + LOOK_INTERVAL);
         }
-        for due in self.silent.iter().map(|silent| silent.since + HELLO_PATIENCE).chain(self.snapshots.iter().map(Pending::due)) {
+        for due in self
+            .silent
+            .iter()
+            .map(|silent| silent.since + HELLO_PATIENCE)
+            .chain(self.snapshots.iter().map(Pending::due))
+        {
             until = until.min(due);
         }
         let pause = until.saturating_duration_since(now);
@@ -289,7 +304,9 @@ impl Service {
 
     /// Sends a signal to the first process; it is our child and not yet waited for, so the number is its own.
     fn forward(&self, signal: i32) {
-        let (Some(pid), Some(signal)) = (Pid::from_raw(self.first.id() as i32), Signal::from_named_raw(signal)) else { return };
+        let (Some(pid), Some(signal)) = (Pid::from_raw(self.first.id() as i32), Signal::from_named_raw(signal)) else {
+            return;
+        };
         let _ = rustix::process::kill_process(pid, signal);
     }
 

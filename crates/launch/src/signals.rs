@@ -118,7 +118,9 @@ impl SignalSource {
     pub(crate) fn next(&mut self) -> Option<Arrived> {
         const BYTES: usize = size_of::<libc::signalfd_siginfo>();
         let mut record = [0; BYTES];
-        let word = |record: &[u8; BYTES], at: usize| i32::from_ne_bytes([record[at], record[at + 1], record[at + 2], record[at + 3]]);
+        let word = |record: &[u8; BYTES], at: usize| {
+            i32::from_ne_bytes([record[at], record[at + 1], record[at + 2], record[at + 3]])
+        };
         match self.file.read(&mut record) {
             // struct signalfd_siginfo: signo at 0, errno at 4, code at 8.
             Ok(BYTES) => Some(Arrived { signal: word(&record, 0), by_process: word(&record, 8) <= 0 }),

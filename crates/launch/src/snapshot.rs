@@ -42,7 +42,9 @@ pub fn request(pid: u32) -> Result<File, Error> {
     let refused = |text: String| Error::Snapshot(text);
     let owner = match read_status(pid) {
         Ok(status) => status.uids.1,
-        Err(_) => return Err(refused(format!("process {pid}: there is no such process; `ps -e` lists those that run"))),
+        Err(_) => {
+            return Err(refused(format!("process {pid}: there is no such process; `ps -e` lists those that run")));
+        }
     };
     let mut attempts = 1;
     let (reply, fd) = loop {
@@ -65,7 +67,8 @@ pub fn request(pid: u32) -> Result<File, Error> {
     match (reply.split_first(), fd) {
         (Some((&GRANTED, _)), Some(fd)) => Ok(File::from(fd)),
         (text, _) => {
-            let text = text.map_or(Cow::Borrowed("its launcher gave no reason"), |(_, text)| String::from_utf8_lossy(text));
+            let text =
+                text.map_or(Cow::Borrowed("its launcher gave no reason"), |(_, text)| String::from_utf8_lossy(text));
             Err(refused(format!("process {pid}: {text}")))
         }
     }

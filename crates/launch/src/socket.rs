@@ -24,8 +24,7 @@ pub(crate) fn listen(name: &str) -> io::Result<OwnedFd> {
 
 /// Connects to the abstract name; sends and receives block.
 pub(crate) fn connect(name: &str) -> io::Result<OwnedFd> {
-    let socket =
-        rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
     rustix::net::connect(&socket, &SocketAddrUnix::new_abstract_name(name.as_bytes())?)?;
     Ok(socket)
 }

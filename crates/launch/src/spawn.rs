@@ -151,9 +151,12 @@ mod tests {
     #[test]
     fn our_library_comes_first() {
         let library = Path::new("/c/l.so");
-        for (users, expected) in
-            [(None, "/c/l.so"), (Some(""), "/c/l.so"), (Some("/u.so"), "/c/l.so:/u.so"), (Some("a b:c"), "/c/l.so:a b:c")]
-        {
+        for (users, expected) in [
+            (None, "/c/l.so"),
+            (Some(""), "/c/l.so"),
+            (Some("/u.so"), "/c/l.so:/u.so"),
+            (Some("a b:c"), "/c/l.so:a b:c"),
+        ] {
             assert_eq!(preload_value(library, users.map(OsStr::new)), expected);
         }
     }

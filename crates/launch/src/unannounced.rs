@@ -46,7 +46,8 @@ fn is_marked(pid: u32, marks: &Marks) -> bool {
         return false;
     }
     let maps = read_maps(pid).unwrap_or_default();
-    let mut ledgers = maps.iter().filter(|mapping| mapping.name.as_encoded_bytes().starts_with(b"/memfd:leakscope-ledger"));
+    let mut ledgers =
+        maps.iter().filter(|mapping| mapping.name.as_encoded_bytes().starts_with(b"/memfd:leakscope-ledger"));
     ledgers.clone().next().is_none() || ledgers.any(|mapping| marks.inodes.contains(&mapping.inode))
 }
 

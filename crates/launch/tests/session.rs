@@ -108,10 +108,7 @@ fn forked_and_executed_processes_get_their_own_ledgers() {
     let mut kinds: Vec<(u32, bool)> =
         story.ended.iter().map(|ended| (ended.origin, ended.end == End::Replaced)).collect();
     kinds.sort_unstable();
-    assert_eq!(
-        kinds,
-        [(origin::START, false), (origin::FORK, false), (origin::FORK, true), (origin::EXEC, false)]
-    );
+    assert_eq!(kinds, [(origin::START, false), (origin::FORK, false), (origin::FORK, true), (origin::EXEC, false)]);
     assert_eq!(story.first, Some((End::Exited(0), true)));
 }
 
@@ -149,7 +146,8 @@ fn a_daemon_is_waited_for() {
 #[test]
 fn the_exit_code_is_kept_when_the_library_does_not_start() {
     let empty = Path::new(env!("CARGO_TARGET_TMPDIR")).join("empty.so");
-    let built = Command::new("gcc").args(["-shared", "-o"]).arg(&empty).args(["-x", "c", "/dev/null"]).status().unwrap();
+    let built =
+        Command::new("gcc").args(["-shared", "-o"]).arg(&empty).args(["-x", "c", "/dev/null"]).status().unwrap();
     assert!(built.success());
     let story = finish(&start_with(&empty, "/bin/sh", &["-c", "exit 9"]));
     assert_eq!(story.first, Some((End::Exited(9), false)));
@@ -224,7 +222,8 @@ fn a_full_series_keeps_every_second_sample() {
     let area = layout::areas(layout::Capacity::SMALL).0[AreaId::Series as usize];
     for n in 0..=layout::SERIES / 2 {
         let mut time = [0; 8];
-        std::os::unix::fs::FileExt::read_exact_at(ledger.file(), &mut time, area.offset + u64::from(n * area.stride)).unwrap();
+        std::os::unix::fs::FileExt::read_exact_at(ledger.file(), &mut time, area.offset + u64::from(n * area.stride))
+            .unwrap();
         assert_eq!(u64::from_ne_bytes(time), u64::from(2 * n));
     }
 }

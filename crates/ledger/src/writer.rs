@@ -4,7 +4,7 @@
 //! one thread alone writes are updated with relaxed loads and stores; records are published by `used`.
 
 use crate::layout::{
-    self, AREAS, Area, AreaId, ChunkRecord, CheckHeader, CheckRecord, Config, HEADER_BYTES, Header, MAGIC,
+    self, AREAS, Area, AreaId, CheckHeader, CheckRecord, ChunkRecord, Config, HEADER_BYTES, Header, MAGIC,
     MisuseRecord, ModuleRecord, NodeRecord, SiteCounters, SiteRecord, ThreadRecord, VERSION,
 };
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
@@ -80,7 +80,10 @@ impl Ledger {
         let strides: [usize; AREAS] = layout::areas(layout::Capacity::SMALL).0.map(|area| area.stride as usize);
         for (area, stride) in areas.iter().zip(strides) {
             let bytes = u64::from(area.stride) * u64::from(area.capacity);
-            if area.stride as usize != stride || area.offset % 4096 != 0 || area.offset.checked_add(bytes)? > mapped_bytes {
+            if area.stride as usize != stride
+                || area.offset % 4096 != 0
+                || area.offset.checked_add(bytes)? > mapped_bytes
+            {
                 return None;
             }
         }
@@ -182,9 +185,16 @@ impl Ledger {
     /// Copies what `other` holds into this new ledger: the start of a forked child's. Facts of the process
     /// itself (pid, state, times, checks) are left for the child to fill in.
     pub fn copy_contents_from(&self, other: &Self) {
-        for id in [AreaId::Strings, AreaId::Modules, AreaId::Nodes, AreaId::Sites, AreaId::Chunks, AreaId::Counters,
-            AreaId::Threads, AreaId::Misuses]
-        {
+        for id in [
+            AreaId::Strings,
+            AreaId::Modules,
+            AreaId::Nodes,
+            AreaId::Sites,
+            AreaId::Chunks,
+            AreaId::Counters,
+            AreaId::Threads,
+            AreaId::Misuses,
+        ] {
             let (to, from) = (&self.areas[id as usize], &other.areas[id as usize]);
             let used = other.used(id);
             let records = if id == AreaId::Counters { used * layout::COUNTERS_PER_CHUNK as u32 } else { used };

@@ -57,8 +57,7 @@ impl LeakKindSet {
     /// All four kinds.
     pub const ALL: Self = Self(0b1111);
     /// Memcheck's default for what is shown and what counts as an error.
-    pub const DEFAULT: Self =
-        Self(1 << LeakKind::DefinitelyLost as u8 | 1 << LeakKind::PossiblyLost as u8);
+    pub const DEFAULT: Self = Self(1 << LeakKind::DefinitelyLost as u8 | 1 << LeakKind::PossiblyLost as u8);
 
     /// This set and `kind`.
     #[must_use]
@@ -99,8 +98,7 @@ pub enum Heuristic {
 
 impl Heuristic {
     /// All heuristics, in the order in which Memcheck prints them.
-    pub const ALL: [Heuristic; 4] =
-        [Self::StdString, Self::Length64, Self::NewArray, Self::MultipleInheritance];
+    pub const ALL: [Heuristic; 4] = [Self::StdString, Self::Length64, Self::NewArray, Self::MultipleInheritance];
 
     /// The heuristic with this number, if there is one.
     pub fn from_u8(n: u8) -> Option<Self> {
@@ -210,8 +208,6 @@ pub enum CheckTrigger {
 impl CheckTrigger {
     /// The trigger with this number, if there is one.
     pub fn from_u8(n: u8) -> Option<Self> {
-        [Self::Exit, Self::QuickExit, Self::FatalSignal, Self::Exec, Self::OnDemand]
-            .get(n as usize)
-            .copied()
+        [Self::Exit, Self::QuickExit, Self::FatalSignal, Self::Exec, Self::OnDemand].get(n as usize).copied()
     }
 }

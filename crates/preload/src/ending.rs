@@ -5,8 +5,8 @@
 //! `_exit`, `_Exit` and `quick_exit` are hooked. Fatal signals come from `signals`, requests from outside from
 //! `leakscope_rt::stop`.
 
-use crate::start::{is_own_process, symbol};
 use crate::originals;
+use crate::start::{is_own_process, symbol};
 use core::arch::naked_asm;
 use core::cell::UnsafeCell;
 use core::ffi::{c_int, c_void};
@@ -102,7 +102,8 @@ fn run_check(trigger: CheckTrigger, status: c_int, registers: &RegisterFile) {
         surroundings.freeres = [c"__libc_freeres", c"_ZN9__gnu_cxx9__freeresEv"].map(|name| {
             let address = for_ourselves(|| symbol(name));
             // SAFETY: both take no arguments and return nothing.
-            (!address.is_null()).then(|| unsafe { core::mem::transmute::<*mut c_void, unsafe extern "C" fn()>(address) })
+            (!address.is_null())
+                .then(|| unsafe { core::mem::transmute::<*mut c_void, unsafe extern "C" fn()>(address) })
         });
     }
     let words = tls();

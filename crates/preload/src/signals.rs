@@ -143,9 +143,7 @@ unsafe fn set_handler(original: unsafe extern "C" fn(c_int, usize) -> usize, sig
         return old;
     }
     let to_default = handler == libc::SIG_DFL && runtime::flag(flags::CHECK_AT_EXIT);
-    if to_default
-        && let Some(sigaction) = originals::sigaction::find()
-    {
+    if to_default && let Some(sigaction) = originals::sigaction::find() {
         let action = our_action();
         // SAFETY: a valid structure of our own.
         unsafe { sigaction(signal, &raw const action, core::ptr::null_mut()) };

@@ -115,7 +115,11 @@ impl ElfFacts {
         let name = interpreter.file_name()?.to_string_lossy();
         Some(if name.starts_with("ld-musl") {
             CLibrary::Musl
-        } else if name.starts_with("ld-linux") || name.starts_with("ld64.so") || name.starts_with("ld-2.") || name == "ld.so.1" {
+        } else if name.starts_with("ld-linux")
+            || name.starts_with("ld64.so")
+            || name.starts_with("ld-2.")
+            || name == "ld.so.1"
+        {
             CLibrary::Glibc
         } else {
             CLibrary::Other

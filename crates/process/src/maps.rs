@@ -100,7 +100,9 @@ mod tests {
         assert_eq!((mapping.device, mapping.inode), ((0xfe, 0x1f), 1234));
         assert_eq!(mapping.name, "/a b/c (deleted)");
         assert_eq!(decode_line(b"1-2 rw-p 0 00:00 0").unwrap().name, "");
-        for bad in ["", "1-2", "1-2 rwxp", "1 rw-p 0 00:00 0", "g-2 rw-p 0 00:00 0", "1-2 rw- 0 00:00 0", "1-2 rw-p 0 00:00 x"] {
+        for bad in
+            ["", "1-2", "1-2 rwxp", "1 rw-p 0 00:00 0", "g-2 rw-p 0 00:00 0", "1-2 rw- 0 00:00 0", "1-2 rw-p 0 00:00 x"]
+        {
             assert_eq!(decode_line(bad.as_bytes()), None, "{bad}");
         }
     }

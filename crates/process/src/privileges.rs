@@ -25,8 +25,8 @@ pub enum Raise {
 pub fn read_raise(path: &Path) -> io::Result<Option<Raise>> {
     let file = File::open(path)?;
     let metadata = file.metadata()?;
-    let no_suid = rustix::fs::fstatvfs(&file)
-        .is_ok_and(|statvfs| statvfs.f_flag.contains(rustix::fs::StatVfsMountFlags::NOSUID));
+    let no_suid =
+        rustix::fs::fstatvfs(&file).is_ok_and(|statvfs| statvfs.f_flag.contains(rustix::fs::StatVfsMountFlags::NOSUID));
     let no_new_privs = crate::status::read_status(std::process::id()).is_ok_and(|status| status.no_new_privs);
     if no_suid || no_new_privs {
         return Ok(None);

@@ -12,9 +12,10 @@ fn scratch() -> tempfile::TempDir {
 fn compile(compiler: &str, options: &[&str], out: &Path) {
     let source = out.with_extension("c");
     std::fs::write(&source, "int main(void) { return 0; }\n").unwrap();
-    let status = Command::new(compiler).args(options).arg(&source).arg("-o").arg(out).status().unwrap_or_else(|error| {
-        panic!("{compiler}: {error}; apt-get install gcc musl-tools");
-    });
+    let status =
+        Command::new(compiler).args(options).arg(&source).arg("-o").arg(out).status().unwrap_or_else(|error| {
+            panic!("{compiler}: {error}; apt-get install gcc musl-tools");
+        });
     assert!(status.success());
 }
 
@@ -74,7 +75,8 @@ fn header32(machine: u16) -> Vec<u8> {
 fn other_machines_by_their_header() {
     let directory = scratch();
     let path = directory.path().join("program");
-    for (machine, name) in [(3, "x86 (32-bit)"), (40, "ARM (32-bit)"), (62, "x86-64 x32"), (999, "machine number 999")] {
+    for (machine, name) in [(3, "x86 (32-bit)"), (40, "ARM (32-bit)"), (62, "x86-64 x32"), (999, "machine number 999")]
+    {
         std::fs::write(&path, header32(machine)).unwrap();
         let ProgramKind::Elf(facts) = read_program_kind(&path).unwrap() else { panic!() };
         assert_eq!((facts.class, facts.linkage.clone()), (Class::Bits32, Linkage::Static));

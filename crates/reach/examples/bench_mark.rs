@@ -49,10 +49,7 @@ fn lay_out(n: u64, r: &mut Random) -> (Vec<Block>, u64) {
     let mut at = base + 16;
     for _ in 0..n {
         let size_bytes = 100 + r.below(190);
-        blocks.push(Block {
-            start: Avma(at),
-            size_bytes,
-        });
+        blocks.push(Block { start: Avma(at), size_bytes });
         at = (at + size_bytes + 8).next_multiple_of(16);
     }
     (blocks, at)
@@ -70,19 +67,13 @@ fn fill(shape: &str, blocks: &[Block], base: u64, heap: &mut [u64], r: &mut Rand
         let from = ((block.start.0 - base) / 8) as usize;
         let words = &mut heap[from..from + (block.size_bytes / 8) as usize];
         // What is no pointer: small numbers, text, hashes.
-        words
-            .iter_mut()
-            .for_each(|w| *w = [r.below(1000), 0x2065_6874_2073_6920, r.0][r.below(3) as usize]);
+        words.iter_mut().for_each(|w| *w = [r.below(1000), 0x2065_6874_2073_6920, r.0][r.below(3) as usize]);
         match shape {
             "random" | "mixed" => {
                 for word in words {
                     if r.below(2) == 0 {
                         *word = blocks[r.below(n) as usize].start.0;
-                        *word += if shape == "mixed" && r.below(8) == 0 {
-                            8 * r.below(12)
-                        } else {
-                            0
-                        };
+                        *word += if shape == "mixed" && r.below(8) == 0 { 8 * r.below(12) } else { 0 };
                     }
                 }
             }
@@ -95,10 +86,7 @@ fn fill(shape: &str, blocks: &[Block], base: u64, heap: &mut [u64], r: &mut Rand
     if shape == "lost" {
         vec![]
     } else {
-        (0..8)
-            .map(|_| blocks[r.below(n) as usize].start.0)
-            .chain([start(0)])
-            .collect()
+        (0..8).map(|_| blocks[r.below(n) as usize].start.0).chain([start(0)]).collect()
     }
 }
 
@@ -118,10 +106,7 @@ fn fresh<T: Clone + Default>(len: usize) -> Vec<T> {
 
 /// A moment of this thread's processor time, so that other load on the machine counts less.
 fn cpu_ms() -> f64 {
-    let mut now = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: `now` is ours and of the type that the call fills.
     unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut now) };
     now.tv_sec as f64 * 1e3 + now.tv_nsec as f64 / 1e6
@@ -131,11 +116,7 @@ fn main() {
     let mut args = std::env::args().skip(1);
     let millions: f64 = args.next().map_or(10.0, |a| a.parse().expect("a number"));
     let shapes: Vec<String> = args.collect();
-    let shapes = if shapes.is_empty() {
-        vec!["random".to_owned()]
-    } else {
-        shapes
-    };
+    let shapes = if shapes.is_empty() { vec!["random".to_owned()] } else { shapes };
     for shape in shapes {
         let mut r = Random(0x9E37_79B9_7F4A_7C15);
         let (blocks, end) = lay_out((millions * 1e6) as u64, &mut r);
@@ -160,10 +141,7 @@ fn main() {
                 settled: &mut settled,
             };
             let started = cpu_ms();
-            let roots = Roots {
-                ranges: &[],
-                registers: &roots,
-            };
+            let roots = Roots { ranges: &[], registers: &roots };
             let mut memory = Own { base, heap: &heap };
             let marked = mark(&blocks, roots, heuristics, &mut memory, work).expect("valid");
             let took = cpu_ms() - started;

@@ -94,11 +94,7 @@ impl Marked<'_> {
     /// `site_of` gives a block's allocation site, by the block's number. The first [`Aggregate::records`] elements of
     /// `records` are the result, smallest first, in Memcheck's order of printing. The slice serves as a hash table
     /// meanwhile: twice as many elements as there are records make it fast.
-    pub fn aggregate(
-        &self,
-        site_of: impl Fn(usize) -> SiteId,
-        records: &mut [LossRecord],
-    ) -> Aggregate {
+    pub fn aggregate(&self, site_of: impl Fn(usize) -> SiteId, records: &mut [LossRecord]) -> Aggregate {
         records.fill(LossRecord::default());
         let mut result = Aggregate::default();
         for (number, block) in self.blocks().iter().enumerate() {
@@ -143,14 +139,8 @@ fn slot(records: &mut [LossRecord], site: SiteId, kind: LeakKind) -> Option<&mut
     let hash = (u64::from(site.0) << 2 | kind as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32;
     let home = ((hash as u128 * records.len() as u128) >> 32) as usize;
     let (before, after) = records.split_at(home.min(records.len()));
-    let near = after
-        .iter()
-        .zip(home..)
-        .chain(before.iter().zip(0..))
-        .take(MAX_PROBES);
-    let (_, at) = near
-        .into_iter()
-        .find(|(r, _)| r.is_free() || r.is_for(site, kind))?;
+    let near = after.iter().zip(home..).chain(before.iter().zip(0..)).take(MAX_PROBES);
+    let (_, at) = near.into_iter().find(|(r, _)| r.is_free() || r.is_for(site, kind))?;
     let record = records.get_mut(at)?;
     if record.is_free() {
         (record.site, record.kind) = (site.0, kind as u8);

@@ -35,13 +35,7 @@ impl Batch {
     ///
     /// The loops keep or drop without branches, so that the loads of many pointers are under way at once.
     #[inline]
-    pub(crate) fn locate(
-        &mut self,
-        index: &Index<'_>,
-        blocks: &[Block],
-        skip_settled: bool,
-        ends: &mut [usize],
-    ) {
+    pub(crate) fn locate(&mut self, index: &Index<'_>, blocks: &[Block], skip_settled: bool, ends: &mut [usize]) {
         if skip_settled {
             self.keep(ends, |pointer, _| (!index.is_settled_start(pointer), 0));
         }
@@ -49,12 +43,7 @@ impl Batch {
             let (block, is_settled) = index.nearest(pointer);
             (!(is_settled && skip_settled), block as u32)
         });
-        self.keep(ends, |pointer, at| {
-            (
-                blocks.get(at as usize).is_some_and(|b| b.covers(pointer)),
-                at,
-            )
-        });
+        self.keep(ends, |pointer, at| (blocks.get(at as usize).is_some_and(|b| b.covers(pointer)), at));
     }
 
     #[inline]

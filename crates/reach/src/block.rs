@@ -65,30 +65,13 @@ impl fmt::Display for InputError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
             Self::Unsorted { at } => {
-                write!(
-                    f,
-                    "heap block {at}: starts below block {}; expected ascending addresses",
-                    at - 1
-                )
+                write!(f, "heap block {at}: starts below block {}; expected ascending addresses", at - 1)
             }
             Self::Overlap { at } => write!(f, "heap block {at}: starts inside block {}", at - 1),
-            Self::Wraps { at } => write!(
-                f,
-                "heap block {at}: goes beyond the end of the address space"
-            ),
-            Self::TooManyBlocks => write!(
-                f,
-                "more heap blocks than one leak check can number (2^32 - 2)"
-            ),
-            Self::WorkTooSmall {
-                field,
-                needed,
-                given,
-            } => {
-                write!(
-                    f,
-                    "work memory `{field}`: {given} elements given, {needed} needed"
-                )
+            Self::Wraps { at } => write!(f, "heap block {at}: goes beyond the end of the address space"),
+            Self::TooManyBlocks => write!(f, "more heap blocks than one leak check can number (2^32 - 2)"),
+            Self::WorkTooSmall { field, needed, given } => {
+                write!(f, "work memory `{field}`: {given} elements given, {needed} needed")
             }
         }
     }

@@ -17,27 +17,17 @@ const VTABLE_FUNCTIONS: u32 = 2;
 const VTABLE_REACH_BYTES: u64 = 20 * WORD_BYTES;
 
 /// The first heuristic of the set, in Memcheck's order, that accepts `pointer` into the interior of `block`.
-pub(crate) fn accepts<M: Memory>(
-    pointer: u64,
-    block: Block,
-    set: HeuristicSet,
-    memory: &mut M,
-) -> Option<Heuristic> {
+pub(crate) fn accepts<M: Memory>(pointer: u64, block: Block, set: HeuristicSet, memory: &mut M) -> Option<Heuristic> {
     let start = block.start.0;
     let offset_bytes = pointer.wrapping_sub(start);
     let mut word = |at: u64| {
-        if at.is_multiple_of(WORD_BYTES) {
-            memory.word(Avma(at))
-        } else {
-            None
-        }
+        if at.is_multiple_of(WORD_BYTES) { memory.word(Avma(at)) } else { None }
     };
 
     if set.contains(Heuristic::StdString) && offset_bytes == 3 * WORD_BYTES {
         // Length, capacity, reference count, text, a NUL.
         let capacity_bytes = word(start.wrapping_add(WORD_BYTES));
-        let fits =
-            capacity_bytes.filter(|c| c.wrapping_add(3 * WORD_BYTES + 1) == block.size_bytes);
+        let fits = capacity_bytes.filter(|c| c.wrapping_add(3 * WORD_BYTES + 1) == block.size_bytes);
         if let (Some(capacity_bytes), Some(length_bytes)) = (fits, word(start))
             && length_bytes <= capacity_bytes
         {
@@ -73,11 +63,7 @@ fn is_vtable<M: Memory>(address: u64, memory: &mut M) -> bool {
         return false;
     };
     // Memcheck compares with the last byte's address less a word, so the mapping's very last word is never looked at.
-    let limit = mapping
-        .end
-        .0
-        .wrapping_sub(1 + WORD_BYTES)
-        .min(address.saturating_add(VTABLE_REACH_BYTES));
+    let limit = mapping.end.0.wrapping_sub(1 + WORD_BYTES).min(address.saturating_add(VTABLE_REACH_BYTES));
     let mut functions = 0;
     let mut at = address;
     while at <= limit {
@@ -85,10 +71,7 @@ fn is_vtable<M: Memory>(address: u64, memory: &mut M) -> bool {
             None => return false,
             Some(0) => {}
             Some(word) => {
-                if !memory
-                    .file_mapping(Avma(word))
-                    .is_some_and(|m| m.executable)
-                {
+                if !memory.file_mapping(Avma(word)).is_some_and(|m| m.executable) {
                     return false;
                 }
                 functions += 1;

@@ -58,50 +58,25 @@ impl Shape {
     /// The shape for these blocks, which were checked.
     pub(crate) fn of(blocks: &[Block]) -> Self {
         let (Some(first), Some(last)) = (blocks.first(), blocks.last()) else {
-            return Self {
-                slot_log2: DEFAULT_SLOT_LOG2,
-                region_log2: MIN_REGION_LOG2,
-                regions: 0,
-                granules: 0,
-            };
+            return Self { slot_log2: DEFAULT_SLOT_LOG2, region_log2: MIN_REGION_LOG2, regions: 0, granules: 0 };
         };
-        let (lo, end) = (
-            first.start.0,
-            last.start.0.saturating_add(last.span_bytes()),
-        );
-        let unaligned = blocks
-            .iter()
-            .filter(|b| b.start.0 % (1 << DEFAULT_SLOT_LOG2) != 0)
-            .count();
-        let mut slot_log2 = if unaligned > blocks.len() / 16 {
-            MIN_SLOT_LOG2
-        } else {
-            DEFAULT_SLOT_LOG2
-        };
-        let limit = (blocks.len() as u64)
-            .saturating_mul(GRANULES_PER_BLOCK)
-            .saturating_add(SPARE_GRANULES);
+        let (lo, end) = (first.start.0, last.start.0.saturating_add(last.span_bytes()));
+        let unaligned = blocks.iter().filter(|b| b.start.0 % (1 << DEFAULT_SLOT_LOG2) != 0).count();
+        let mut slot_log2 = if unaligned > blocks.len() / 16 { MIN_SLOT_LOG2 } else { DEFAULT_SLOT_LOG2 };
+        let limit = (blocks.len() as u64).saturating_mul(GRANULES_PER_BLOCK).saturating_add(SPARE_GRANULES);
         loop {
             let mut region_log2 = MIN_REGION_LOG2.max(slot_log2 + SLOTS_LOG2);
-            while (end >> region_log2).wrapping_sub(lo >> region_log2)
-                >= (1 << MAX_REGIONS_LOG2) - 1
+            while (end >> region_log2).wrapping_sub(lo >> region_log2) >= (1 << MAX_REGIONS_LOG2) - 1
                 && region_log2 < 62
             {
                 region_log2 += 1;
             }
-            let regions = (end >> region_log2)
-                .wrapping_sub(lo >> region_log2)
-                .wrapping_add(1);
+            let regions = (end >> region_log2).wrapping_sub(lo >> region_log2).wrapping_add(1);
             let granules = count_granules(blocks, region_log2, slot_log2 + SLOTS_LOG2);
             // 2^50-byte slots leave a handful of granules in any address space: the loop ends.
             if granules <= limit || slot_log2 >= 50 {
                 let regions = regions.min(1 << MAX_REGIONS_LOG2) as usize;
-                return Self {
-                    slot_log2,
-                    region_log2,
-                    regions,
-                    granules: granules.min(u32::MAX as u64) as usize,
-                };
+                return Self { slot_log2, region_log2, regions, granules: granules.min(u32::MAX as u64) as usize };
             }
             slot_log2 += 1;
         }
@@ -113,9 +88,7 @@ fn count_granules(blocks: &[Block], region_log2: u32, granule_log2: u32) -> u64 
     let mut rest = blocks;
     while let Some(first) = rest.first() {
         let region = first.start.0 >> region_log2;
-        let inside = rest
-            .partition_point(|b| b.start.0 >> region_log2 == region)
-            .max(1);
+        let inside = rest.partition_point(|b| b.start.0 >> region_log2 == region).max(1);
         let last = rest.get(inside - 1).unwrap_or(first);
         let stretch = (last.start.0 >> granule_log2).wrapping_sub(first.start.0 >> granule_log2);
         total = total.saturating_add(stretch.saturating_add(1));
@@ -151,15 +124,7 @@ impl<'a> Index<'a> {
         let granules = granules.get_mut(..shape.granules).unwrap_or_default();
         let settled = settled.get_mut(..shape.granules).unwrap_or_default();
         settled.fill(0);
-        let mut index = Self {
-            blocks,
-            shape,
-            lo,
-            span_bytes: end - lo,
-            regions,
-            granules,
-            settled,
-        };
+        let mut index = Self { blocks, shape, lo, span_bytes: end - lo, regions, granules, settled };
         index.fill();
         index
     }
@@ -168,11 +133,7 @@ impl<'a> Index<'a> {
         let region_log2 = self.shape.region_log2;
         let (mut at, mut next_granule) = (0usize, 0u32);
         for r in 0..self.regions.len() {
-            let mut region = Region {
-                first_granule: next_granule,
-                blocks_before: at as u32,
-                ..Region::default()
-            };
+            let mut region = Region { first_granule: next_granule, blocks_before: at as u32, ..Region::default() };
             let number = (self.lo >> region_log2) + r as u64;
             let inside = self.blocks[at..].partition_point(|b| b.start.0 >> region_log2 == number);
             if inside > 0 {
@@ -226,9 +187,7 @@ impl<'a> Index<'a> {
     /// The region of an address within the bounds.
     #[inline]
     fn region(&self, address: u64) -> Option<&Region> {
-        self.regions.get(
-            ((address >> self.shape.region_log2) - (self.lo >> self.shape.region_log2)) as usize,
-        )
+        self.regions.get(((address >> self.shape.region_log2) - (self.lo >> self.shape.region_log2)) as usize)
     }
 
     /// The granule of an address within the bounds, and the slots up to the address.
@@ -236,10 +195,8 @@ impl<'a> Index<'a> {
     fn granule(&self, region: &Region, address: u64) -> Option<(usize, u64)> {
         let number = address.wrapping_sub(region.base) >> self.granule_log2();
         let slot = address >> self.shape.slot_log2 & 63;
-        (number < region.granules as u64).then_some((
-            region.first_granule as usize + number as usize,
-            u64::MAX >> (63 - slot),
-        ))
+        (number < region.granules as u64)
+            .then_some((region.first_granule as usize + number as usize, u64::MAX >> (63 - slot)))
     }
 
     /// Whether the pointer, within the bounds, is a start-pointer to a settled block.
@@ -251,10 +208,7 @@ impl<'a> Index<'a> {
         let Some((granule, _)) = self.granule(region, pointer) else {
             return false;
         };
-        let settled = self
-            .settled
-            .get(granule)
-            .map_or(0, |s| s >> (pointer >> self.shape.slot_log2 & 63));
+        let settled = self.settled.get(granule).map_or(0, |s| s >> (pointer >> self.shape.slot_log2 & 63));
         settled & 1 != 0 && pointer & ((1 << self.shape.slot_log2) - 1) == 0
     }
 
@@ -267,11 +221,7 @@ impl<'a> Index<'a> {
         };
         let Some((at, slots)) = self.granule(region, pointer) else {
             let is_before = pointer < region.base || region.granules == 0;
-            let count = if is_before {
-                region.blocks_before
-            } else {
-                region.blocks_until
-            };
+            let count = if is_before { region.blocks_before } else { region.blocks_until };
             return ((count as usize).saturating_sub(1), false);
         };
         let Granule { starts, first } = self.granules.get(at).copied().unwrap_or_default();
@@ -281,25 +231,15 @@ impl<'a> Index<'a> {
             _ => first as usize + until.count_ones() as usize,
         };
         let nearest = (1u64 << 63).wrapping_shr(until.leading_zeros()) & until;
-        (
-            count.saturating_sub(1),
-            self.settled.get(at).is_some_and(|s| s & nearest != 0),
-        )
+        (count.saturating_sub(1), self.settled.get(at).is_some_and(|s| s & nearest != 0))
     }
 
     /// For a granule without bits: how many of its blocks start at or before the pointer.
     #[cold]
     fn starts_before(&self, first: usize, granule: usize, region: &Region, pointer: u64) -> usize {
         let is_last = granule + 1 == region.first_granule as usize + region.granules as usize;
-        let next = self
-            .granules
-            .get(granule + 1)
-            .map_or(0, |g| g.first as usize);
-        let until = if is_last {
-            region.blocks_until as usize
-        } else {
-            next
-        };
+        let next = self.granules.get(granule + 1).map_or(0, |g| g.first as usize);
+        let until = if is_last { region.blocks_until as usize } else { next };
         let blocks = self.blocks.get(first..until).unwrap_or_default();
         blocks.partition_point(|b| b.start.0 <= pointer)
     }

@@ -49,13 +49,7 @@ pub fn mark<'a, M: Memory>(
 ) -> Result<Marked<'a>, InputError> {
     let sizes = WorkSizes::for_blocks(blocks)?;
     sizes.check(&work)?;
-    let index = Index::build(
-        blocks,
-        sizes.shape(),
-        work.regions,
-        work.granules,
-        work.settled,
-    );
+    let index = Index::build(blocks, sizes.shape(), work.regions, work.granules, work.settled);
     let marks = work.marks.get_mut(..blocks.len()).unwrap_or_default();
     let leaders = work.leaders.get_mut(..blocks.len()).unwrap_or_default();
     marks.fill(0);
@@ -64,22 +58,13 @@ pub fn mark<'a, M: Memory>(
         index,
         marks,
         leaders,
-        stack: Stack {
-            entries: work.stack,
-            top: 0,
-            limit: STACK_BLOCKS,
-            has_spilled: false,
-        },
+        stack: Stack { entries: work.stack, top: 0, limit: STACK_BLOCKS, has_spilled: false },
         heuristics,
         memory,
         stats: Stats::default(),
         heuristic_matched: false,
     };
-    let mut batch = Batch {
-        pointers: [0; BATCH_WORDS],
-        blocks: [0; BATCH_WORDS],
-        len: 0,
-    };
+    let mut batch = Batch { pointers: [0; BATCH_WORDS], blocks: [0; BATCH_WORDS], len: 0 };
 
     marker.scan_roots(roots, &mut batch);
     marker.drain(Pass::Reach, &mut batch);
@@ -90,12 +75,7 @@ pub fn mark<'a, M: Memory>(
         marker.stack.clear(STACK_BLOCKS);
     }
     marker.gather_cliques(&mut batch);
-    Ok(Marked::new(
-        blocks,
-        marker.marks,
-        marker.leaders,
-        marker.stats,
-    ))
+    Ok(Marked::new(blocks, marker.marks, marker.leaders, marker.stats))
 }
 
 /// What a pointer that is found does.
@@ -110,9 +90,7 @@ enum Pass {
 /// The whole words of a range of addresses: Memcheck rounds the start up and the end down.
 #[inline]
 fn whole_words(start: u64, end: u64) -> Range<u64> {
-    start
-        .checked_next_multiple_of(WORD_BYTES)
-        .unwrap_or(u64::MAX)..end / WORD_BYTES * WORD_BYTES
+    start.checked_next_multiple_of(WORD_BYTES).unwrap_or(u64::MAX)..end / WORD_BYTES * WORD_BYTES
 }
 
 struct Marker<'a, 'm, M> {
@@ -140,9 +118,7 @@ impl<M: Memory> Marker<'_, '_, M> {
         for range in roots.ranges {
             let (mut at, end) = (range.start.0, range.end.0);
             // Ends are in order as well, since blocks do not overlap.
-            let mut next = self
-                .blocks
-                .partition_point(|b| b.start.0 + b.size_bytes <= at);
+            let mut next = self.blocks.partition_point(|b| b.start.0 + b.size_bytes <= at);
             while at < end {
                 let hole = self.blocks.get(next).filter(|b| b.start.0 < end);
                 match hole {
@@ -174,14 +150,7 @@ impl<M: Memory> Marker<'_, '_, M> {
     }
 
     /// Scans any length of memory; returns how many bytes could not be read.
-    fn scan(
-        &mut self,
-        start: u64,
-        end: u64,
-        pass: Pass,
-        is_definite: bool,
-        batch: &mut Batch,
-    ) -> u64 {
+    fn scan(&mut self, start: u64, end: u64, pass: Pass, is_definite: bool, batch: &mut Batch) -> u64 {
         let words = whole_words(start, end);
         let (mut at, mut unreadable_bytes) = (words.start, 0);
         while at < words.end {
@@ -195,13 +164,7 @@ impl<M: Memory> Marker<'_, '_, M> {
     /// Takes the candidates of the words from `at` on until the batch may be full. Returns where it stopped, and
     /// `unreadable_bytes` with what it had to skip.
     #[inline]
-    fn collect(
-        &mut self,
-        mut at: u64,
-        end: u64,
-        mut unreadable_bytes: u64,
-        batch: &mut Batch,
-    ) -> (u64, u64) {
+    fn collect(&mut self, mut at: u64, end: u64, mut unreadable_bytes: u64, batch: &mut Batch) -> (u64, u64) {
         while at < end && batch.room() > 0 {
             let want = ((end - at) / WORD_BYTES).min(batch.room() as u64) as usize;
             match self.memory.words(Avma(at), want) {
@@ -222,12 +185,7 @@ impl<M: Memory> Marker<'_, '_, M> {
 
     fn visit_all(&mut self, batch: &mut Batch, pass: Pass, is_definite: bool) {
         let mut ends = [batch.len];
-        batch.locate(
-            &self.index,
-            self.blocks,
-            is_definite || self.heuristics.bits() == 0,
-            &mut ends,
-        );
+        batch.locate(&self.index, self.blocks, is_definite || self.heuristics.bits() == 0, &mut ends);
         self.visit_some(batch, 0..batch.len, pass, is_definite);
     }
 
@@ -292,10 +250,7 @@ impl<M: Memory> Marker<'_, '_, M> {
             }
             self.read_group(group, batch);
             // Those that did not fit the batch are still pending.
-            from = group
-                .members
-                .get(group.len.max(1) - 1)
-                .map_or(from, |m| m.block + 1);
+            from = group.members.get(group.len.max(1) - 1).map_or(from, |m| m.block + 1);
             scanned += group.len.max(1);
             self.scan_group(group, pass, batch);
         }
@@ -310,15 +265,9 @@ impl<M: Memory> Marker<'_, '_, M> {
             return self.scan_large(group.members[0].block, pass, batch);
         }
         // Possibly lost blocks are scanned with care: a heuristic may accept what they point to.
-        let is_possible =
-            |m: &Member| self.marks[m.block] & mark_byte::STATE == mark_byte::POSSIBLE;
+        let is_possible = |m: &Member| self.marks[m.block] & mark_byte::STATE == mark_byte::POSSIBLE;
         let skip_settled = self.heuristics.bits() == 0 || !members.iter().any(is_possible);
-        batch.locate(
-            &self.index,
-            self.blocks,
-            skip_settled,
-            &mut group.ends[..members.len()],
-        );
+        batch.locate(&self.index, self.blocks, skip_settled, &mut group.ends[..members.len()]);
         for member in members {
             self.marks[member.block] &= !mark_byte::PENDING;
         }
@@ -431,18 +380,14 @@ impl<M: Memory> Marker<'_, '_, M> {
     /// A pointer to a block was found, in a root or in a block that is reached.
     #[inline]
     fn reach(&mut self, pointer: u64, block: usize, is_definite: bool) {
-        let Block {
-            start,
-            size_bytes: _,
-        } = self.blocks[block];
+        let Block { start, size_bytes: _ } = self.blocks[block];
         let mut mark = self.marks[block];
         let is_start = pointer == start.0;
         if mark & mark_byte::STATE == mark_byte::REACHABLE {
             if !is_definite && !is_start && !self.heuristic_matched {
                 // Memcheck may have come here before the block was reachable: what it saw then is in the other order.
                 let (at, set) = (self.blocks[block], self.heuristics);
-                self.heuristic_matched =
-                    heuristics::accepts(pointer, at, set, self.memory).is_some();
+                self.heuristic_matched = heuristics::accepts(pointer, at, set, self.memory).is_some();
             }
             if is_start && mark & mark_byte::HEURISTIC != 0 {
                 // A start-pointer makes the heuristic unnecessary.
@@ -454,8 +399,7 @@ impl<M: Memory> Marker<'_, '_, M> {
         let is_start = is_start
             || self.heuristics.bits() != 0 && {
                 // Memcheck forgets an earlier heuristic if this pointer matches none.
-                let heuristic =
-                    heuristics::accepts(pointer, self.blocks[block], self.heuristics, self.memory);
+                let heuristic = heuristics::accepts(pointer, self.blocks[block], self.heuristics, self.memory);
                 mark = mark & !mark_byte::HEURISTIC | mark_byte::of_heuristic(heuristic);
                 self.heuristic_matched |= heuristic.is_some();
                 heuristic.is_some()
@@ -507,10 +451,7 @@ impl<M: Memory> Marker<'_, '_, M> {
         let mut from = 0;
         for _ in 0..lost {
             let rest = self.marks.get(from..).unwrap_or_default();
-            let Some(next) = rest
-                .iter()
-                .position(|m| m & mark_byte::STATE == mark_byte::UNREACHED)
-            else {
+            let Some(next) = rest.iter().position(|m| m & mark_byte::STATE == mark_byte::UNREACHED) else {
                 break;
             };
             let leader = from + next;

@@ -25,9 +25,7 @@ pub(crate) mod mark_byte {
     }
 
     pub(crate) fn heuristic(mark: u8) -> Option<Heuristic> {
-        ((mark & HEURISTIC) >> HEURISTIC_SHIFT)
-            .checked_sub(1)
-            .and_then(Heuristic::from_u8)
+        ((mark & HEURISTIC) >> HEURISTIC_SHIFT).checked_sub(1).and_then(Heuristic::from_u8)
     }
 }
 
@@ -52,18 +50,8 @@ pub struct Marked<'a> {
 }
 
 impl<'a> Marked<'a> {
-    pub(crate) fn new(
-        blocks: &'a [Block],
-        marks: &'a [u8],
-        leaders: &'a [u32],
-        stats: Stats,
-    ) -> Self {
-        Self {
-            blocks,
-            marks,
-            leaders,
-            stats,
-        }
+    pub(crate) fn new(blocks: &'a [Block], marks: &'a [u8], leaders: &'a [u32], stats: Stats) -> Self {
+        Self { blocks, marks, leaders, stats }
     }
 
     /// The blocks, in ascending order; positions in it are the numbers that the other functions take.
@@ -94,10 +82,7 @@ impl<'a> Marked<'a> {
     #[inline]
     pub fn leader(&self, block: usize) -> Option<usize> {
         let is_led = self.marks.get(block)? & mark_byte::STATE == mark_byte::INDIRECT;
-        self.leaders
-            .get(block)
-            .filter(|_| is_led)
-            .map(|l| *l as usize)
+        self.leaders.get(block).filter(|_| is_led).map(|l| *l as usize)
     }
 
     /// What was read.

@@ -30,10 +30,7 @@ impl Stack<'_> {
     /// The entry `depth` below the top.
     #[inline]
     pub(crate) fn peek(&self, depth: usize) -> usize {
-        self.top
-            .checked_sub(depth + 1)
-            .and_then(|at| self.entries.get(at))
-            .map_or(0, |b| *b as usize)
+        self.top.checked_sub(depth + 1).and_then(|at| self.entries.get(at)).map_or(0, |b| *b as usize)
     }
 
     /// Takes pending blocks from the marks, as many as fit. The stack is empty.
@@ -65,7 +62,5 @@ pub(crate) fn next_pending(marks: &[u8], from: usize) -> Option<usize> {
         }
         rest = behind;
     }
-    rest.iter()
-        .position(is_pending)
-        .map(|at| marks.len() - rest.len() + at)
+    rest.iter().position(is_pending).map(|at| marks.len() - rest.len() + at)
 }

@@ -59,15 +59,8 @@ impl WorkSizes {
             ("granules", self.granules, work.granules.len()),
             ("settled", self.settled, work.settled.len()),
         ];
-        match lengths
-            .into_iter()
-            .find(|(_, needed, given)| given < needed)
-        {
-            Some((field, needed, given)) => Err(InputError::WorkTooSmall {
-                field,
-                needed,
-                given,
-            }),
+        match lengths.into_iter().find(|(_, needed, given)| given < needed) {
+            Some((field, needed, given)) => Err(InputError::WorkTooSmall { field, needed, given }),
             None => Ok(()),
         }
     }

@@ -18,9 +18,7 @@ use std::fmt::Write as _;
 use std::ptr::null_mut;
 use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU16, AtomicU64, Ordering::Relaxed};
 
-use leakscope_rt::unwind::{
-    MAX_FRAMES, ObjectFinder, Registers, ThreadCache, Unwinder, WalkEnd, stack_of,
-};
+use leakscope_rt::unwind::{MAX_FRAMES, ObjectFinder, Registers, ThreadCache, Unwinder, WalkEnd, stack_of};
 
 unsafe extern "C" {
     fn __libc_malloc(size: usize) -> *mut c_void;
@@ -73,16 +71,7 @@ fn tls() -> *mut Tls {
 fn map(bytes: usize) -> *mut c_void {
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
     // SAFETY: a new anonymous mapping.
-    unsafe {
-        libc::mmap(
-            null_mut(),
-            bytes,
-            libc::PROT_READ | libc::PROT_WRITE,
-            flags,
-            -1,
-            0,
-        )
-    }
+    unsafe { libc::mmap(null_mut(), bytes, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) }
 }
 
 /// Signature to the hash of the frames that it stands for.
@@ -118,10 +107,7 @@ fn enter_site(signature: u64, stack_hash: u64) {
     for _ in 0..SITES {
         // SAFETY: masked below.
         let site = unsafe { &*table.add(k) };
-        let old = match site
-            .signature
-            .compare_exchange(0, signature, Relaxed, Relaxed)
-        {
+        let old = match site.signature.compare_exchange(0, signature, Relaxed, Relaxed) {
             Ok(_) => {
                 site.stack_hash.store(stack_hash, Relaxed);
                 COUNTS.new_sites.add(1);
@@ -131,9 +117,7 @@ fn enter_site(signature: u64, stack_hash: u64) {
         };
         if old == signature {
             let known = site.stack_hash.swap(stack_hash, Relaxed);
-            COUNTS
-                .wrong
-                .add(u64::from(known != 0 && known != stack_hash));
+            COUNTS.wrong.add(u64::from(known != 0 && known != stack_hash));
             return;
         }
         k = (k + 1) & (SITES - 1);
@@ -247,9 +231,7 @@ unsafe fn miss(cache: *const ThreadCache, regs: Registers) {
         COUNTS.walk_cycles.add(cycles);
         COUNTS.timed_walks.add(1);
     }
-    COUNTS
-        .unremembered
-        .add(u64::from(walked.signature.is_none()));
+    COUNTS.unremembered.add(u64::from(walked.signature.is_none()));
 }
 
 #[cold]
@@ -274,12 +256,7 @@ unsafe fn check(tls: *mut Tls, regs: Registers, hit: Option<u64>) {
         COUNTS.wrong.add(1);
         show("WRONG HIT", ours, &[]);
     }
-    if !COUNTS
-        .records
-        .0
-        .load(Relaxed)
-        .is_multiple_of(EVERY.load(Relaxed))
-    {
+    if !COUNTS.records.0.load(Relaxed).is_multiple_of(EVERY.load(Relaxed)) {
         return;
     }
     let mut oracle = [0u64; MAX_FRAMES + 64];
@@ -291,18 +268,11 @@ unsafe fn check(tls: *mut Tls, regs: Registers, hit: Option<u64>) {
         usize::try_from(got).unwrap_or(0)
     };
     let oracle = oracle.get(..got).unwrap_or_default();
-    let start = oracle
-        .iter()
-        .position(|f| Some(f) == ours.first())
-        .unwrap_or(got);
+    let start = oracle.iter().position(|f| Some(f) == ours.first()).unwrap_or(got);
     let theirs: Vec64 = oracle[start..].iter().copied().take(MAX_FRAMES).collect();
     COUNTS.sampled.add(1);
     // An interrupted frame is stored as pc + 1.
-    let same = theirs.len == ours.len()
-        && ours
-            .iter()
-            .zip(&theirs.items)
-            .all(|(o, t)| o == t || *o == t + 1);
+    let same = theirs.len == ours.len() && ours.iter().zip(&theirs.items).all(|(o, t)| o == t || *o == t + 1);
     if same {
         COUNTS.equal.add(1);
     } else {
@@ -318,10 +288,7 @@ struct Vec64 {
 
 impl FromIterator<u64> for Vec64 {
     fn from_iter<I: IntoIterator<Item = u64>>(iter: I) -> Self {
-        let mut v = Self {
-            items: [0; MAX_FRAMES],
-            len: 0,
-        };
+        let mut v = Self { items: [0; MAX_FRAMES], len: 0 };
         for (slot, item) in v.items.iter_mut().zip(iter) {
             *slot = item;
             v.len += 1;
@@ -351,11 +318,7 @@ impl Line {
         unsafe {
             let path = libc::getenv(c"PROBE_OUT".as_ptr());
             if !path.is_null() {
-                let fd = libc::open(
-                    path,
-                    libc::O_WRONLY | libc::O_APPEND | libc::O_CREAT | libc::O_CLOEXEC,
-                    0o600,
-                );
+                let fd = libc::open(path, libc::O_WRONLY | libc::O_APPEND | libc::O_CREAT | libc::O_CLOEXEC, 0o600);
                 libc::write(fd, self.bytes.as_ptr().cast(), self.len);
                 libc::close(fd);
             }
@@ -368,31 +331,15 @@ fn show(what: &str, ours: &[u64], theirs: &[u64]) {
     if SHOWN.fetch_add(1, Relaxed) >= 4 {
         return;
     }
-    let mut line = Line {
-        bytes: [0; 8192],
-        len: 0,
-    };
-    let _ = writeln!(
-        line,
-        "{what}: ours {} {ours:x?} theirs {} {theirs:x?}",
-        ours.len(),
-        theirs.len()
-    );
+    let mut line = Line { bytes: [0; 8192], len: 0 };
+    let _ = writeln!(line, "{what}: ours {} {ours:x?} theirs {} {theirs:x?}", ours.len(), theirs.len());
     for &frame in ours.iter().chain(theirs) {
         // SAFETY: plain call with an out parameter.
         unsafe {
             let mut info = std::mem::zeroed::<libc::Dl_info>();
-            if libc::dladdr((frame - 1) as *const c_void, &raw mut info) != 0
-                && !info.dli_fname.is_null()
-            {
-                let name = std::ffi::CStr::from_ptr(info.dli_fname)
-                    .to_str()
-                    .unwrap_or("?");
-                let _ = writeln!(
-                    line,
-                    "  {frame:x} {name}+{:x}",
-                    frame - info.dli_fbase as u64
-                );
+            if libc::dladdr((frame - 1) as *const c_void, &raw mut info) != 0 && !info.dli_fname.is_null() {
+                let name = std::ffi::CStr::from_ptr(info.dli_fname).to_str().unwrap_or("?");
+                let _ = writeln!(line, "  {frame:x} {name}+{:x}", frame - info.dli_fbase as u64);
             }
         }
     }
@@ -410,11 +357,7 @@ extern "C" fn init() {
     // SAFETY: plain libc calls, before other threads exist.
     unsafe {
         let mode = libc::getenv(c"PROBE_MODE".as_ptr());
-        let mode = match if mode.is_null() {
-            0
-        } else {
-            *mode.cast::<u8>()
-        } {
+        let mode = match if mode.is_null() { 0 } else { *mode.cast::<u8>() } {
             b'r' => RECORD,
             b'c' => CHECK,
             _ => return,
@@ -425,10 +368,7 @@ extern "C" fn init() {
         let old = !libc::getenv(c"PROBE_OLD_GLIBC".as_ptr()).is_null();
         let find = libc::dlsym(libc::RTLD_DEFAULT, c"_dl_find_object".as_ptr());
         let iterate = libc::dlsym(libc::RTLD_DEFAULT, c"dl_iterate_phdr".as_ptr());
-        UNWINDER.install(ObjectFinder::new(
-            if old { null_mut() } else { find },
-            iterate,
-        ));
+        UNWINDER.install(ObjectFinder::new(if old { null_mut() } else { find }, iterate));
         SITE_TABLE.store(map(SITES * size_of::<Site>()).cast(), Relaxed);
         if mode == CHECK {
             // Loads libgcc now, rather than inside a hook.
@@ -440,10 +380,7 @@ extern "C" fn init() {
 
 extern "C" fn fini() {
     if MODE.load(Relaxed) != FORWARD {
-        let mut line = Line {
-            bytes: [0; 8192],
-            len: 0,
-        };
+        let mut line = Line { bytes: [0; 8192], len: 0 };
         write_counts(&mut line);
         let c = UNWINDER.counters();
         let _ = writeln!(
@@ -477,12 +414,7 @@ unsafe extern "C" fn calloc_hook(count: usize, size: usize, rsp: u64, rbp: u64) 
     }
 }
 
-unsafe extern "C" fn realloc_hook(
-    old: *mut c_void,
-    size: usize,
-    rsp: u64,
-    rbp: u64,
-) -> *mut c_void {
+unsafe extern "C" fn realloc_hook(old: *mut c_void, size: usize, rsp: u64, rbp: u64) -> *mut c_void {
     // SAFETY: as above.
     unsafe {
         let block = __libc_realloc(old, size);
@@ -528,13 +460,9 @@ unsafe extern "C" fn dlclose(handle: *mut c_void) -> c_int {
     // SAFETY: the original has this signature.
     unsafe {
         if ORIGINAL.load(Relaxed).is_null() {
-            ORIGINAL.store(
-                libc::dlsym(libc::RTLD_NEXT, c"dlclose".as_ptr().cast::<c_char>()),
-                Relaxed,
-            );
+            ORIGINAL.store(libc::dlsym(libc::RTLD_NEXT, c"dlclose".as_ptr().cast::<c_char>()), Relaxed);
         }
-        let original: unsafe extern "C" fn(*mut c_void) -> c_int =
-            std::mem::transmute(ORIGINAL.load(Relaxed));
+        let original: unsafe extern "C" fn(*mut c_void) -> c_int = std::mem::transmute(ORIGINAL.load(Relaxed));
         let result = original(handle);
         UNWINDER.set_epoch(EPOCH.fetch_add(1, Relaxed).wrapping_add(1));
         result

@@ -179,17 +179,20 @@ pub fn insert(start: u64, bytes: usize, site: u32, side: bool) -> bool {
         }
     }
     let index = word_index(start);
-    let mut entry = site & MAX_SITE | if start & 16 != 0 { UPPER_HALF } else { 0 } | if side { SIDE } else { 0 };
-    if bytes <= SMALL_MAX {
-        entry |= (bytes as u32) << SIZE_SHIFT;
-    } else {
-        entry |= SIZE_NEXT << SIZE_SHIFT;
-        let size = if bytes < SIZE_HUGE as usize { bytes as u32 } else { insert_huge(start, bytes as u64) };
-        // SAFETY: `words` is a region and the index of the next granule at most REGION_WORDS.
-        unsafe { word(words, index + 1) }.store(size | SIZE_WORD, Relaxed);
+    let large = bytes > SMALL_MAX;
+    let mut size = bytes as u32;
+    if bytes >= SIZE_HUGE as usize {
+        size = insert_huge(start, bytes as u64);
     }
-    // SAFETY: `words` is a region, the index less than REGION_WORDS.
-    unsafe { word(words, index) }.store(entry, Release);
+    let code = if large { SIZE_NEXT } else { size };
+    let half = ((start >> 4) as u32 & 1) * UPPER_HALF;
+    let entry = code << SIZE_SHIFT | half | u32::from(side) * SIDE | site & MAX_SITE;
+    // Sizes are as good as random: the size word is stored without a branch, for a small block to nowhere.
+    // SAFETY: `words` is a region, the index less than REGION_WORDS, so that of the next granule is at most that.
+    let (slot, next) = unsafe { (word(words, index), word(words, index + 1)) };
+    let nowhere = AtomicU32::new(0);
+    core::hint::select_unpredictable(large, next, &nowhere).store(size | SIZE_WORD, Relaxed);
+    slot.store(entry, Release);
     true
 }
 
@@ -218,16 +221,15 @@ fn huge_bytes(start: u64) -> u64 {
 /// As for [`word`] with `index < REGION_WORDS`.
 #[inline(always)]
 unsafe fn decode(words: *mut AtomicU32, index: usize, entry: u32, granule_start: u64) -> BlockInfo {
-    let start = granule_start + if entry & UPPER_HALF != 0 { 16 } else { 0 };
-    let mut bytes = u64::from(entry >> SIZE_SHIFT & 63);
-    if bytes == u64::from(SIZE_NEXT) {
-        // SAFETY: index + 1 <= REGION_WORDS.
-        let size = unsafe { word(words, index + 1) }.load(Relaxed);
-        // A freed block's size word may have become a start word of a newer block: then its size is not known.
-        bytes = if size & SIZE_WORD == 0 { 0 } else { u64::from(size & !SIZE_WORD) };
-        if bytes == u64::from(SIZE_HUGE) {
-            bytes = huge_bytes(start);
-        }
+    let start = granule_start + u64::from(entry & UPPER_HALF) / u64::from(UPPER_HALF / 16);
+    let code = entry >> SIZE_SHIFT & 63;
+    // SAFETY: index + 1 <= REGION_WORDS.
+    let size = unsafe { word(words, index + 1) }.load(Relaxed);
+    // A freed block's size word may have become a start word of a newer block: then its size is not known.
+    let large = if size & SIZE_WORD == 0 { 0 } else { size & !SIZE_WORD };
+    let mut bytes = u64::from(core::hint::select_unpredictable(code == SIZE_NEXT, large, code));
+    if bytes == u64::from(SIZE_HUGE) {
+        bytes = huge_bytes(start);
     }
     BlockInfo { start, bytes, site: entry & MAX_SITE, freed: entry & FREED != 0, side: entry & SIDE != 0 }
 }

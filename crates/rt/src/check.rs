@@ -9,7 +9,7 @@ use crate::memory::map_slice;
 use crate::raw::{self, call, nr};
 use crate::registers::RegisterFile;
 use crate::roots::{self, HeapFinder, OwnMemory, Ranges};
-use crate::runtime::{self, flag, MODULES};
+use crate::runtime::{self, MODULES, flag};
 use crate::stop;
 use crate::thread::for_each_state;
 use core::sync::atomic::AtomicU32;
@@ -38,13 +38,7 @@ static LAST_CHILD: AtomicU32 = AtomicU32::new(0);
 
 /// Checks the calling process. `registers` are the calling thread's, from where its live stack begins. The busy mark
 /// must be set. Waits for the result unless the program goes on.
-pub fn run(
-    ledger: &Ledger,
-    trigger: CheckTrigger,
-    status: i32,
-    registers: &RegisterFile,
-    surroundings: &Surroundings,
-) {
+pub fn run(ledger: &Ledger, trigger: CheckTrigger, status: i32, registers: &RegisterFile, surroundings: &Surroundings) {
     if RUNNING.swap(1, AcqRel) != 0 {
         return;
     }
@@ -424,7 +418,8 @@ impl Job<'_> {
             let kind = marked.kind(number)? as usize;
             let slot = by_site.get(*sites.get(number)? as usize * 4 + kind).copied().unwrap_or(0);
             if slot != 0
-                && let Some(free) = self.ledger.check_record(first + slot - 1)?.addresses.iter().find(|a| a.load(Relaxed) == 0)
+                && let Some(free) =
+                    self.ledger.check_record(first + slot - 1)?.addresses.iter().find(|a| a.load(Relaxed) == 0)
             {
                 free.store(block.start.0, Relaxed);
             }

@@ -4,7 +4,10 @@
 //! except by the function that mapped it.
 
 use crate::raw::{self, Errno, call, nr};
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::{AcqRel, Acquire, Relaxed, Release}};
+use core::sync::atomic::{
+    AtomicU32, AtomicU64,
+    Ordering::{AcqRel, Acquire, Relaxed, Release},
+};
 
 const PROT_READ_WRITE: usize = 3;
 const MAP_SHARED: usize = 1;
@@ -222,7 +225,11 @@ pub fn is_mapped(start: u64, bytes: u64) -> bool {
     while page < end {
         let length = (end - page).min(64 * 4096).next_multiple_of(4096);
         // SAFETY: mincore writes one byte per page, at most 64, to `residency`.
-        if unsafe { raw::syscall(nr::MINCORE, [page as usize, length as usize, residency.as_mut_ptr() as usize, 0, 0, 0]) }.is_err() {
+        if unsafe {
+            raw::syscall(nr::MINCORE, [page as usize, length as usize, residency.as_mut_ptr() as usize, 0, 0, 0])
+        }
+        .is_err()
+        {
             return false;
         }
         page += length;

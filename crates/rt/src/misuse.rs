@@ -152,8 +152,7 @@ pub fn maybe_mismatch(
 #[inline(never)]
 pub fn overrun(ledger: &Ledger, state: &mut ThreadState, block: &BlockInfo, function: AllocFn, regs: Registers) {
     let Some(offset) = runtime::first_changed_byte(block.start, block.bytes as usize) else { return };
-    let details =
-        Details { address: block.start, block: Some(*block), overrun_offset: offset, ..Details::default() };
+    let details = Details { address: block.start, block: Some(*block), overrun_offset: offset, ..Details::default() };
     record(ledger, state, MisuseKind::Overrun, function, regs, &details);
 }
 
@@ -183,13 +182,7 @@ fn free_slot(start: u64) -> &'static FreeStack {
 /// Keeps the stack of a release, for the second stack of a later double free.
 #[cold]
 #[inline(never)]
-pub fn remember_free(
-    ledger: &Ledger,
-    state: &mut ThreadState,
-    block: &BlockInfo,
-    function: AllocFn,
-    regs: Registers,
-) {
+pub fn remember_free(ledger: &Ledger, state: &mut ThreadState, block: &BlockInfo, function: AllocFn, regs: Registers) {
     let site = site_of(ledger, state, function, regs);
     let slot = free_slot(block.start);
     slot.start.store(0, Relaxed);

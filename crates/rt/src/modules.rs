@@ -13,8 +13,10 @@ use leakscope_ledger::layout::{AreaId, MODULES};
 use leakscope_ledger::writer::Ledger;
 
 /// `dl_iterate_phdr`.
-pub type IteratePhdr =
-    unsafe extern "C" fn(unsafe extern "C" fn(*mut libc::dl_phdr_info, usize, *mut c_void) -> c_int, *mut c_void) -> c_int;
+pub type IteratePhdr = unsafe extern "C" fn(
+    unsafe extern "C" fn(*mut libc::dl_phdr_info, usize, *mut c_void) -> c_int,
+    *mut c_void,
+) -> c_int;
 
 const MOST: usize = MODULES as usize;
 
@@ -145,7 +147,9 @@ impl ModuleList {
         }
         let Some(fresh_used) = fresh.get_mut(..fresh_len) else { return false };
         let old = live.list.get(..live.len).unwrap_or(&[]);
-        let same = |a: &Mapped, b: &Mapped| a.start == b.start && a.end == b.end && a.load_bias == b.load_bias && a.name == b.name;
+        let same = |a: &Mapped, b: &Mapped| {
+            a.start == b.start && a.end == b.end && a.load_bias == b.load_bias && a.name == b.name
+        };
         let mut removed = false;
         let epoch = ledger.header().epoch.load(Relaxed);
         for gone in old.iter().filter(|module| !fresh_used.iter().any(|now| same(module, now))) {

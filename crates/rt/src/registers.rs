@@ -21,9 +21,10 @@ impl RegisterFile {
         // SAFETY: the caller vouches for the context.
         let general = unsafe { &(*context).uc_mcontext.gregs };
         let mut words = [0; 15];
-        for (word, index) in words.iter_mut().zip((0..=16).filter(|&index| {
-            index != libc::REG_RSP as usize && index != libc::REG_RIP as usize
-        })) {
+        for (word, index) in words
+            .iter_mut()
+            .zip((0..=16).filter(|&index| index != libc::REG_RSP as usize && index != libc::REG_RIP as usize))
+        {
             *word = general.get(index).copied().unwrap_or(0) as u64;
         }
         Self { rsp: general[libc::REG_RSP as usize] as u64, words }

@@ -268,7 +268,8 @@ pub(crate) fn count_allocations(counters: &SiteCounters, blocks: u64, bytes: u64
 /// Site of blocks that libc holds on our behalf: known, so that their release is right, but none of the program's.
 pub const OUR_SITE: u32 = leakscope_ledger::layout::COUNTERS_PER_CHUNK as u32 - 1;
 // `SiteTable` gives each function a site below it.
-const _: () = assert!(AllocFn::Realloc as u32 + 1 < OUR_SITE && (AllocFn::NewArrayAlignedNothrow as u32) < OUR_SITE - 1);
+const _: () =
+    assert!(AllocFn::Realloc as u32 + 1 < OUR_SITE && (AllocFn::NewArrayAlignedNothrow as u32) < OUR_SITE - 1);
 
 #[cold]
 #[inline(never)]
@@ -397,79 +398,70 @@ pub fn still_there(ledger: &Ledger, info: &BlockInfo, regs: Registers) {
     }
 }
 
-const CANARY_WORD: u64 = 0xA5C3_96E7_5A3C_69D1;
+/// What stands past a block's requested end, up to 16 bytes of it.
+const CANARY: [u64; 2] = [0x5A3C_69D1_C396_E7A5, 0xA5C3_96E7_5A3C_69D1];
 
-/// Bytes past the requested end that the allocator gave as well, from glibc's chunk header; 0 when unknown.
-#[inline(always)]
-fn slack_bytes(start: u64, bytes: usize) -> usize {
-    if !has_glibc_chunks() {
-        return 0;
+/// Masks of the last `slack` bytes of two words.
+const CANARY_MASKS: [[u64; 2]; 17] = {
+    let mut masks = [[0; 2]; 17];
+    let mut slack = 1;
+    while slack <= 16 {
+        masks[slack] = if slack <= 8 { [0, !0 << (64 - 8 * slack)] } else { [!0 << (128 - 8 * slack), !0] };
+        slack += 1;
     }
+    masks
+};
+
+/// Where a block's canary is: the 16 bytes that end with it, and the mask of its own bytes in them. The mask is empty
+/// when the allocator gave nothing past the requested end. Without a branch: sizes are as good as random.
+#[inline(always)]
+fn canary(start: u64, bytes: usize) -> (*mut [u64; 2], [u64; 2]) {
     // SAFETY: glibc keeps the chunk's size, with flags in the low three bits, in the word before a block.
     let size = unsafe { *((start - 8) as *const u64) };
-    let overhead = if size & 2 != 0 { 16 } else { 8 };
-    ((size & !7) as usize).saturating_sub(overhead).saturating_sub(bytes)
+    // A chunk with a mapping of its own (bit 1) does not use the next chunk's first word.
+    let usable = ((size & !7) as usize).wrapping_sub(8 + (size as usize & 2) * 4);
+    let slack = usable.saturating_sub(bytes).min(16);
+    let end = start as usize + bytes.min(usable) + slack;
+    (end.wrapping_sub(16) as *mut [u64; 2], CANARY_MASKS.get(slack).copied().unwrap_or([0; 2]))
 }
 
-/// Fills up to eight bytes past the requested end.
+/// Fills what the allocator gave past the requested end, up to 16 bytes.
 #[inline(always)]
 fn arm_canary(start: u64, bytes: usize) {
-    let at = start + bytes as u64;
-    let slack = slack_bytes(start, bytes);
-    // SAFETY: the allocator gave `slack` bytes from `at`, and the program may not use them.
+    if !has_glibc_chunks() {
+        return;
+    }
+    let (at, mask) = canary(start, bytes);
+    // SAFETY: a chunk has at least 24 usable bytes, so the 16 up to the canary's end lie in the block, which nobody
+    // but this thread knows yet.
     unsafe {
-        if slack >= 8 {
-            (at as *mut u64).write_unaligned(CANARY_WORD);
-        } else {
-            write_tail(at, slack);
-        }
+        let [low, high] = at.read_unaligned();
+        at.write_unaligned([low & !mask[0] | CANARY[0] & mask[0], high & !mask[1] | CANARY[1] & mask[1]]);
     }
-}
-
-/// Writes the canary's first `slack` bytes, at most seven.
-///
-/// # Safety
-/// `at` is writable for `slack` bytes.
-#[inline(always)]
-unsafe fn write_tail(at: u64, slack: usize) {
-    let mut word = CANARY_WORD;
-    let mut at = at;
-    // SAFETY: the three steps add up to `slack` bytes.
-    unsafe {
-        if slack & 4 != 0 {
-            (at as *mut u32).write_unaligned(word as u32);
-            (at, word) = (at + 4, word >> 32);
-        }
-        if slack & 2 != 0 {
-            (at as *mut u16).write_unaligned(word as u16);
-            (at, word) = (at + 2, word >> 16);
-        }
-        if slack & 1 != 0 {
-            *(at as *mut u8) = word as u8;
-        }
-    }
-}
-
-/// How many bytes past the requested end the first changed byte lies; `None` when the canary is whole.
-pub(crate) fn first_changed_byte(start: u64, bytes: usize) -> Option<u64> {
-    let slack = slack_bytes(start, bytes).min(8);
-    let mut expected = CANARY_WORD;
-    for i in 0..slack as u64 {
-        // SAFETY: within the slack that the allocator gave.
-        if unsafe { *((start + bytes as u64 + i) as *const u8) } != expected as u8 {
-            return Some(i);
-        }
-        expected >>= 8;
-    }
-    None
 }
 
 #[inline(always)]
 fn canary_is_whole(start: u64, bytes: usize) -> bool {
-    let slack = slack_bytes(start, bytes);
-    if slack >= 8 {
-        // SAFETY: within the slack that the allocator gave.
-        return unsafe { ((start + bytes as u64) as *const u64).read_unaligned() } == CANARY_WORD;
+    if !has_glibc_chunks() {
+        return true;
     }
-    first_changed_byte(start, bytes).is_none()
+    let (at, mask) = canary(start, bytes);
+    // SAFETY: as in `arm_canary`; the block is still the program's.
+    let [low, high] = unsafe { at.read_unaligned() };
+    ((low ^ CANARY[0]) & mask[0]) | ((high ^ CANARY[1]) & mask[1]) == 0
+}
+
+/// How many bytes past the requested end the first changed byte lies; `None` when the canary is whole.
+pub(crate) fn first_changed_byte(start: u64, bytes: usize) -> Option<u64> {
+    if !has_glibc_chunks() {
+        return None;
+    }
+    let (at, mask) = canary(start, bytes);
+    // SAFETY: as in `canary_is_whole`.
+    let found = unsafe { at.read_unaligned() };
+    (0..16u64)
+        .filter(|i| mask[*i as usize / 8] >> (i % 8 * 8) & 0xFF != 0)
+        .enumerate()
+        .find(|(_, i)| (found[*i as usize / 8] ^ CANARY[*i as usize / 8]) >> (i % 8 * 8) & 0xFF != 0)
+        .map(|(past, _)| past as u64)
 }

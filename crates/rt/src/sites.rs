@@ -429,9 +429,9 @@ fn intern_nodes(index: &mut Index, ledger: &Ledger, frames: &[u64], epoch_of: im
                 })
             },
             |number| {
-                ledger.node(number).map_or(0, |node| {
-                    hash(node.pc.load(Relaxed), node.parent.load(Relaxed), node.epoch.load(Relaxed))
-                })
+                ledger
+                    .node(number)
+                    .map_or(0, |node| hash(node.pc.load(Relaxed), node.parent.load(Relaxed), node.epoch.load(Relaxed)))
             },
             || {
                 // Only the lock's holder claims nodes, so the record is filled before anybody can see it by number.

@@ -11,8 +11,8 @@ use crate::registers::RegisterFile;
 use core::arch::naked_asm;
 use core::cell::UnsafeCell;
 use core::ffi::c_void;
-use core::sync::atomic::{AtomicU32, AtomicUsize};
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
+use core::sync::atomic::{AtomicU32, AtomicUsize};
 
 /// The signal that stops a thread, or asks an idle program for a check.
 pub const SIGNAL: i32 = 33;
@@ -129,8 +129,7 @@ unsafe fn pass_on(signal: i32, info: *mut libc::siginfo_t, context: *mut c_void)
     if chained > 1 {
         // SAFETY: glibc installed it with SA_SIGINFO; 0 and 1 are SIG_DFL and SIG_IGN.
         unsafe {
-            let function: unsafe extern "C" fn(i32, *mut libc::siginfo_t, *mut c_void) =
-                core::mem::transmute(chained);
+            let function: unsafe extern "C" fn(i32, *mut libc::siginfo_t, *mut c_void) = core::mem::transmute(chained);
             function(signal, info, context);
         }
     }

@@ -22,14 +22,7 @@ fn probe() -> &'static Path {
     PROBE.get_or_init(|| {
         let target = scratch().parent().expect("a target directory");
         let status = Command::new(env!("CARGO"))
-            .args([
-                "build",
-                "--quiet",
-                "--example",
-                "unwind_probe",
-                "--profile",
-                "injected",
-            ])
+            .args(["build", "--quiet", "--example", "unwind_probe", "--profile", "injected"])
             .current_dir(manifest())
             .env("CARGO_TARGET_DIR", target)
             .status()
@@ -62,36 +55,19 @@ struct Outcome {
 
 impl Outcome {
     fn get(&self, name: &str) -> u64 {
-        *self
-            .counts
-            .get(name)
-            .unwrap_or_else(|| panic!("no count {name} in\n{}", self.text))
+        *self.counts.get(name).unwrap_or_else(|| panic!("no count {name} in\n{}", self.text))
     }
 
     /// Nothing wrong; what `backtrace` says; nothing cut short but for depth.
     fn assert_complete(&self) {
-        assert!(
-            self.get("records") > 0 && self.get("sampled") > 0,
-            "{}",
-            self.text
-        );
+        assert!(self.get("records") > 0 && self.get("sampled") > 0, "{}", self.text);
         assert_eq!(self.get("wrong"), 0, "{}", self.text);
         assert_eq!(self.get("equal"), self.get("sampled"), "{}", self.text);
-        assert_eq!(
-            (self.get("no_rule"), self.get("bad_stack")),
-            (0, 0),
-            "{}",
-            self.text
-        );
+        assert_eq!((self.get("no_rule"), self.get("bad_stack")), (0, 0), "{}", self.text);
     }
 }
 
-fn run<S: AsRef<OsStr>>(
-    tag: &str,
-    environment: &[(&str, &str)],
-    program: &Path,
-    arguments: &[S],
-) -> Outcome {
+fn run<S: AsRef<OsStr>>(tag: &str, environment: &[(&str, &str)], program: &Path, arguments: &[S]) -> Outcome {
     let out = scratch().join(format!("{tag}.counts"));
     let _ = fs::remove_file(&out);
     let result = Command::new(program)
@@ -105,17 +81,9 @@ fn run<S: AsRef<OsStr>>(
         .unwrap_or_else(|e| panic!("{}: {e}", program.display()));
     let text = fs::read_to_string(&out).unwrap_or_default();
     let stderr = String::from_utf8_lossy(&result.stderr);
-    assert!(
-        result.status.success(),
-        "{tag}: {:?}\n{stderr}\n{text}",
-        result.status
-    );
+    assert!(result.status.success(), "{tag}: {:?}\n{stderr}\n{text}", result.status);
     let mut counts = HashMap::new();
-    for (name, value) in text
-        .lines()
-        .filter(|l| l.starts_with("records="))
-        .flat_map(pairs)
-    {
+    for (name, value) in text.lines().filter(|l| l.starts_with("records=")).flat_map(pairs) {
         *counts.entry(name).or_insert(0) += value;
     }
     Outcome { counts, text }
@@ -135,28 +103,12 @@ const NONE: &[&str] = &[];
 const BUILDS: &[(&str, &str, &[&str])] = &[
     ("gcc-o2", "gcc", &["-O2", "-fomit-frame-pointer"]),
     ("gcc-o0", "gcc", &["-O0"]),
-    (
-        "gcc-fp",
-        "gcc",
-        &["-O2", "-fno-omit-frame-pointer", "-mavx2"],
-    ),
+    ("gcc-fp", "gcc", &["-O2", "-fno-omit-frame-pointer", "-mavx2"]),
     ("clang-o2", "clang-19", &["-O2", "-fomit-frame-pointer"]),
     ("clang-o0", "clang-19", &["-O0"]),
-    (
-        "gcc-lazy",
-        "gcc",
-        &["-O1", "-Wl,-z,lazy", "-fcf-protection=full"],
-    ),
+    ("gcc-lazy", "gcc", &["-O1", "-Wl,-z,lazy", "-fcf-protection=full"]),
     // Fixed addresses, and unmapped gaps between the segments: the loader names only the part around the pc.
-    (
-        "gcc-gaps",
-        "gcc",
-        &[
-            "-O2",
-            "-no-pie",
-            "-Wl,-z,separate-code,-z,max-page-size=0x200000",
-        ],
-    ),
+    ("gcc-gaps", "gcc", &["-O2", "-no-pie", "-Wl,-z,separate-code,-z,max-page-size=0x200000"]),
 ];
 
 fn in_every_build(source: &str, arguments: &[&str], check: impl Fn(&str, &Outcome)) {
@@ -185,11 +137,7 @@ fn recursion_past_the_limit_keeps_the_leaf_and_is_counted() {
     in_every_build("frames.c", &["deep"], |_, outcome| {
         outcome.assert_complete();
         // rec(124..300) alone has more than 128 frames.
-        assert!(
-            (170..200).contains(&outcome.get("too_deep")),
-            "{}",
-            outcome.text
-        );
+        assert!((170..200).contains(&outcome.get("too_deep")), "{}", outcome.text);
     });
 }
 
@@ -205,20 +153,13 @@ fn signal_handlers() {
 #[test]
 fn small_signal_stacks() {
     let program = compile("gcc", &["-O2"], &["signals.c"], "signals-small");
-    let outcome = run(
-        "signals-small",
-        &[("PROBE_MODE", "record")],
-        &program,
-        &["8192"],
-    );
+    let outcome = run("signals-small", &[("PROBE_MODE", "record")], &program, &["8192"]);
     assert!(outcome.get("walks") > 3000, "{}", outcome.text);
 }
 
 #[test]
 fn exceptions() {
-    in_every_build("exceptions.cpp", NONE, |_, outcome| {
-        outcome.assert_complete()
-    });
+    in_every_build("exceptions.cpp", NONE, |_, outcome| outcome.assert_complete());
 }
 
 #[test]
@@ -230,29 +171,16 @@ fn foreign_stacks() {
 fn threads() {
     in_every_build("threads.c", NONE, |build, outcome| {
         outcome.assert_complete();
-        assert!(
-            outcome.get("records") > 12 * 8 * 300,
-            "{build}: {}",
-            outcome.text
-        );
+        assert!(outcome.get("records") > 12 * 8 * 300, "{build}: {}", outcome.text);
     });
 }
 
 #[test]
 fn cfa_from_other_registers() {
-    let program = compile(
-        "gcc",
-        &["-O2"],
-        &["registers.c", "registers.S"],
-        "registers",
-    );
+    let program = compile("gcc", &["-O2"], &["registers.c", "registers.S"], "registers");
     let outcome = run("registers", EVERY, &program, NONE);
     outcome.assert_complete();
-    assert!(
-        outcome.get("hits") > outcome.get("records") / 2,
-        "{}",
-        outcome.text
-    );
+    assert!(outcome.get("hits") > outcome.get("records") / 2, "{}", outcome.text);
 }
 
 #[test]
@@ -263,54 +191,26 @@ fn libraries_that_take_each_others_address() {
         .map(|size| {
             let define = format!("-DFRAME={size}");
             let flags = ["-shared", "-fPIC", "-O1", "-fno-stack-protector", &define];
-            compile(
-                "gcc",
-                &flags,
-                &["reload_lib.c"],
-                &format!("reload{size}.so"),
-            )
+            compile("gcc", &flags, &["reload_lib.c"], &format!("reload{size}.so"))
         })
         .collect();
     let program = compile("gcc", &["-O2"], &["reload.c"], "reload");
     let outcome = run("reload", EVERY, &program, &libraries);
     outcome.assert_complete();
-    let output = Command::new(&program)
-        .args(&libraries)
-        .output()
-        .expect("runs")
-        .stdout;
-    assert_eq!(
-        String::from_utf8_lossy(&output).trim(),
-        "ok 1",
-        "the libraries did not share an address"
-    );
+    let output = Command::new(&program).args(&libraries).output().expect("runs").stdout;
+    assert_eq!(String::from_utf8_lossy(&output).trim(), "ok 1", "the libraries did not share an address");
 }
 
 #[test]
 fn objects_found_as_before_glibc_2_35() {
     let program = compile("gcc", &["-O2"], &["frames.c"], "frames-old");
-    run(
-        "frames-old",
-        &[("PROBE_OLD_GLIBC", "1"), ("PROBE_ALL", "1")],
-        &program,
-        NONE,
-    )
-    .assert_complete();
+    run("frames-old", &[("PROBE_OLD_GLIBC", "1"), ("PROBE_ALL", "1")], &program, NONE).assert_complete();
     let program = compile("gcc", &["-O2"], &["threads.c"], "threads-old");
-    run(
-        "threads-old",
-        &[("PROBE_OLD_GLIBC", "1"), ("PROBE_ALL", "1")],
-        &program,
-        NONE,
-    )
-    .assert_complete();
+    run("threads-old", &[("PROBE_OLD_GLIBC", "1"), ("PROBE_ALL", "1")], &program, NONE).assert_complete();
 }
 
 fn find(program: &str) -> Option<PathBuf> {
-    ["/usr/bin", "/bin"]
-        .iter()
-        .map(|d| Path::new(d).join(program))
-        .find(|p| p.exists())
+    ["/usr/bin", "/bin"].iter().map(|d| Path::new(d).join(program)).find(|p| p.exists())
 }
 
 /// Programs of the distribution; those that are not installed are left out, but some must be.
@@ -350,37 +250,16 @@ fn real_programs() {
 /// The compiler proper: 100,000 different stacks, deep recursion, functions that realign.
 #[test]
 fn the_cpp_compiler() {
-    let query = Command::new("g++")
-        .arg("-print-prog-name=cc1plus")
-        .output()
-        .expect("g++ runs");
+    let query = Command::new("g++").arg("-print-prog-name=cc1plus").output().expect("g++ runs");
     let compiler = PathBuf::from(String::from_utf8_lossy(&query.stdout).trim());
     let source = manifest().join("tests/fixtures/exceptions.cpp");
     let preprocessed = scratch().join("exceptions.ii");
-    let status = Command::new("g++")
-        .arg("-E")
-        .arg(&source)
-        .arg("-o")
-        .arg(&preprocessed)
-        .status()
-        .expect("g++ runs");
+    let status = Command::new("g++").arg("-E").arg(&source).arg("-o").arg(&preprocessed).status().expect("g++ runs");
     assert!(status.success());
-    let arguments = [
-        "-fpreprocessed".as_ref(),
-        preprocessed.as_os_str(),
-        "-quiet".as_ref(),
-        "-O1".as_ref(),
-        "-o".as_ref(),
-    ];
-    let arguments: Vec<&OsStr> = arguments
-        .into_iter()
-        .chain([OsStr::new("/dev/null")])
-        .collect();
+    let arguments =
+        ["-fpreprocessed".as_ref(), preprocessed.as_os_str(), "-quiet".as_ref(), "-O1".as_ref(), "-o".as_ref()];
+    let arguments: Vec<&OsStr> = arguments.into_iter().chain([OsStr::new("/dev/null")]).collect();
     let outcome = run("cc1plus", &[], &compiler, &arguments);
     outcome.assert_complete();
-    assert!(
-        outcome.get("too_deep") * 100 < outcome.get("records"),
-        "{}",
-        outcome.text
-    );
+    assert!(outcome.get("too_deep") * 100 < outcome.get("records"), "{}", outcome.text);
 }

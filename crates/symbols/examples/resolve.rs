@@ -8,33 +8,14 @@ use leakscope_symbols::{ModuleFile, Options, Symbolizer, read_build_id};
 
 fn main() {
     let mut arguments: Vec<String> = std::env::args().skip(1).collect();
-    let quiet = arguments
-        .iter()
-        .position(|argument| argument == "--quiet")
-        .map(|at| arguments.remove(at))
-        .is_some();
-    let path = std::path::PathBuf::from(
-        arguments
-            .first()
-            .expect("usage: resolve [--quiet] MODULE [ADDRESS...]"),
-    );
+    let quiet = arguments.iter().position(|argument| argument == "--quiet").map(|at| arguments.remove(at)).is_some();
+    let path = std::path::PathBuf::from(arguments.first().expect("usage: resolve [--quiet] MODULE [ADDRESS...]"));
     let parse = |text: &str| u64::from_str_radix(text.trim().trim_start_matches("0x"), 16).ok();
-    let mut addresses: Vec<u64> = arguments[1..]
-        .iter()
-        .filter_map(|text| parse(text))
-        .collect();
+    let mut addresses: Vec<u64> = arguments[1..].iter().filter_map(|text| parse(text)).collect();
     if addresses.is_empty() {
-        addresses = std::io::stdin()
-            .lock()
-            .lines()
-            .map_while(Result::ok)
-            .filter_map(|line| parse(&line))
-            .collect();
+        addresses = std::io::stdin().lock().lines().map_while(Result::ok).filter_map(|line| parse(&line)).collect();
     }
-    let module = ModuleFile {
-        build_id: read_build_id(&path),
-        path,
-    };
+    let module = ModuleFile { build_id: read_build_id(&path), path };
     let started = Instant::now();
     let mut symbolizer = Symbolizer::new(Options::default());
     let frames = symbolizer.resolve(&module, &addresses, &mut |_| ());
@@ -45,12 +26,7 @@ fn main() {
         for frame in frames {
             let file = frame.file.as_deref().unwrap_or("??");
             let inlined = if frame.inlined { " [inlined]" } else { "" };
-            let _ = writeln!(
-                out,
-                "  {} ({file}:{}){inlined}",
-                frame.function,
-                frame.line.unwrap_or(0)
-            );
+            let _ = writeln!(out, "  {} ({file}:{}){inlined}", frame.function, frame.line.unwrap_or(0));
         }
     }
     let named = frames.iter().filter(|frames| !frames.is_empty()).count();

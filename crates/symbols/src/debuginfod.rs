@@ -30,30 +30,15 @@ impl Debuginfod {
     /// What `DEBUGINFOD_URLS`, `DEBUGINFOD_CACHE_PATH` and `DEBUGINFOD_TIMEOUT` say; `None` when no server is named.
     pub fn from_env() -> Option<Debuginfod> {
         let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty());
-        let urls = variable("DEBUGINFOD_URLS")?
-            .to_string_lossy()
-            .split_whitespace()
-            .map(str::to_owned)
-            .collect();
-        let cache_dir = variable("DEBUGINFOD_CACHE_PATH")
-            .map(PathBuf::from)
-            .or_else(|| {
-                let home = variable("HOME").map(PathBuf::from);
-                let old = home
-                    .as_ref()
-                    .map(|home| home.join(".debuginfod_client_cache"))
-                    .filter(|dir| dir.is_dir());
-                let cache = variable("XDG_CACHE_HOME")
-                    .map(PathBuf::from)
-                    .or_else(|| Some(home?.join(".cache")));
-                old.or_else(|| Some(cache?.join("debuginfod_client")))
-            })?;
+        let urls = variable("DEBUGINFOD_URLS")?.to_string_lossy().split_whitespace().map(str::to_owned).collect();
+        let cache_dir = variable("DEBUGINFOD_CACHE_PATH").map(PathBuf::from).or_else(|| {
+            let home = variable("HOME").map(PathBuf::from);
+            let old = home.as_ref().map(|home| home.join(".debuginfod_client_cache")).filter(|dir| dir.is_dir());
+            let cache = variable("XDG_CACHE_HOME").map(PathBuf::from).or_else(|| Some(home?.join(".cache")));
+            old.or_else(|| Some(cache?.join("debuginfod_client")))
+        })?;
         let seconds = variable("DEBUGINFOD_TIMEOUT").and_then(|value| value.to_str()?.parse().ok());
-        Some(Debuginfod {
-            urls,
-            cache_dir,
-            timeout: Duration::from_secs(seconds.unwrap_or(90)),
-        })
+        Some(Debuginfod { urls, cache_dir, timeout: Duration::from_secs(seconds.unwrap_or(90)) })
     }
 }
 
@@ -96,11 +81,7 @@ impl Client {
         let mut all_said_no = true;
         let mut index = 0;
         while let Some(base) = self.config.urls.get(index) {
-            let url = format!(
-                "{}/buildid/{}/debuginfo",
-                base.trim_end_matches('/'),
-                hex(build_id)
-            );
+            let url = format!("{}/buildid/{}/debuginfo", base.trim_end_matches('/'), hex(build_id));
             match download::fetch(&self.agent, &url, path) {
                 download::Answer::Stored => return true,
                 download::Answer::NotFound => index += 1,
@@ -128,10 +109,7 @@ fn recently_missed(path: &Path) -> bool {
     let Ok(metadata) = fs::metadata(path) else {
         return false;
     };
-    let age = metadata
-        .modified()
-        .ok()
-        .and_then(|time| SystemTime::now().duration_since(time).ok());
+    let age = metadata.modified().ok().and_then(|time| SystemTime::now().duration_since(time).ok());
     metadata.len() == 0 && age.is_some_and(|age| age < MISS_LIFETIME)
 }
 
@@ -173,11 +151,8 @@ mod download {
     fn system_certificates() -> Option<Vec<Certificate<'static>>> {
         let named = std::env::var_os("SSL_CERT_FILE").map(std::path::PathBuf::from);
         // Debian and Alpine; Fedora; SUSE.
-        let usual = [
-            "/etc/ssl/certs/ca-certificates.crt",
-            "/etc/pki/tls/certs/ca-bundle.crt",
-            "/etc/ssl/ca-bundle.pem",
-        ];
+        let usual =
+            ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/ca-bundle.pem"];
         let paths = named.into_iter().chain(usual.map(std::path::PathBuf::from));
         let pem = paths.filter_map(|path| fs::read(path).ok()).next()?;
         let certificates: Vec<_> = ureq::tls::parse_pem(&pem)

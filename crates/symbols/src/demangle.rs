@@ -30,9 +30,7 @@ fn demangle_known(symbol: &str) -> Option<String> {
         write!(text, "{name:#}").ok()?;
     } else {
         let parsed = cpp_demangle::Symbol::new(symbol).ok()?;
-        parsed
-            .structured_demangle(&mut text, &cpp_demangle::DemangleOptions::default())
-            .ok()?;
+        parsed.structured_demangle(&mut text, &cpp_demangle::DemangleOptions::default()).ok()?;
         return Some(as_libiberty_spells(symbol, text.0));
     }
     Some(text.0)
@@ -40,30 +38,10 @@ fn demangle_known(symbol: &str) -> Option<String> {
 
 /// Names that the ABI abbreviates: the abbreviation, as libiberty writes it, in full, and the class name alone.
 const ABBREVIATED: [(&str, &str, &str, &str); 4] = [
-    (
-        "Si",
-        "std::istream",
-        "std::basic_istream<char, std::char_traits<char> >",
-        "istream",
-    ),
-    (
-        "So",
-        "std::ostream",
-        "std::basic_ostream<char, std::char_traits<char> >",
-        "ostream",
-    ),
-    (
-        "Sd",
-        "std::iostream",
-        "std::basic_iostream<char, std::char_traits<char> >",
-        "iostream",
-    ),
-    (
-        "Ss",
-        "std::string",
-        "std::basic_string<char, std::char_traits<char>, std::allocator<char> >",
-        "string",
-    ),
+    ("Si", "std::istream", "std::basic_istream<char, std::char_traits<char> >", "istream"),
+    ("So", "std::ostream", "std::basic_ostream<char, std::char_traits<char> >", "ostream"),
+    ("Sd", "std::iostream", "std::basic_iostream<char, std::char_traits<char> >", "iostream"),
+    ("Ss", "std::string", "std::basic_string<char, std::char_traits<char>, std::allocator<char> >", "string"),
 ];
 
 /// How libiberty writes integers in template arguments: `5ul`, where `cpp_demangle` has `(unsigned long)5`.
@@ -84,25 +62,16 @@ fn as_libiberty_spells(symbol: &str, mut name: String) -> String {
         name = name.replace(full, short);
         // Only constructors and destructors are written in full: the class name is needed after the scope.
         for (tilde, end) in [("", "("), ("", "<"), ("~", "(")] {
-            for written in [
-                format!("{short}::{tilde}{class}{end}"),
-                format!("{short}::{tilde}basic_{class}{end}"),
-            ] {
+            for written in [format!("{short}::{tilde}{class}{end}"), format!("{short}::{tilde}basic_{class}{end}")] {
                 if name.contains(&written) {
                     name = name.replace(&written, &format!("{full}::{tilde}basic_{class}{end}"));
                 }
             }
         }
     }
-    let thunk = name
-        .strip_prefix("{virtual override thunk(")
-        .and_then(|rest| rest.strip_suffix(")}"));
+    let thunk = name.strip_prefix("{virtual override thunk(").and_then(|rest| rest.strip_suffix(")}"));
     if let Some((_, target)) = thunk.and_then(|thunk| thunk.split_once("}, ")) {
-        let kind = if symbol.starts_with("_ZTh") {
-            "non-virtual"
-        } else {
-            "virtual"
-        };
+        let kind = if symbol.starts_with("_ZTh") { "non-virtual" } else { "virtual" };
         name = format!("{kind} thunk to {target}");
     }
     if name.contains("std::nullptr_t") {
@@ -113,10 +82,7 @@ fn as_libiberty_spells(symbol: &str, mut name: String) -> String {
         while let Some(found) = name[searched..].find(cast).map(|at| at + searched) {
             let value = found + cast.len();
             let sign = usize::from(name[value..].starts_with('-'));
-            let digits = name[value + sign..]
-                .bytes()
-                .take_while(u8::is_ascii_digit)
-                .count();
+            let digits = name[value + sign..].bytes().take_while(u8::is_ascii_digit).count();
             searched = value;
             if digits > 0 {
                 name.insert_str(value + sign + digits, suffix);
@@ -152,25 +118,16 @@ mod tests {
             ("main", "main"),
             ("_Z3fooi", "foo(int)"),
             ("_Z3fooi.cold", "foo(int) [clone .cold]"),
-            (
-                "_ZNSt6vectorIiSaIiEE9push_backERKi",
-                "std::vector<int, std::allocator<int> >::push_back(int const&)",
-            ),
+            ("_ZNSt6vectorIiSaIiEE9push_backERKi", "std::vector<int, std::allocator<int> >::push_back(int const&)"),
             ("_ZN3FooC1Ev", "Foo::Foo()"),
             ("_ZN3FooD0Ev", "Foo::~Foo()"),
             ("_Z4makeIiET_S0_", "int make<int>(int)"),
             ("_Znwm", "operator new(unsigned long)"),
             ("_ZdaPv", "operator delete[](void*)"),
             ("_ZN12_GLOBAL__N_11fEv", "(anonymous namespace)::f()"),
-            (
-                "_ZN4core3ptr13drop_in_place17h0123456789abcdefE",
-                "core::ptr::drop_in_place",
-            ),
+            ("_ZN4core3ptr13drop_in_place17h0123456789abcdefE", "core::ptr::drop_in_place"),
             ("_RNvC6_123foo3bar", "123foo::bar"),
-            (
-                "_ZNKSt5arrayIiLm5EE4sizeEv",
-                "std::array<int, 5ul>::size() const",
-            ),
+            ("_ZNKSt5arrayIiLm5EE4sizeEv", "std::array<int, 5ul>::size() const"),
             (
                 "_ZNSsC1ERKSs",
                 "std::basic_string<char, std::char_traits<char>, std::allocator<char> >::basic_string(std::string const&)",
@@ -194,9 +151,6 @@ mod tests {
         }
         assert_eq!(demangle(&symbol), symbol);
         let small = "_Z1f1aIiiES_IS0_S0_E";
-        assert_eq!(
-            demangle(small),
-            "f(a<int, int>, a<a<int, int>, a<int, int> >)"
-        );
+        assert_eq!(demangle(small), "f(a<int, int>, a<a<int, int>, a<int, int> >)");
     }
 }

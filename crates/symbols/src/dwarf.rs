@@ -57,15 +57,7 @@ impl Dwarf {
             packages.push(PathBuf::from(package));
             folders.extend(path.parent().map(Path::to_path_buf));
         }
-        Some(Dwarf {
-            context,
-            split: SplitFiles {
-                folders,
-                packages,
-                package: None,
-            },
-            names: Names::default(),
-        })
+        Some(Dwarf { context, split: SplitFiles { folders, packages, package: None }, names: Names::default() })
     }
 
     /// The frames of an address, innermost first; empty when DWARF does not cover it.
@@ -76,10 +68,7 @@ impl Dwarf {
         }
         // The functions of a unit may be damaged while its line table is whole.
         let location = self.context.find_location(address).ok().flatten();
-        location
-            .map(|location| frame(None, Some(location)))
-            .into_iter()
-            .collect()
+        location.map(|location| frame(None, Some(location))).into_iter().collect()
     }
 
     fn try_frames(&mut self, address: u64) -> Result<Vec<DwarfFrame>, gimli::Error> {
@@ -87,9 +76,7 @@ impl Dwarf {
         let mut frames = Vec::new();
         let mut offsets = Vec::new();
         while let Some(found) = iter.next()? {
-            let name = found
-                .function
-                .and_then(|function| Some(function.raw_name().ok()?.into_owned()));
+            let name = found.function.and_then(|function| Some(function.raw_name().ok()?.into_owned()));
             frames.push(frame(name, found.location));
             offsets.push(found.dw_die_offset);
         }
@@ -101,8 +88,7 @@ impl Dwarf {
         {
             for (frame, offset) in frames[..inlined].iter_mut().zip(offsets) {
                 if wanted(frame) {
-                    frame.short_name =
-                        offset.and_then(|offset| self.names.short_name(unit, offset));
+                    frame.short_name = offset.and_then(|offset| self.names.short_name(unit, offset));
                 }
             }
         }
@@ -111,11 +97,7 @@ impl Dwarf {
 }
 
 fn frame(name: Option<String>, location: Option<addr2line::Location<'_>>) -> DwarfFrame {
-    let location = location.unwrap_or(addr2line::Location {
-        file: None,
-        line: None,
-        column: None,
-    });
+    let location = location.unwrap_or(addr2line::Location { file: None, line: None, column: None });
     // Line 0 means "no line of the source", column 0 "the whole line".
     let line = location.line.filter(|&line| line != 0);
     DwarfFrame {
@@ -123,9 +105,7 @@ fn frame(name: Option<String>, location: Option<addr2line::Location<'_>>) -> Dwa
         short_name: None,
         file: location.file.map(str::to_owned),
         line,
-        column: location
-            .column
-            .filter(|&column| column != 0 && line.is_some()),
+        column: location.column.filter(|&column| column != 0 && line.is_some()),
     }
 }
 
@@ -136,38 +116,21 @@ fn load_sections(elf: &Elf) -> Option<gimli::Dwarf<Bytes>> {
 /// A section, empty when it is absent or damaged: the others may be enough.
 fn section(elf: &Elf, name: Option<&str>) -> Bytes {
     // addr2line never looks at variables, locations, macros and types, and they are half of the bytes.
-    let unused = [
-        ".debug_loc",
-        ".debug_loclists",
-        ".debug_macinfo",
-        ".debug_macro",
-        ".debug_types",
-        ".debug_names",
-    ];
-    any_section(
-        elf,
-        name.filter(|name| !unused.contains(&name.trim_end_matches(".dwo"))),
-    )
+    let unused = [".debug_loc", ".debug_loclists", ".debug_macinfo", ".debug_macro", ".debug_types", ".debug_names"];
+    any_section(elf, name.filter(|name| !unused.contains(&name.trim_end_matches(".dwo"))))
 }
 
 fn any_section(elf: &Elf, name: Option<&str>) -> Bytes {
-    let bytes = name
-        .and_then(|name| elf.debug_section(name))
-        .unwrap_or_default();
+    let bytes = name.and_then(|name| elf.debug_section(name)).unwrap_or_default();
     Bytes::new(bytes, elf.endian)
 }
 
 /// Runs a lookup to its end, loading the split units that it asks for.
-fn drive<L: LookupContinuation<Buf = Bytes>>(
-    mut lookup: LookupResult<L>,
-    split: &mut SplitFiles,
-) -> L::Output {
+fn drive<L: LookupContinuation<Buf = Bytes>>(mut lookup: LookupResult<L>, split: &mut SplitFiles) -> L::Output {
     loop {
         lookup = match lookup {
             LookupResult::Output(output) => return output,
-            LookupResult::Load { load, continuation } => {
-                continuation.resume(split.load(&load).map(Arc::new))
-            }
+            LookupResult::Load { load, continuation } => continuation.resume(split.load(&load).map(Arc::new)),
         };
     }
 }
@@ -183,16 +146,13 @@ struct SplitFiles {
 impl SplitFiles {
     fn load(&mut self, load: &SplitDwarfLoad<Bytes>) -> Option<gimli::Dwarf<Bytes>> {
         let packages = &self.packages;
-        let package = self
-            .package
-            .get_or_insert_with(|| packages.iter().find_map(|path| open_package(path)));
+        let package = self.package.get_or_insert_with(|| packages.iter().find_map(|path| open_package(path)));
         if let Some(package) = package
             && let Ok(Some(dwarf)) = package.find_cu(load.dwo_id, &load.parent)
         {
             return Some(dwarf);
         }
-        let to_path =
-            |bytes: &Bytes| Some(PathBuf::from(OsStr::from_bytes(&bytes.to_slice().ok()?)));
+        let to_path = |bytes: &Bytes| Some(PathBuf::from(OsStr::from_bytes(&bytes.to_slice().ok()?)));
         let name = load.path.as_ref().and_then(to_path)?;
         let build_folder = load.comp_dir.as_ref().and_then(to_path).unwrap_or_default();
         // The build folder first; beside the module for builds that were moved.
@@ -209,17 +169,12 @@ fn open_package(path: &Path) -> Option<gimli::DwarfPackage<Bytes>> {
     let elf = Elf::open(path)?;
     let empty = Bytes::new(Arc::default(), elf.endian);
     // Every section: the index of a package cuts a part out of each, wanted or not.
-    gimli::DwarfPackage::load(
-        |id| Ok::<_, gimli::Error>(any_section(&elf, id.dwo_name())),
-        empty,
-    )
-    .ok()
+    gimli::DwarfPackage::load(|id| Ok::<_, gimli::Error>(any_section(&elf, id.dwo_name())), empty).ok()
 }
 
 fn open_unit(path: &Path, load: &SplitDwarfLoad<Bytes>) -> Option<gimli::Dwarf<Bytes>> {
     let elf = Elf::open(path)?;
-    let mut dwarf =
-        gimli::Dwarf::load(|id| Ok::<_, gimli::Error>(section(&elf, id.dwo_name()))).ok()?;
+    let mut dwarf = gimli::Dwarf::load(|id| Ok::<_, gimli::Error>(section(&elf, id.dwo_name()))).ok()?;
     dwarf.make_dwo(&load.parent);
     let header = dwarf.units().next().ok()??;
     let unit = dwarf.unit(header).ok()?;
@@ -250,12 +205,7 @@ impl Names {
     fn short_name(&mut self, unit: UnitRef<'_, Bytes>, entry: UnitOffset) -> Option<Arc<str>> {
         let unit_offset = unit.header.debug_info_offset().map_or(0, |offset| offset.0);
         let dwo_id = unit.dwo_id.map(|id| id.0);
-        let key = EntryKey {
-            dwo_id,
-            supplement: false,
-            unit: unit_offset,
-            entry: entry.0,
-        };
+        let key = EntryKey { dwo_id, supplement: false, unit: unit_offset, entry: entry.0 };
         if let Some(name) = self.cache.get(&key) {
             return name.clone();
         }
@@ -264,31 +214,18 @@ impl Names {
         name
     }
 
-    fn follow(
-        &mut self,
-        unit: UnitRef<'_, Bytes>,
-        supplement: bool,
-        at: UnitOffset,
-        links: u32,
-    ) -> Option<Arc<str>> {
+    fn follow(&mut self, unit: UnitRef<'_, Bytes>, supplement: bool, at: UnitOffset, links: u32) -> Option<Arc<str>> {
         let entry = unit.entry(at).ok()?;
         if let Some(value) = entry.attr_value(gimli::DW_AT_name) {
-            return Some(Arc::from(
-                unit.attr_string(value).ok()?.to_string_lossy().ok()?,
-            ));
+            return Some(Arc::from(unit.attr_string(value).ok()?.to_string_lossy().ok()?));
         }
         let links = links.checked_sub(1)?;
-        let target = entry
-            .attr_value(gimli::DW_AT_abstract_origin)
-            .or_else(|| entry.attr_value(gimli::DW_AT_specification))?;
+        let target =
+            entry.attr_value(gimli::DW_AT_abstract_origin).or_else(|| entry.attr_value(gimli::DW_AT_specification))?;
         match target {
             AttributeValue::UnitRef(offset) => self.follow(unit, supplement, offset, links),
-            AttributeValue::DebugInfoRef(offset) => {
-                self.follow_across(unit.dwarf, supplement, offset, links)
-            }
-            AttributeValue::DebugInfoRefSup(offset) => {
-                self.follow_across(unit.dwarf.sup()?, true, offset, links)
-            }
+            AttributeValue::DebugInfoRef(offset) => self.follow_across(unit.dwarf, supplement, offset, links),
+            AttributeValue::DebugInfoRefSup(offset) => self.follow_across(unit.dwarf.sup()?, true, offset, links),
             _ => None,
         }
     }
@@ -313,11 +250,7 @@ impl Names {
             }
             offsets
         });
-        let start = *offsets.get(
-            offsets
-                .partition_point(|&offset| offset <= target.0)
-                .checked_sub(1)?,
-        )?;
+        let start = *offsets.get(offsets.partition_point(|&offset| offset <= target.0).checked_sub(1)?)?;
         let unit = self.units.entry((supplement, start)).or_insert_with(|| {
             let header = dwarf.unit_header(DebugInfoOffset(start)).ok()?;
             Some(Arc::new(dwarf.unit(header).ok()?))

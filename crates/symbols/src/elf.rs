@@ -125,13 +125,7 @@ impl Elf {
         reader.skip(2).ok()?;
         let section_count = u64::from(reader.read_u16().ok()?);
         let name_index = u32::from(reader.read_u16().ok()?);
-        let mut elf = Elf {
-            data,
-            endian,
-            sections: Vec::new(),
-            note_segments: Vec::new(),
-            path,
-        };
+        let mut elf = Elf { data, endian, sections: Vec::new(), note_segments: Vec::new(), path };
         // Either table may be damaged: what the other one gives is still good.
         elf.read_segments(segments_offset, segment_count);
         elf.read_sections(sections_offset, section_count, name_index);
@@ -163,32 +157,18 @@ impl Elf {
             let first = self.data.range(offset, 64)?;
             let (header, _) = decode_section(&first, self.endian)?;
             count = if count == 0 { header.size } else { count };
-            name_index = if name_index == 0xffff {
-                header.link
-            } else {
-                name_index
-            };
+            name_index = if name_index == 0xffff { header.link } else { name_index };
         }
         let table = self.data.range(offset, count.checked_mul(64)?)?;
         let mut headers = Vec::with_capacity(table.len() / 64);
         for raw in table.chunks_exact(64) {
             headers.push(decode_section(raw, self.endian)?);
         }
-        let names = headers
-            .get(name_index as usize)
-            .and_then(|(s, _)| self.data.range(s.offset, s.size));
+        let names = headers.get(name_index as usize).and_then(|(s, _)| self.data.range(s.offset, s.size));
         for (mut section, name_offset) in headers {
-            if let Some(rest) = names
-                .as_deref()
-                .and_then(|names| names.get(name_offset as usize..))
-            {
+            if let Some(rest) = names.as_deref().and_then(|names| names.get(name_offset as usize..)) {
                 // No name that we look for is near 64 bytes, and hostile tables have no terminator.
-                section.name = rest
-                    .iter()
-                    .copied()
-                    .take(64)
-                    .take_while(|&byte| byte != 0)
-                    .collect();
+                section.name = rest.iter().copied().take(64).take_while(|&byte| byte != 0).collect();
             }
             self.sections.push(section);
         }
@@ -197,9 +177,9 @@ impl Elf {
 
     /// The first section of that name that has contents in this file.
     pub(crate) fn section(&self, name: &str) -> Option<&Section> {
-        self.sections.iter().find(|section| {
-            *section.name == *name.as_bytes() && section.kind != SHT_NOBITS && section.size > 0
-        })
+        self.sections
+            .iter()
+            .find(|section| *section.name == *name.as_bytes() && section.kind != SHT_NOBITS && section.size > 0)
     }
 
     /// The contents of a DWARF section, decompressed; `None` when it is absent or damaged.
@@ -228,19 +208,13 @@ impl Elf {
         let packed = reader.slice();
         match kind {
             ELFCOMPRESS_ZLIB => inflate(flate2::read::ZlibDecoder::new(packed), size, packed.len()),
-            ELFCOMPRESS_ZSTD => inflate(
-                ruzstd::decoding::StreamingDecoder::new(packed).ok()?,
-                size,
-                packed.len(),
-            ),
+            ELFCOMPRESS_ZSTD => inflate(ruzstd::decoding::StreamingDecoder::new(packed).ok()?, size, packed.len()),
             _ => None,
         }
     }
 
     fn small_section(&self, name: &str) -> Option<Arc<[u8]>> {
-        self.section(name)
-            .filter(|section| section.size <= SMALL_SECTION_BYTES)
-            .and_then(|s| self.contents(s))
+        self.section(name).filter(|section| section.size <= SMALL_SECTION_BYTES).and_then(|s| self.contents(s))
     }
 
     /// Whether the file itself holds DWARF units.
@@ -260,9 +234,7 @@ impl Elf {
         sections
             .chain(self.note_segments.iter().copied())
             .take(256)
-            .find_map(|(offset, size)| {
-                decode_build_id(&self.data.range(offset, size)?, self.endian)
-            })
+            .find_map(|(offset, size)| decode_build_id(&self.data.range(offset, size)?, self.endian))
     }
 
     /// `.gnu_debuglink`: the name of the separate debug file and the CRC-32 of its bytes.
@@ -270,20 +242,14 @@ impl Elf {
         let bytes = self.small_section(".gnu_debuglink")?;
         let end = bytes.iter().position(|&byte| byte == 0)?;
         let mut crc = EndianSlice::new(bytes.get((end + 4) & !3..)?, self.endian);
-        Some((
-            OsString::from_vec(bytes[..end].to_vec()),
-            crc.read_u32().ok()?,
-        ))
+        Some((OsString::from_vec(bytes[..end].to_vec()), crc.read_u32().ok()?))
     }
 
     /// `.gnu_debugaltlink`: the path of the file that dwz moved shared units to, and its build id.
     pub(crate) fn alt_link(&self) -> Option<(PathBuf, Vec<u8>)> {
         let bytes = self.small_section(".gnu_debugaltlink")?;
         let end = bytes.iter().position(|&byte| byte == 0)?;
-        Some((
-            OsString::from_vec(bytes[..end].to_vec()).into(),
-            bytes[end + 1..].to_vec(),
-        ))
+        Some((OsString::from_vec(bytes[..end].to_vec()).into(), bytes[end + 1..].to_vec()))
     }
 
     /// The ELF image inside `.gnu_debugdata`, which holds the symbols that `strip` took.
@@ -310,18 +276,7 @@ fn decode_section(raw: &[u8], endian: RunTimeEndian) -> Option<(Section, u32)> {
     let offset = reader.read_u64().ok()?;
     let size = reader.read_u64().ok()?;
     let link = reader.read_u32().ok()?;
-    Some((
-        Section {
-            name: Box::default(),
-            kind,
-            flags,
-            address,
-            offset,
-            size,
-            link,
-        },
-        name_offset,
-    ))
+    Some((Section { name: Box::default(), kind, flags, address, offset, size, link }, name_offset))
 }
 
 fn decode_build_id(notes: &[u8], endian: RunTimeEndian) -> Option<Vec<u8>> {
@@ -335,9 +290,7 @@ fn decode_build_id(notes: &[u8], endian: RunTimeEndian) -> Option<Vec<u8>> {
         if kind == NT_GNU_BUILD_ID && name.slice() == b"GNU\0" && !value.is_empty() {
             return Some(value.slice().to_vec());
         }
-        reader
-            .skip(value_len.checked_next_multiple_of(4)? - value_len)
-            .ok()?;
+        reader.skip(value_len.checked_next_multiple_of(4)? - value_len).ok()?;
     }
 }
 
@@ -370,16 +323,9 @@ mod tests {
         let mut notes = note(b"GNU\0", 5, &[1; 16]);
         notes.extend(note(b"Xen\0", NT_GNU_BUILD_ID, &[2; 5]));
         notes.extend(note(b"GNU\0", NT_GNU_BUILD_ID, &[3; 20]));
-        assert_eq!(
-            decode_build_id(&notes, RunTimeEndian::Little),
-            Some(vec![3; 20])
-        );
+        assert_eq!(decode_build_id(&notes, RunTimeEndian::Little), Some(vec![3; 20]));
         for cut in 0..notes.len() {
-            assert_eq!(
-                decode_build_id(&notes[..cut], RunTimeEndian::Little),
-                None,
-                "cut at {cut}"
-            );
+            assert_eq!(decode_build_id(&notes[..cut], RunTimeEndian::Little), None, "cut at {cut}");
         }
     }
 
@@ -388,12 +334,7 @@ mod tests {
         let mut packed = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::best());
         std::io::Write::write_all(&mut packed, &vec![0; 1 << 20]).unwrap();
         let packed = packed.finish().unwrap();
-        let bytes = inflate(
-            flate2::read::ZlibDecoder::new(&packed[..]),
-            u64::MAX,
-            packed.len(),
-        )
-        .unwrap();
+        let bytes = inflate(flate2::read::ZlibDecoder::new(&packed[..]), u64::MAX, packed.len()).unwrap();
         assert_eq!(bytes.len() as u64, packed.len() as u64 * MAX_EXPANSION);
     }
 }

@@ -23,16 +23,10 @@ pub(crate) fn open_with_id(path: &Path, build_id: &[u8]) -> Option<Elf> {
 pub(crate) fn by_build_id(debug_dirs: &[PathBuf], build_id: &[u8]) -> Option<Elf> {
     let name = hex(build_id);
     // Shorter ids are never written by linkers, and would name the folder itself.
-    let (folder, file) = name
-        .split_at_checked(2)
-        .filter(|(_, file)| !file.is_empty())?;
+    let (folder, file) = name.split_at_checked(2).filter(|(_, file)| !file.is_empty())?;
     debug_dirs
         .iter()
-        .map(|dir| {
-            dir.join(".build-id")
-                .join(folder)
-                .join(format!("{file}.debug"))
-        })
+        .map(|dir| dir.join(".build-id").join(folder).join(format!("{file}.debug")))
         .find_map(|path| open_with_id(&path, build_id))
 }
 
@@ -46,23 +40,17 @@ pub(crate) fn by_debug_link(debug_dirs: &[PathBuf], module: &Elf) -> Option<Elf>
     let folder = own_path.parent()?;
     let mut candidates = vec![folder.join(name), folder.join(".debug").join(name)];
     for dir in debug_dirs {
-        candidates.push(
-            dir.join(folder.strip_prefix("/").unwrap_or(folder))
-                .join(name),
-        );
+        candidates.push(dir.join(folder.strip_prefix("/").unwrap_or(folder)).join(name));
     }
     let build_id = module.build_id();
-    candidates
-        .into_iter()
-        .filter(|path| *path != own_path)
-        .find_map(|path| {
-            let elf = Elf::open(&path)?;
-            let matches = match (&build_id, elf.build_id()) {
-                (Some(wanted), Some(found)) => *wanted == found,
-                _ => checksum(&path) == Some(crc),
-            };
-            matches.then_some(elf)
-        })
+    candidates.into_iter().filter(|path| *path != own_path).find_map(|path| {
+        let elf = Elf::open(&path)?;
+        let matches = match (&build_id, elf.build_id()) {
+            (Some(wanted), Some(found)) => *wanted == found,
+            _ => checksum(&path) == Some(crc),
+        };
+        matches.then_some(elf)
+    })
 }
 
 /// The file that dwz moved shared units to.
@@ -74,10 +62,7 @@ pub(crate) fn by_alt_link(debug_dirs: &[PathBuf], debug_file: &Elf) -> Option<El
     if let Some(name) = link.file_name() {
         candidates.extend(debug_dirs.iter().map(|dir| dir.join(".dwz").join(name)));
     }
-    candidates
-        .iter()
-        .find_map(|path| open_with_id(path, &build_id))
-        .or_else(|| by_build_id(debug_dirs, &build_id))
+    candidates.iter().find_map(|path| open_with_id(path, &build_id)).or_else(|| by_build_id(debug_dirs, &build_id))
 }
 
 /// The CRC-32 of a whole file.

@@ -84,9 +84,7 @@ pub struct Frame {
 impl Frame {
     /// The function with its scope and parameters, for inlined functions too.
     pub fn qualified_name(&self) -> String {
-        self.linkage_name
-            .as_deref()
-            .map_or_else(|| self.function.clone(), |name| demangle(name).into_owned())
+        self.linkage_name.as_deref().map_or_else(|| self.function.clone(), |name| demangle(name).into_owned())
     }
 }
 
@@ -99,20 +97,9 @@ pub struct Symbolizer {
 impl Symbolizer {
     /// A symbolizer that has read nothing yet.
     pub fn new(options: Options) -> Symbolizer {
-        let Options {
-            debug_dirs,
-            debuginfod,
-            demangle,
-        } = options;
-        let finder = Finder {
-            debug_dirs,
-            debuginfod: debuginfod.map(Client::new),
-            demangle,
-        };
-        Symbolizer {
-            finder,
-            modules: HashMap::new(),
-        }
+        let Options { debug_dirs, debuginfod, demangle } = options;
+        let finder = Finder { debug_dirs, debuginfod: debuginfod.map(Client::new), demangle };
+        Symbolizer { finder, modules: HashMap::new() }
     }
 
     /// The frames of each address, innermost first, in the order of `addresses`; an address that nothing names gets
@@ -135,9 +122,7 @@ impl Symbolizer {
         let mut previous: Option<usize> = None;
         for (done, &index) in order.iter().enumerate() {
             results[index] = match previous {
-                Some(previous) if addresses[previous] == addresses[index] => {
-                    results[previous].clone()
-                }
+                Some(previous) if addresses[previous] == addresses[index] => results[previous].clone(),
                 _ => loaded.frames(addresses[index], demangle),
             };
             previous = Some(index);
@@ -191,14 +176,9 @@ impl Finder {
             debug = build_id
                 .as_deref()
                 .and_then(|id| locate::by_build_id(&self.debug_dirs, id))
-                .or_else(|| {
-                    main.as_ref()
-                        .and_then(|main| locate::by_debug_link(&self.debug_dirs, main))
-                });
+                .or_else(|| main.as_ref().and_then(|main| locate::by_debug_link(&self.debug_dirs, main)));
             if !debug.as_ref().is_some_and(Elf::has_debug_info)
-                && let Some(found) = build_id
-                    .as_deref()
-                    .and_then(|id| self.debuginfod.as_mut()?.find(id))
+                && let Some(found) = build_id.as_deref().and_then(|id| self.debuginfod.as_mut()?.find(id))
             {
                 debug = Some(found);
                 downloaded = true;
@@ -209,11 +189,7 @@ impl Finder {
             loaded.source = Source::Debuginfod;
         }
         if main.is_none() && debug.is_none() {
-            loaded.source = if replaced {
-                Source::Replaced
-            } else {
-                Source::Missing
-            };
+            loaded.source = if replaced { Source::Replaced } else { Source::Missing };
         }
         loaded
     }
@@ -238,10 +214,7 @@ impl Finder {
         } else if has_symtab {
             source = Source::SymbolTable;
         }
-        let dwarf_file = [main, debug]
-            .into_iter()
-            .flatten()
-            .find(|elf| elf.has_debug_info());
+        let dwarf_file = [main, debug].into_iter().flatten().find(|elf| elf.has_debug_info());
         let dwarf = dwarf_file.and_then(|elf| {
             let supplement = self.supplement(elf);
             Dwarf::load(elf, supplement.as_ref(), path)
@@ -250,22 +223,13 @@ impl Finder {
             source = Source::Dwarf;
         }
         let debug_file = debug.map(|elf| elf.path.clone());
-        Module {
-            source,
-            debug_file,
-            symbols: builder.finish(),
-            dwarf,
-            last_symbol: None,
-        }
+        Module { source, debug_file, symbols: builder.finish(), dwarf, last_symbol: None }
     }
 
     fn supplement(&mut self, debug_file: &Elf) -> Option<Elf> {
         let (_, build_id) = debug_file.alt_link()?;
-        locate::by_alt_link(&self.debug_dirs, debug_file).or_else(|| {
-            self.debuginfod
-                .as_mut()
-                .and_then(|client| client.find(&build_id))
-        })
+        locate::by_alt_link(&self.debug_dirs, debug_file)
+            .or_else(|| self.debuginfod.as_mut().and_then(|client| client.find(&build_id)))
     }
 }
 
@@ -281,16 +245,9 @@ struct Module {
 
 impl Module {
     fn frames(&mut self, address: u64, demangled: bool) -> Vec<Frame> {
-        let mut frames = self
-            .dwarf
-            .as_mut()
-            .map(|dwarf| dwarf.frames(address))
-            .unwrap_or_default();
+        let mut frames = self.dwarf.as_mut().map(|dwarf| dwarf.frames(address)).unwrap_or_default();
         let outermost = frames.pop();
-        let mut result: Vec<Frame> = frames
-            .into_iter()
-            .map(|frame| inlined_frame(frame, demangled))
-            .collect();
+        let mut result: Vec<Frame> = frames.into_iter().map(|frame| inlined_frame(frame, demangled)).collect();
         let symbol = self.symbol(address, demangled);
         if outermost.is_none() && symbol.is_none() {
             return result;
@@ -304,11 +261,7 @@ impl Module {
             frame.function = function;
             frame.linkage_name = Some(linkage_name);
         } else if let Some(name) = dwarf_name {
-            frame.function = if demangled {
-                demangle(&name).into_owned()
-            } else {
-                name.clone()
-            };
+            frame.function = if demangled { demangle(&name).into_owned() } else { name.clone() };
             frame.linkage_name = Some(name);
         }
         result.push(frame);
@@ -330,11 +283,7 @@ impl Module {
         if raw.is_empty() {
             return None;
         }
-        let shown = if demangled {
-            demangle(&raw).into_owned()
-        } else {
-            raw.clone()
-        };
+        let shown = if demangled { demangle(&raw).into_owned() } else { raw.clone() };
         self.last_symbol = Some((found, raw.clone(), shown.clone()));
         Some((raw, shown))
     }
@@ -342,20 +291,13 @@ impl Module {
 
 fn inlined_frame(mut frame: DwarfFrame, demangled: bool) -> Frame {
     let name = frame.name.take();
-    let linkage_name = name
-        .clone()
-        .filter(|name| crate::demangle::is_mangled(name));
+    let linkage_name = name.clone().filter(|name| crate::demangle::is_mangled(name));
     let function = match (frame.short_name.take(), name) {
         (Some(short), _) if demangled => short.as_ref().to_owned(),
         (None, Some(name)) if demangled => demangle(&name).into_owned(),
         (_, name) => name.unwrap_or_default(),
     };
-    Frame {
-        function,
-        linkage_name,
-        inlined: true,
-        ..located(frame)
-    }
+    Frame { function, linkage_name, inlined: true, ..located(frame) }
 }
 
 /// A frame with its place in the source only.
@@ -368,11 +310,5 @@ fn located(frame: DwarfFrame) -> Frame {
         },
         None => (None, None),
     };
-    Frame {
-        file,
-        directory,
-        line: frame.line,
-        column: frame.column,
-        ..Frame::default()
-    }
+    Frame { file, directory, line: frame.line, column: frame.column, ..Frame::default() }
 }

@@ -74,19 +74,11 @@ impl SymbolsBuilder {
                 continue;
             }
             let end = match size {
-                0 => elf
-                    .sections
-                    .get(usize::from(section))
-                    .map_or(start, |section| section.end_address()),
+                0 => elf.sections.get(usize::from(section)).map_or(start, |section| section.end_address()),
                 _ => start.saturating_add(size),
             };
             if end > start {
-                self.symbols.push(Symbol {
-                    start,
-                    end,
-                    sizeless: size == 0,
-                    name: NameRef { table, offset },
-                });
+                self.symbols.push(Symbol { start, end, sizeless: size == 0, name: NameRef { table, offset } });
             }
         }
         Some(())
@@ -94,10 +86,7 @@ impl SymbolsBuilder {
 
     /// Flattens what was collected.
     pub(crate) fn finish(self) -> Symbols {
-        let SymbolsBuilder {
-            strings,
-            mut symbols,
-        } = self;
+        let SymbolsBuilder { strings, mut symbols } = self;
         cut_sizeless(&mut symbols);
         symbols.sort_unstable_by(|a, b| {
             (a.start, Reverse(a.end))
@@ -136,11 +125,7 @@ fn flatten(symbols: &[Symbol]) -> Vec<Segment> {
         while let Some(&symbol) = open.last() {
             let end = symbol.end.min(limit);
             if *position < end {
-                segments.push(Segment {
-                    start: *position,
-                    end,
-                    name: symbol.name,
-                });
+                segments.push(Segment { start: *position, end, name: symbol.name });
                 *position = end;
             }
             if symbol.end > limit {
@@ -168,13 +153,8 @@ pub(crate) struct Symbols {
 impl Symbols {
     /// The symbol whose range holds an address.
     pub(crate) fn find(&self, address: u64) -> Option<NameRef> {
-        let index = self
-            .segments
-            .partition_point(|segment| segment.end <= address);
-        self.segments
-            .get(index)
-            .filter(|segment| segment.start <= address)
-            .map(|segment| segment.name)
+        let index = self.segments.partition_point(|segment| segment.end <= address);
+        self.segments.get(index).filter(|segment| segment.start <= address).map(|segment| segment.name)
     }
 
     /// The raw name of a symbol, without its version.
@@ -189,10 +169,7 @@ impl Symbols {
 }
 
 fn name_at(strings: &[Arc<[u8]>], name: NameRef) -> &[u8] {
-    let rest = strings
-        .get(name.table as usize)
-        .and_then(|table| table.get(name.offset as usize..))
-        .unwrap_or(&[]);
+    let rest = strings.get(name.table as usize).and_then(|table| table.get(name.offset as usize..)).unwrap_or(&[]);
     // Damaged tables have no terminators, and then every comparison would walk the whole table.
     let rest = &rest[..rest.len().min(MAX_NAME_BYTES)];
     rest.split(|&byte| byte == 0).next().unwrap_or(&[])
@@ -219,71 +196,30 @@ mod tests {
         let mut strings = Vec::new();
         let mut symbols = Vec::new();
         for &(start, end, name) in table {
-            let name_ref = NameRef {
-                table: 0,
-                offset: strings.len() as u32,
-            };
+            let name_ref = NameRef { table: 0, offset: strings.len() as u32 };
             strings.extend(name.bytes().chain([0]));
-            symbols.push(Symbol {
-                start,
-                end,
-                sizeless: end == 1000,
-                name: name_ref,
-            });
+            symbols.push(Symbol { start, end, sizeless: end == 1000, name: name_ref });
         }
-        SymbolsBuilder {
-            strings: vec![strings.into()],
-            symbols,
-        }
+        SymbolsBuilder { strings: vec![strings.into()], symbols }
     }
 
     fn name(symbols: &Symbols, address: u64) -> Option<String> {
-        symbols
-            .find(address)
-            .map(|name| String::from_utf8_lossy(symbols.name(name)).into_owned())
+        symbols.find(address).map(|name| String::from_utf8_lossy(symbols.name(name)).into_owned())
     }
 
     #[test]
     fn of_several_names_the_shortest_wins() {
-        let table = [
-            (10, 20, "__libc_malloc"),
-            (10, 20, "malloc@@GLIBC_2.2.5"),
-            (10, 20, "__malloc"),
-            (10, 20, ""),
-        ];
-        assert_eq!(
-            name(&builder(&table).finish(), 15).as_deref(),
-            Some("malloc")
-        );
+        let table = [(10, 20, "__libc_malloc"), (10, 20, "malloc@@GLIBC_2.2.5"), (10, 20, "__malloc"), (10, 20, "")];
+        assert_eq!(name(&builder(&table).finish(), 15).as_deref(), Some("malloc"));
         let table = [(10, 20, "_ZN1AC2Ev"), (10, 20, "_ZN1AC1Ev")];
-        assert_eq!(
-            name(&builder(&table).finish(), 15).as_deref(),
-            Some("_ZN1AC1Ev")
-        );
+        assert_eq!(name(&builder(&table).finish(), 15).as_deref(), Some("_ZN1AC1Ev"));
     }
 
     #[test]
     fn symbols_without_size_fill_gaps_only() {
-        let symbols = builder(&[
-            (10, 20, "sized"),
-            (15, 1000, "label"),
-            (20, 1000, "stub"),
-            (30, 40, "next"),
-        ])
-        .finish();
-        let names: Vec<_> = [9, 10, 16, 20, 29, 30, 40]
-            .iter()
-            .map(|&address| name(&symbols, address))
-            .collect();
-        let expected = [
-            None,
-            Some("sized"),
-            Some("sized"),
-            Some("stub"),
-            Some("stub"),
-            Some("next"),
-            None,
-        ];
+        let symbols = builder(&[(10, 20, "sized"), (15, 1000, "label"), (20, 1000, "stub"), (30, 40, "next")]).finish();
+        let names: Vec<_> = [9, 10, 16, 20, 29, 30, 40].iter().map(|&address| name(&symbols, address)).collect();
+        let expected = [None, Some("sized"), Some("sized"), Some("stub"), Some("stub"), Some("next"), None];
         assert_eq!(names, expected.map(|name| name.map(str::to_owned)));
     }
 
@@ -293,9 +229,7 @@ mod tests {
     fn flattened_symbols_agree_with_a_linear_search() {
         let mut state = 1_u64;
         let mut random = |bound: u64| {
-            state = state
-                .wrapping_mul(6364136223846793005)
-                .wrapping_add(1442695040888963407);
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
             (state >> 33) % bound
         };
         for _ in 0..300 {
@@ -306,10 +240,7 @@ mod tests {
                     (start, start + 1 + random(30), format!("name{index}"))
                 })
                 .collect();
-            let table: Vec<_> = ranges
-                .iter()
-                .map(|(start, end, name)| (*start, *end, name.as_str()))
-                .collect();
+            let table: Vec<_> = ranges.iter().map(|(start, end, name)| (*start, *end, name.as_str())).collect();
             let symbols = builder(&table).finish();
             assert!(symbols.segments.len() <= 2 * table.len());
             for address in 0..100 {
@@ -317,11 +248,7 @@ mod tests {
                     .iter()
                     .filter(|(start, end, _)| (*start..*end).contains(&address))
                     .min_by_key(|(start, end, name)| (Reverse(*start), *end, name.len(), *name));
-                assert_eq!(
-                    name(&symbols, address).as_deref(),
-                    model.map(|entry| entry.2),
-                    "{table:?} at {address}"
-                );
+                assert_eq!(name(&symbols, address).as_deref(), model.map(|entry| entry.2), "{table:?} at {address}");
             }
         }
     }

@@ -8,18 +8,8 @@ use common::run;
 
 #[test]
 fn the_names_of_libstdcxx() {
-    let library = run(
-        Path::new("/"),
-        "g++",
-        &["-print-file-name=libstdc++.so.6"],
-        "",
-    );
-    let listing = run(
-        Path::new("/"),
-        "nm",
-        &["-D", "--defined-only", library.trim()],
-        "",
-    );
+    let library = run(Path::new("/"), "g++", &["-print-file-name=libstdc++.so.6"], "");
+    let listing = run(Path::new("/"), "nm", &["-D", "--defined-only", library.trim()], "");
     let mut symbols: Vec<&str> = listing
         .lines()
         .filter_map(|line| line.split_once(" T ").or_else(|| line.split_once(" W ")))
@@ -30,30 +20,14 @@ fn the_names_of_libstdcxx() {
     symbols.sort_unstable();
     symbols.dedup();
     assert!(symbols.len() > 3000, "{}", symbols.len());
-    let truth = run(
-        Path::new("/"),
-        "c++filt",
-        &["--no-verbose"],
-        &(symbols.join("\n") + "\n"),
-    );
+    let truth = run(Path::new("/"), "c++filt", &["--no-verbose"], &(symbols.join("\n") + "\n"));
     let wrong: Vec<String> = symbols
         .iter()
         .zip(truth.lines())
         .filter(|(symbol, truth)| leakscope_symbols::demangle(symbol) != *truth)
-        .map(|(symbol, truth)| {
-            format!(
-                "{symbol}\n  ours  {}\n  truth {truth}",
-                leakscope_symbols::demangle(symbol)
-            )
-        })
+        .map(|(symbol, truth)| format!("{symbol}\n  ours  {}\n  truth {truth}", leakscope_symbols::demangle(symbol)))
         .collect();
     // cpp_demangle 0.5.1 loses the first parameter of some constructor templates, and misreads a name nested in a
     // substitution behind a reference: fewer than one name in a hundred here.
-    assert!(
-        wrong.len() * 100 <= symbols.len(),
-        "{} of {} differ:\n{}",
-        wrong.len(),
-        symbols.len(),
-        wrong.join("\n")
-    );
+    assert!(wrong.len() * 100 <= symbols.len(), "{} of {} differ:\n{}", wrong.len(), symbols.len(), wrong.join("\n"));
 }

@@ -56,11 +56,7 @@ fn clang_dwarf_4() {
 
 #[test]
 fn link_time_optimisation() {
-    compare_program(&build(
-        &folder("lto"),
-        "g++",
-        &["-g", "-flto", "-fno-fat-lto-objects"],
-    ));
+    compare_program(&build(&folder("lto"), "g++", &["-g", "-flto", "-fno-fat-lto-objects"]));
 }
 
 #[test]
@@ -68,28 +64,16 @@ fn compressed_sections() {
     let folder = folder("compressed");
     let app = build(&folder, "g++", &["-g"]);
     for kind in ["zlib", "zlib-gnu", "zstd"] {
-        run(
-            &folder,
-            "objcopy",
-            &[&format!("--compress-debug-sections={kind}"), "app", kind],
-            "",
-        );
-        compare(
-            &module(&folder.join(kind)),
-            &app,
-            Path::new("/nonexistent"),
-            Source::Dwarf,
-        );
+        run(&folder, "objcopy", &[&format!("--compress-debug-sections={kind}"), "app", kind], "");
+        compare(&module(&folder.join(kind)), &app, Path::new("/nonexistent"), Source::Dwarf);
     }
 }
 
 #[test]
 fn split_units() {
-    for (name, compiler, version) in [
-        ("gcc4", "g++", "-gdwarf-4"),
-        ("gcc5", "g++", "-gdwarf-5"),
-        ("clang5", "clang++-19", "-gdwarf-5"),
-    ] {
+    for (name, compiler, version) in
+        [("gcc4", "g++", "-gdwarf-4"), ("gcc5", "g++", "-gdwarf-5"), ("clang5", "clang++-19", "-gdwarf-5")]
+    {
         let folder = folder(&format!("split-{name}"));
         compare_program(&build(&folder, compiler, &[version, "-gsplit-dwarf"]));
     }
@@ -98,10 +82,9 @@ fn split_units() {
 /// Not gcc with DWARF 5: on its units `dwp` of binutils 2.40 crashes and `llvm-dwp` of LLVM 19 does not end.
 #[test]
 fn split_units_in_a_package() {
-    for (name, compiler, version, packer) in [
-        ("gcc4", "g++", "-gdwarf-4", "dwp"),
-        ("clang5", "clang++-19", "-gdwarf-5", "llvm-dwp-19"),
-    ] {
+    for (name, compiler, version, packer) in
+        [("gcc4", "g++", "-gdwarf-4", "dwp"), ("clang5", "clang++-19", "-gdwarf-5", "llvm-dwp-19")]
+    {
         let folder = folder(&format!("package-{name}"));
         let app = build(&folder, compiler, &[version, "-gsplit-dwarf"]);
         run(&folder, packer, &["-e", "app", "-o", "app.dwp"], "");
@@ -117,11 +100,7 @@ fn a_split_unit_of_another_build_is_not_used() {
     let folder = folder("split-stale");
     let app = build(&folder, "g++", &["-g", "-gsplit-dwarf"]);
     std::fs::copy(folder.join("plain.dwo"), folder.join("main.dwo")).unwrap();
-    let main = run(&folder, "nm", &["app"], "")
-        .lines()
-        .find(|line| line.ends_with(" T main"))
-        .unwrap()
-        .to_owned();
+    let main = run(&folder, "nm", &["app"], "").lines().find(|line| line.ends_with(" T main")).unwrap().to_owned();
     let address = u64::from_str_radix(main.split(' ').next().unwrap(), 16).unwrap();
     let (frames, _) = resolve(local(&folder), &module(&app), &[address]);
     assert_eq!(frames[0].len(), 1);
@@ -135,21 +114,8 @@ fn dwz_shares_units_between_files() {
     std::fs::copy(&app, folder.join("one")).unwrap();
     // dwz shares only what pays: a second program with the same headers.
     std::fs::copy(&app, folder.join("two")).unwrap();
-    run(
-        &folder,
-        "dwz",
-        &["-m", "shared.debug", "-M", "shared.debug", "one", "two"],
-        "",
-    );
+    run(&folder, "dwz", &["-m", "shared.debug", "-M", "shared.debug", "one", "two"], "");
     let one = std::fs::read(folder.join("one")).unwrap();
-    assert!(
-        one.windows(17).any(|bytes| bytes == b".gnu_debugaltlink"),
-        "dwz made no shared file"
-    );
-    compare(
-        &module(&folder.join("one")),
-        &app,
-        Path::new("/nonexistent"),
-        Source::Dwarf,
-    );
+    assert!(one.windows(17).any(|bytes| bytes == b".gnu_debugaltlink"), "dwz made no shared file");
+    compare(&module(&folder.join("one")), &app, Path::new("/nonexistent"), Source::Dwarf);
 }

@@ -78,7 +78,9 @@ fn compare(subject: &Subject, inputs: &Path) -> Result<Row> {
     let theirs = observe(subject, Checker::Memcheck, inputs);
     let behaves = match &ours {
         Err(error) => Err(format!("{error:#}")),
-        Ok(ours) if ours.ending != native.ending => Err(format!("ended {:?}, natively {:?}", ours.ending, native.ending)),
+        Ok(ours) if ours.ending != native.ending => {
+            Err(format!("ended {:?}, natively {:?}", ours.ending, native.ending))
+        }
         Ok(ours) if ours.stdout != native.stdout => Err("printed something else than natively".to_owned()),
         Ok(_) => Ok(()),
     };
@@ -118,7 +120,9 @@ fn judge(rows: &[Row], notes: &Notes) -> Result<()> {
 
 fn cells(totals: &Result<[(u64, u64); 4], String>) -> String {
     match totals {
-        Ok(kinds) => kinds.map(|(bytes, blocks)| if blocks == 0 { "0".into() } else { format!("{bytes}/{blocks}") }).join(" | "),
+        Ok(kinds) => {
+            kinds.map(|(bytes, blocks)| if blocks == 0 { "0".into() } else { format!("{bytes}/{blocks}") }).join(" | ")
+        }
         Err(reason) => format!("{} | | |", one_line(reason)),
     }
 }

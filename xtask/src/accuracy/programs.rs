@@ -113,7 +113,10 @@ pub fn make_inputs(dir: &Path) -> Result<()> {
         ("script.sql", SQL),
         ("script.pl", PERL),
         ("script.py", PYTHON),
-        ("script.js", "const m = new Map(); for (let i = 0; i < 1000; i++) m.set('k' + i, [i]); console.log(m.size);\n"),
+        (
+            "script.js",
+            "const m = new Map(); for (let i = 0; i < 1000; i++) m.set('k' + i, [i]); console.log(m.size);\n",
+        ),
         ("sums.bc", "scale=50\n4*a(1)\nfor (i = 1; i < 30; i++) 2^i/3\n"),
     ];
     for (name, text) in files {
@@ -128,7 +131,10 @@ pub fn make_inputs(dir: &Path) -> Result<()> {
         must(dir, command)?;
     }
     if on_path("openssl") {
-        must(dir, "openssl req -x509 -newkey rsa:2048 -nodes -keyout key.pem -out certificate.pem -subj /CN=leakscope -days 30")?;
+        must(
+            dir,
+            "openssl req -x509 -newkey rsa:2048 -nodes -keyout key.pem -out certificate.pem -subj /CN=leakscope -days 30",
+        )?;
     }
     make_repository(dir)
 }
@@ -142,7 +148,10 @@ fn make_repository(dir: &Path) -> Result<()> {
         std::fs::write(dir.join("repository/text"), words_text(60 + i as usize * 5, i + 1))?;
         std::fs::write(dir.join(format!("repository/file{i}")), words_text(20, i + 9))?;
         must(dir, "git -C repository add -A")?;
-        must(dir, "git -C repository -c user.name=leakscope -c user.email=leakscope@localhost commit --quiet -m change")?;
+        must(
+            dir,
+            "git -C repository -c user.name=leakscope -c user.email=leakscope@localhost commit --quiet -m change",
+        )?;
     }
     std::fs::write(dir.join("repository/text"), words_text(10, 77))?;
     Ok(())

@@ -46,7 +46,8 @@ pub fn run(words: &[String]) -> Result<()> {
         match name.as_str() {
             "redis" => {
                 let series = redis::measure(&tools, options.rounds, REDIS_REQUESTS)?;
-                let what = format!("the server's own CPU time under redis-benchmark, {REDIS_REQUESTS} requests of 4 kinds");
+                let what =
+                    format!("the server's own CPU time under redis-benchmark, {REDIS_REQUESTS} requests of 4 kinds");
                 page.ratios("redis", &what, "1.06", &series);
             }
             "exit-check" => exit_check(&tools, &mut page)?,
@@ -111,7 +112,10 @@ fn exit_check(tools: &[Tool], page: &mut Page) -> Result<()> {
 
 fn snapshot(page: &mut Page) -> Result<()> {
     let program = workloads::build(&target_dir().join("bench"), "live_blocks")?;
-    let cell = match (live::snapshot_pause(&program, 10_000_000, 200, true), live::snapshot_pause(&program, 10_000_000, 200, false)) {
+    let cell = match (
+        live::snapshot_pause(&program, 10_000_000, 200, true),
+        live::snapshot_pause(&program, 10_000_000, 200, false),
+    ) {
         (Ok(idle), Ok(pause)) => format!(
             "{:.1} ms (command {:.2} s; without a snapshot {:.1} ms)",
             pause.longest_gap_ms, pause.command_seconds, idle.longest_gap_ms
@@ -131,9 +135,12 @@ fn memory(tools: &[Tool], page: &mut Page) -> Result<()> {
     let blocks = 1_000_000;
     let mut native = Vec::new();
     for tool in tools {
-        let resident = |blocks, bytes| live::exit_run(*tool, &program, blocks, bytes, LIMIT).map(|run| run.resident_bytes);
-        let measured: Result<Vec<f64>> =
-            [(0, 16), (blocks, 16), (blocks, 64), (blocks, 200)].into_iter().map(|(n, bytes)| resident(n, bytes)).collect();
+        let resident =
+            |blocks, bytes| live::exit_run(*tool, &program, blocks, bytes, LIMIT).map(|run| run.resident_bytes);
+        let measured: Result<Vec<f64>> = [(0, 16), (blocks, 16), (blocks, 64), (blocks, 200)]
+            .into_iter()
+            .map(|(n, bytes)| resident(n, bytes))
+            .collect();
         let measured = match measured {
             Ok(measured) => measured,
             Err(error) if *tool == Tool::Native => return Err(error),
@@ -148,9 +155,8 @@ fn memory(tools: &[Tool], page: &mut Page) -> Result<()> {
             continue;
         }
         let fixed = measured[0] - native[0];
-        let per_block: Vec<String> = (1..4)
-            .map(|i| format!("{:.1}", ((measured[i] - native[i]) - fixed) / blocks as f64))
-            .collect();
+        let per_block: Vec<String> =
+            (1..4).map(|i| format!("{:.1}", ((measured[i] - native[i]) - fixed) / blocks as f64)).collect();
         let cell = format!("{} B; {:.1} MiB fixed", per_block.join(" / "), fixed / f64::from(1 << 20));
         eprintln!("  {:20} {cell}", tool.title());
         page.set("memory", *tool, cell);

@@ -90,7 +90,12 @@ impl Page {
         for tool in &self.tools {
             text += &format!("| {} | {} | `{}` |\n", tool.title(), tool.version(), tool.command());
         }
-        text += &format!("\nMachine: {}, {} processors, Linux {}.\n", processor(), processors(), first_line(&["uname", "-r"]));
+        text += &format!(
+            "\nMachine: {}, {} processors, Linux {}.\n",
+            processor(),
+            processors(),
+            first_line(&["uname", "-r"])
+        );
         text
     }
 

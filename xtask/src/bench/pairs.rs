@@ -83,10 +83,7 @@ pub fn measure(
 
 fn cost_of(finished: &Finished) -> Result<Cost, String> {
     match finished.ending {
-        Ending::Exit(0) => Ok(Cost {
-            wall: finished.wall.as_secs_f64(),
-            cpu: finished.cpu.as_secs_f64(),
-        }),
+        Ending::Exit(0) => Ok(Cost { wall: finished.wall.as_secs_f64(), cpu: finished.cpu.as_secs_f64() }),
         Ending::Exit(code) => Err(format!("exit {code}")),
         Ending::Signal(number) => Err(format!("died of signal {number}")),
         Ending::TimedOut => Err(format!("over {} s", finished.wall.as_secs())),

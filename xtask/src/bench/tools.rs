@@ -32,15 +32,8 @@ const HEAPTRACK_LIMIT_KIB: &str = "8388608";
 
 impl Tool {
     /// Every column in the table's order.
-    pub const ALL: [Tool; 7] = [
-        Tool::Native,
-        Tool::Leakscope,
-        Tool::Sampled,
-        Tool::HeaptrackRaw,
-        Tool::Heaptrack,
-        Tool::Lsan,
-        Tool::Memcheck,
-    ];
+    pub const ALL: [Tool; 7] =
+        [Tool::Native, Tool::Leakscope, Tool::Sampled, Tool::HeaptrackRaw, Tool::Heaptrack, Tool::Lsan, Tool::Memcheck];
 
     /// The column's head.
     pub fn title(self) -> &'static str {
@@ -101,14 +94,10 @@ impl Tool {
         match self {
             Tool::Native => Run::new(program),
             Tool::Leakscope => Run::new(leakscope_bin()).args(["run", "-o"]).arg(file).arg("--").arg(program),
-            Tool::Sampled => Run::new(leakscope_bin())
-                .args(["run", "--sample", SAMPLE_BYTES, "-o"])
-                .arg(file)
-                .arg("--")
-                .arg(program),
-            Tool::HeaptrackRaw => {
-                Run::new("heaptrack").args(["--raw", "-o"]).arg(file).arg(program)
+            Tool::Sampled => {
+                Run::new(leakscope_bin()).args(["run", "--sample", SAMPLE_BYTES, "-o"]).arg(file).arg("--").arg(program)
             }
+            Tool::HeaptrackRaw => Run::new("heaptrack").args(["--raw", "-o"]).arg(file).arg(program),
             Tool::Heaptrack => Run::new("sh")
                 .args(["-c", "ulimit -v \"$1\"; shift; exec heaptrack -o \"$@\"", "sh", HEAPTRACK_LIMIT_KIB])
                 .arg(file)
@@ -116,9 +105,9 @@ impl Tool {
             Tool::Lsan => Run::new(program)
                 .env("LD_PRELOAD", liblsan().unwrap_or_default())
                 .env("LSAN_OPTIONS", "detect_leaks=1:exitcode=0"),
-            Tool::Memcheck => Run::new("valgrind")
-                .args(["--leak-check=full", &format!("--log-file={}", file.display())])
-                .arg(program),
+            Tool::Memcheck => {
+                Run::new("valgrind").args(["--leak-check=full", &format!("--log-file={}", file.display())]).arg(program)
+            }
         }
     }
 }

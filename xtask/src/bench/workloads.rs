@@ -68,7 +68,8 @@ pub fn prepare(name: &str) -> Result<Workload> {
             workload("sqlite3", what, "1.08", installed("sqlite3")?, &[":memory:"], Some(script))
         }
         "cc1plus" => {
-            let what = "gcc's C++ compiler, -O1, on a preprocessed file that includes 25 headers of the standard library";
+            let what =
+                "gcc's C++ compiler, -O1, on a preprocessed file that includes 25 headers of the standard library";
             let compiler = PathBuf::from(first_line(&["gcc", "-print-prog-name=cc1plus"]));
             let input = preprocessed(&dir)?.to_string_lossy().into_owned();
             let args = ["-quiet", "-fpreprocessed", "-std=c++17", "-O1", "-o", "/dev/null", &input];
@@ -80,7 +81,14 @@ pub fn prepare(name: &str) -> Result<Workload> {
         }
         "xz" => {
             let input = write(&dir, "text", &text_input(12 << 20))?.to_string_lossy().into_owned();
-            workload("xz", "12 MiB of text, one thread, -3", "1.02", installed("xz")?, &["-3", "-T1", "-k", "-c", &input], None)
+            workload(
+                "xz",
+                "12 MiB of text, one thread, -3",
+                "1.02",
+                installed("xz")?,
+                &["-3", "-T1", "-k", "-c", &input],
+                None,
+            )
         }
         other => bail!("no workload `{other}`; there are {}, redis, exit-check, snapshot, memory", NAMES.join(", ")),
     })
@@ -143,8 +151,31 @@ fn sql_script() -> String {
 /// Words of a fixed vocabulary in an order that repeats too late for any compressor's window.
 fn text_input(bytes: usize) -> String {
     const WORDS: &[&str] = &[
-        "heap", "block", "site", "stack", "frame", "lost", "reachable", "thread", "signal", "module", "record", "the",
-        "of", "and", "to", "a", "in", "is", "that", "for", "leak", "check", "every", "when", "\n",
+        "heap",
+        "block",
+        "site",
+        "stack",
+        "frame",
+        "lost",
+        "reachable",
+        "thread",
+        "signal",
+        "module",
+        "record",
+        "the",
+        "of",
+        "and",
+        "to",
+        "a",
+        "in",
+        "is",
+        "that",
+        "for",
+        "leak",
+        "check",
+        "every",
+        "when",
+        "\n",
     ];
     let mut state: u64 = 0x2545_f491_4f6c_dd1d;
     let mut text = String::with_capacity(bytes + 32);
@@ -162,9 +193,31 @@ fn text_input(bytes: usize) -> String {
 
 fn preprocessed(dir: &Path) -> Result<PathBuf> {
     const HEADERS: &[&str] = &[
-        "algorithm", "any", "array", "chrono", "deque", "filesystem", "fstream", "functional", "future", "iostream",
-        "list", "map", "memory", "mutex", "numeric", "optional", "random", "regex", "set", "sstream", "string",
-        "thread", "unordered_map", "variant", "vector",
+        "algorithm",
+        "any",
+        "array",
+        "chrono",
+        "deque",
+        "filesystem",
+        "fstream",
+        "functional",
+        "future",
+        "iostream",
+        "list",
+        "map",
+        "memory",
+        "mutex",
+        "numeric",
+        "optional",
+        "random",
+        "regex",
+        "set",
+        "sstream",
+        "string",
+        "thread",
+        "unordered_map",
+        "variant",
+        "vector",
     ];
     let mut source: String = HEADERS.iter().map(|header| format!("#include <{header}>\n")).collect();
     for i in 0..8 {

@@ -116,7 +116,13 @@ const IGNORED: &[(&str, Value)] = &[
 
 /// Of these nobody needs to be warned: what they ask for is what happens anyway, or nothing is lost.
 const SILENT: &[&str] = &[
-    "default-suppressions", "dsymutil", "error-limit", "keep-debuginfo", "max-stackframe", "read-inline-info", "vgdb",
+    "default-suppressions",
+    "dsymutil",
+    "error-limit",
+    "keep-debuginfo",
+    "max-stackframe",
+    "read-inline-info",
+    "vgdb",
 ];
 
 /// The ignored options that were given.

@@ -47,11 +47,7 @@ pub struct BuildOptions {
 
 /// Makes a recording of one process. `resolve` is called once per module with sorted, distinct link-time
 /// addresses (already inside of the call instruction) and gives the frames of each, in the same order.
-pub fn build(
-    snapshot: &Snapshot,
-    options: &BuildOptions,
-    resolve: &mut Resolve<'_>,
-) -> ProcessRecording {
+pub fn build(snapshot: &Snapshot, options: &BuildOptions, resolve: &mut Resolve<'_>) -> ProcessRecording {
     let wanted = if options.all_symbols { vec![true; snapshot.nodes.len()] } else { reported_nodes(snapshot) };
     let (nodes, mut locations) = locate(snapshot);
     let mut names = Names::default();

@@ -8,8 +8,7 @@ use std::ops::Range;
 
 use leakscope_model::{Avma, Heuristic, HeuristicSet, LeakKind};
 use leakscope_reach::{
-    Block, FileMapping, Granule, InputError, Marked, Memory, Region, Roots, Stats, Work, WorkSizes,
-    mark,
+    Block, FileMapping, Granule, InputError, Marked, Memory, Region, Roots, Stats, Work, WorkSizes, mark,
 };
 
 /// Page number of every address that cannot be read.
@@ -30,10 +29,7 @@ pub struct Process {
 
 impl Process {
     pub fn new() -> Self {
-        Self {
-            chunk_words: 7,
-            ..Self::default()
-        }
+        Self { chunk_words: 7, ..Self::default() }
     }
 
     pub fn is_readable(&self, at: u64) -> bool {
@@ -42,16 +38,12 @@ impl Process {
 
     pub fn read(&self, at: u64) -> Option<u64> {
         assert_eq!(at % 8, 0, "only aligned words are asked for");
-        self.is_readable(at)
-            .then(|| self.words.get(&at).copied().unwrap_or(0))
+        self.is_readable(at).then(|| self.words.get(&at).copied().unwrap_or(0))
     }
 
     /// Appends a block with these words at its start.
     pub fn block(&mut self, start: u64, size_bytes: u64, words: &[u64]) -> usize {
-        self.blocks.push(Block {
-            start: Avma(start),
-            size_bytes,
-        });
+        self.blocks.push(Block { start: Avma(start), size_bytes });
         self.put(start, words);
         self.blocks.len() - 1
     }
@@ -65,15 +57,10 @@ impl Process {
     /// Words of the root set, in a range of their own.
     pub fn root(&mut self, start: u64, words: &[u64]) {
         self.put(start, words);
-        self.root_ranges
-            .push(Avma(start)..Avma(start + 8 * words.len() as u64));
+        self.root_ranges.push(Avma(start)..Avma(start + 8 * words.len() as u64));
     }
 
-    pub fn mark(
-        &self,
-        heuristics: HeuristicSet,
-        stack_len: Option<usize>,
-    ) -> Result<Outcome, InputError> {
+    pub fn mark(&self, heuristics: HeuristicSet, stack_len: Option<usize>) -> Result<Outcome, InputError> {
         self.mark_with(heuristics, stack_len, |m| Outcome::of(&m))
     }
 
@@ -98,10 +85,7 @@ impl Process {
             granules: &mut granules,
             settled: &mut settled,
         };
-        let roots = Roots {
-            ranges: &self.root_ranges,
-            registers: &self.registers,
-        };
+        let roots = Roots { ranges: &self.root_ranges, registers: &self.registers };
         mark(&self.blocks, roots, heuristics, &mut self.clone(), work).map(look)
     }
 }
@@ -123,11 +107,7 @@ impl Memory for Process {
 
     fn file_mapping(&mut self, at: Avma) -> Option<FileMapping> {
         let (range, readable, executable) = self.files.iter().find(|f| f.0.contains(&at.0))?;
-        Some(FileMapping {
-            end: Avma(range.end),
-            readable: *readable,
-            executable: *executable,
-        })
+        Some(FileMapping { end: Avma(range.end), readable: *readable, executable: *executable })
     }
 }
 
@@ -144,10 +124,7 @@ impl Outcome {
     pub fn of(marked: &Marked<'_>) -> Self {
         let all = 0..marked.blocks().len();
         Self {
-            kinds: all
-                .clone()
-                .map(|b| marked.kind(b).expect("a block"))
-                .collect(),
+            kinds: all.clone().map(|b| marked.kind(b).expect("a block")).collect(),
             heuristics: all.clone().map(|b| marked.heuristic(b)).collect(),
             leaders: all.map(|b| marked.leader(b)).collect(),
             stats: marked.stats(),

@@ -7,9 +7,8 @@
 use core::mem::MaybeUninit;
 
 use gimli::{
-    BaseAddresses, CfaRule, EhFrame, EhFrameHdr, EndianSlice, LittleEndian, Pointer, ReaderOffset,
-    Register, RegisterRule, UnwindContext, UnwindContextStorage, UnwindExpression, UnwindSection,
-    UnwindTableRow,
+    BaseAddresses, CfaRule, EhFrame, EhFrameHdr, EndianSlice, LittleEndian, Pointer, ReaderOffset, Register,
+    RegisterRule, UnwindContext, UnwindContextStorage, UnwindExpression, UnwindSection, UnwindTableRow,
 };
 
 use super::objects::{ObjectFinder, ObjectInfo};
@@ -137,10 +136,7 @@ pub(super) struct Workspace {
 
 impl Workspace {
     pub(super) const fn new() -> Self {
-        Self {
-            ready: false,
-            context: MaybeUninit::uninit(),
-        }
+        Self { ready: false, context: MaybeUninit::uninit() }
     }
 
     fn context(&mut self) -> &mut UnwindContext<usize, FixedStorage> {
@@ -176,20 +172,13 @@ impl Sections {
             (object.start, object.end)
         } else {
             let hdr = object.eh_frame_hdr;
-            (
-                hdr.saturating_sub(PART_REACH),
-                hdr.saturating_add(PART_REACH),
-            )
+            (hdr.saturating_sub(PART_REACH), hdr.saturating_add(PART_REACH))
         };
         // SAFETY: the object describes itself with these sections. It stays mapped as long as the code whose frame is
         // on the stack does.
-        let bytes = |from: u64| unsafe {
-            core::slice::from_raw_parts(from as *const u8, (high - from) as usize)
-        };
+        let bytes = |from: u64| unsafe { core::slice::from_raw_parts(from as *const u8, (high - from) as usize) };
         let bases = BaseAddresses::default().set_eh_frame_hdr(object.eh_frame_hdr);
-        let hdr = EhFrameHdr::new(bytes(object.eh_frame_hdr), LittleEndian)
-            .parse(&bases, 8)
-            .ok()?;
+        let hdr = EhFrameHdr::new(bytes(object.eh_frame_hdr), LittleEndian).parse(&bases, 8).ok()?;
         let Pointer::Direct(address) = hdr.eh_frame_ptr() else {
             return None;
         };
@@ -197,40 +186,26 @@ impl Sections {
             return None;
         }
         let eh_frame = EhFrame::new(bytes(address), LittleEndian);
-        Some(Self {
-            hdr,
-            eh_frame,
-            bases: bases.set_eh_frame(address),
-            whole,
-        })
+        Some(Self { hdr, eh_frame, bases: bases.set_eh_frame(address), whole })
     }
 
     /// The description of the function around `pc`: by the sorted table, or by reading everything if there is none.
     fn fde(&self, pc: u64) -> Option<Fde> {
         match self.hdr.table() {
-            Some(table) => {
-                table.fde_for_address(&self.eh_frame, &self.bases, pc, EhFrame::cie_from_offset)
-            }
+            Some(table) => table.fde_for_address(&self.eh_frame, &self.bases, pc, EhFrame::cie_from_offset),
             None if !self.whole => return None,
-            None => self
-                .eh_frame
-                .fde_for_address(&self.bases, pc, EhFrame::cie_from_offset),
+            None => self.eh_frame.fde_for_address(&self.bases, pc, EhFrame::cie_from_offset),
         }
         .ok()
     }
 
     fn row<'w>(&self, fde: &Fde, pc: u64, workspace: &'w mut Workspace) -> Option<&'w Row> {
-        fde.unwind_info_for_address(&self.eh_frame, &self.bases, workspace.context(), pc)
-            .ok()
+        fde.unwind_info_for_address(&self.eh_frame, &self.bases, workspace.context(), pc).ok()
     }
 }
 
 /// The rule for a return address. `None`: no object holds it (which may change: do not remember it).
-pub(super) fn rule_of(
-    finder: ObjectFinder,
-    return_address: u64,
-    workspace: &mut Workspace,
-) -> Option<Rule> {
+pub(super) fn rule_of(finder: ObjectFinder, return_address: u64, workspace: &mut Workspace) -> Option<Rule> {
     let object = finder.find(return_address.wrapping_sub(1))?;
     Some(rule_in(object, return_address, workspace).unwrap_or(Rule::FAIL))
 }
@@ -248,11 +223,7 @@ fn rule_in(object: ObjectInfo, return_address: u64, workspace: &mut Workspace) -
     if fde.is_signal_trampoline() {
         return Rule::new(Kind::Signal, Register(0), 0, Saved::Lost);
     }
-    pack(
-        sections.row(&fde, pc, workspace)?,
-        &sections.eh_frame,
-        return_address,
-    )
+    pack(sections.row(&fde, pc, workspace)?, &sections.eh_frame, return_address)
 }
 
 /// Where the function that `return_address` returns into keeps its caller's value of a callee-saved register.
@@ -265,10 +236,7 @@ pub(super) fn saved_register(
     let pc = return_address.wrapping_sub(1);
     let sections = Sections::of(finder.find(pc)?)?;
     let row = sections.row(&sections.fde(pc)?, pc, workspace)?;
-    Some(saved(
-        row.register(Register(u16::from(register))),
-        &sections.eh_frame,
-    ))
+    Some(saved(row.register(Register(u16::from(register))), &sections.eh_frame))
 }
 
 fn pack(row: &Row, eh_frame: &EhFrame<Reader>, return_address: u64) -> Option<Rule> {
@@ -280,35 +248,15 @@ fn pack(row: &Row, eh_frame: &EhFrame<Reader>, return_address: u64) -> Option<Ru
     let rbp = saved(row.register(RBP), eh_frame);
     match row.cfa() {
         // Less than 8 would put the return address into the callee's frame: a walk that goes nowhere.
-        CfaRule::RegisterAndOffset {
-            register: RSP,
-            offset: 8..,
-        } => Rule::new(Kind::Rsp, RSP, cfa_offset(row)?, rbp),
+        CfaRule::RegisterAndOffset { register: RSP, offset: 8.. } => Rule::new(Kind::Rsp, RSP, cfa_offset(row)?, rbp),
         CfaRule::RegisterAndOffset { register: RSP, .. } => None,
-        CfaRule::RegisterAndOffset {
-            register: RBP,
-            offset,
-        } => Rule::new(Kind::Rbp, RBP, *offset, rbp),
-        CfaRule::RegisterAndOffset { register, offset } => {
-            Rule::new(Kind::Other, *register, *offset, rbp)
-        }
+        CfaRule::RegisterAndOffset { register: RBP, offset } => Rule::new(Kind::Rbp, RBP, *offset, rbp),
+        CfaRule::RegisterAndOffset { register, offset } => Rule::new(Kind::Other, *register, *offset, rbp),
         CfaRule::Expression(expression) => match *bytes(expression, eh_frame)? {
             // DW_OP_breg6 k; DW_OP_deref
             [0x76, k, 0x06] if k < 0x80 => Rule::new(Kind::Drap, RBP, sleb(k), rbp),
             // The lazy part of a PLT entry: 8 bytes more on the stack once its push is done (`lit` differs by linker).
-            [
-                0x77,
-                8,
-                0x80,
-                0,
-                0x3f,
-                0x1a,
-                lit @ 0x30..=0x4f,
-                0x2a,
-                0x33,
-                0x24,
-                0x22,
-            ] => {
+            [0x77, 8, 0x80, 0, 0x3f, 0x1a, lit @ 0x30..=0x4f, 0x2a, 0x33, 0x24, 0x22] => {
                 let pushed = return_address.wrapping_sub(1) & 15 >= u64::from(lit - 0x30);
                 Rule::new(Kind::Rsp, RSP, if pushed { 16 } else { 8 }, rbp)
             }
@@ -343,10 +291,7 @@ fn saved(rule: Option<RegisterRule<usize>>, eh_frame: &EhFrame<Reader>) -> Saved
     }
 }
 
-fn bytes<'a>(
-    expression: &UnwindExpression<usize>,
-    eh_frame: &'a EhFrame<Reader>,
-) -> Option<&'a [u8]> {
+fn bytes<'a>(expression: &UnwindExpression<usize>, eh_frame: &'a EhFrame<Reader>) -> Option<&'a [u8]> {
     Some(expression.get(eh_frame).ok()?.0.slice())
 }
 
@@ -361,51 +306,23 @@ mod tests {
 
     #[test]
     fn a_rule_keeps_what_was_packed() {
-        for kind in [
-            Kind::Rsp,
-            Kind::Rbp,
-            Kind::Drap,
-            Kind::Other,
-            Kind::End,
-            Kind::Signal,
-            Kind::Fail,
-        ] {
+        for kind in [Kind::Rsp, Kind::Rbp, Kind::Drap, Kind::Other, Kind::End, Kind::Signal, Kind::Fail] {
             for cfa in [8, -8, 40_000, -40_000, i64::from(i32::MAX)] {
-                for rbp in [
-                    Saved::Same,
-                    Saved::AtCfa(-16),
-                    Saved::AtCfa(-32_768),
-                    Saved::AtRbp(8),
-                    Saved::Lost,
-                ] {
+                for rbp in [Saved::Same, Saved::AtCfa(-16), Saved::AtCfa(-32_768), Saved::AtRbp(8), Saved::Lost] {
                     let rule = Rule::new(kind, Register(12), cfa, rbp).expect("fits");
-                    assert_eq!(
-                        (rule.kind(), rule.cfa_offset() as i64, rule.rbp()),
-                        (kind, cfa, rbp)
-                    );
+                    assert_eq!((rule.kind(), rule.cfa_offset() as i64, rule.rbp()), (kind, cfa, rbp));
                     assert_eq!(rule.register(), 12);
                 }
             }
         }
         assert_eq!(Rule::new(Kind::Rsp, RSP, 1 << 31, Saved::Same), None);
         let far = Rule::new(Kind::Rsp, RSP, 8, Saved::AtCfa(-32_769)).expect("fits");
-        assert_eq!(
-            far.rbp(),
-            Saved::Lost,
-            "an offset that does not fit is not another offset"
-        );
+        assert_eq!(far.rbp(), Saved::Lost, "an offset that does not fit is not another offset");
     }
 
     #[test]
     fn one_byte_numbers_are_signed() {
-        let expected = [
-            (0u8, 0),
-            (1, 1),
-            (0x3f, 63),
-            (0x40, -64),
-            (0x78, -8),
-            (0x7f, -1),
-        ];
+        let expected = [(0u8, 0), (1, 1), (0x3f, 63), (0x40, -64), (0x78, -8), (0x7f, -1)];
         for (byte, value) in expected {
             assert_eq!(sleb(byte), value);
         }
@@ -420,18 +337,10 @@ mod tests {
         };
         let (new, old) = (symbol(c"_dl_find_object"), symbol(c"dl_iterate_phdr"));
         // SAFETY: the loader's functions of these names.
-        let finders = unsafe {
-            [
-                ObjectFinder::new(new, core::ptr::null_mut()),
-                ObjectFinder::new(core::ptr::null_mut(), old),
-            ]
-        };
+        let finders =
+            unsafe { [ObjectFinder::new(new, core::ptr::null_mut()), ObjectFinder::new(core::ptr::null_mut(), old)] };
         let mut workspace = Workspace::new();
-        for pc in [
-            finders_agree as *const () as u64 + 4,
-            symbol(c"qsort") as u64 + 1,
-            symbol(c"malloc") as u64 + 1,
-        ] {
+        for pc in [finders_agree as *const () as u64 + 4, symbol(c"qsort") as u64 + 1, symbol(c"malloc") as u64 + 1] {
             let [by_loader, by_phdr] = finders.map(|f| f.find(pc).expect("code").eh_frame_hdr);
             assert_eq!(by_loader, by_phdr);
             let rules = finders.map(|f| rule_of(f, pc + 1, &mut workspace));

@@ -88,10 +88,7 @@ fn finish(sum: u64) -> NonZeroU64 {
 
 /// A hash of the frames alone.
 pub(super) fn stack_hash(frames: &[u64]) -> u64 {
-    let sum = frames
-        .iter()
-        .zip(&MULTIPLIERS)
-        .fold(0u64, |h, (f, m)| h.wrapping_add(f.wrapping_mul(*m)));
+    let sum = frames.iter().zip(&MULTIPLIERS).fold(0u64, |h, (f, m)| h.wrapping_add(f.wrapping_mul(*m)));
     finish(sum.wrapping_add(frames.len() as u64)).get()
 }
 
@@ -117,10 +114,7 @@ impl Layout {
             }
             i += GROUP;
         }
-        let live = regs
-            .rbp
-            .wrapping_sub(regs.rsp)
-            .wrapping_mul(0xC2B2_AE3D_27D4_EB4F);
+        let live = regs.rbp.wrapping_sub(regs.rsp).wrapping_mul(0xC2B2_AE3D_27D4_EB4F);
         sum = sum.wrapping_add(live & i64::from(self.rbp_mask.get()) as u64);
         for k in 0..usize::from(self.saved_registers.get()) {
             let relative = word(i + k).wrapping_sub(regs.rsp);
@@ -145,11 +139,7 @@ impl Layout {
         let mut bits = 0;
         let mut sum = 0u64;
         let (returns, saved) = slots.split_at_mut_checked(rounded)?;
-        for ((slot, &address), multiplier) in returns
-            .iter_mut()
-            .zip(read.return_address_slots)
-            .zip(&MULTIPLIERS)
-        {
+        for ((slot, &address), multiplier) in returns.iter_mut().zip(read.return_address_slots).zip(&MULTIPLIERS) {
             let distance = address.wrapping_sub(rsp);
             bits |= distance;
             *slot = (distance / 8) as u16;
@@ -165,8 +155,7 @@ impl Layout {
             let distance = address.wrapping_sub(rsp);
             bits |= distance;
             *saved.get_mut(saved_count)? = (distance / 8) as u16;
-            sum = sum
-                .wrapping_add(distance.wrapping_mul(*MULTIPLIERS.get(MAX_FRAMES + saved_count)?));
+            sum = sum.wrapping_add(distance.wrapping_mul(*MULTIPLIERS.get(MAX_FRAMES + saved_count)?));
             saved_count += 1;
         }
         if bits >> 19 != 0 {
@@ -175,8 +164,7 @@ impl Layout {
         let counts = (count as u64) << 16 | (saved_count as u64) << 8 | u64::from(live_rbp);
         self.key.set(key);
         // The key's upper 16 bits are the epoch; what it holds of the return address does no harm.
-        self.seed
-            .set(finish(sum.wrapping_add(finish(key ^ counts.rotate_left(16)).get())).get());
+        self.seed.set(finish(sum.wrapping_add(finish(key ^ counts.rotate_left(16)).get())).get());
         self.return_addresses.set(count as u8);
         self.saved_registers.set(saved_count as u8);
         self.rbp_mask.set(-i8::from(live_rbp));
@@ -193,8 +181,8 @@ impl Layout {
         self.return_addresses.set(other.return_addresses.get());
         self.saved_registers.set(other.saved_registers.get());
         self.rbp_mask.set(other.rbp_mask.get());
-        let used = usize::from(self.return_addresses.get()).next_multiple_of(GROUP)
-            + usize::from(self.saved_registers.get());
+        let used =
+            usize::from(self.return_addresses.get()).next_multiple_of(GROUP) + usize::from(self.saved_registers.get());
         // SAFETY: this function's contract.
         let (to, from) = unsafe { (&mut *self.slots.get(), &*other.slots.get()) };
         if let (Some(to), Some(from)) = (to.get_mut(..used), from.get(..used)) {
@@ -281,10 +269,7 @@ impl ThreadCache {
     /// The stack that [`ThreadCache::set_stack`] named last; empty if it never did.
     #[must_use]
     pub fn own(&self) -> StackRange {
-        StackRange {
-            low: self.own_low.get(),
-            high: self.own_high.get(),
-        }
+        StackRange { low: self.own_low.get(), high: self.own_high.get() }
     }
 
     #[inline(always)]
@@ -292,12 +277,7 @@ impl ThreadCache {
         let mixed = (return_address ^ rsp << 20).wrapping_mul(0x9E37_79B9_7F4A_7C15);
         let index = (mixed >> (64 - LOG2_SETS)) as usize & (SETS - 1);
         // SAFETY: masked.
-        unsafe {
-            (
-                self.layouts.get_unchecked(index),
-                self.first_ways.get_unchecked(index),
-            )
-        }
+        unsafe { (self.layouts.get_unchecked(index), self.first_ways.get_unchecked(index)) }
     }
 
     /// Takes the cache for a walk that starts at `rsp`; `None` if an interrupted hook of this thread has it.
@@ -323,12 +303,7 @@ impl ThreadCache {
     ///
     /// # Safety
     /// The caller holds the claim. All slots lie on the thread's own stack, not below rsp, and its frames are alive.
-    pub(super) unsafe fn remember(
-        &self,
-        epoch: u16,
-        regs: Registers,
-        read: &Read<'_>,
-    ) -> Option<NonZeroU64> {
+    pub(super) unsafe fn remember(&self, epoch: u16, regs: Registers, read: &Read<'_>) -> Option<NonZeroU64> {
         // SAFETY: the hook's return address is there.
         let return_address = unsafe { *(regs.rsp as *const u64) };
         let key = key(return_address, epoch);
@@ -336,9 +311,7 @@ impl ThreadCache {
         // SAFETY: the claim keeps other users away.
         unsafe { self.draft.fill(key, regs.rsp, read) }?;
         let same = set.iter().find(|l| {
-            l.rsp.load(Ordering::Relaxed) == regs.rsp
-                && l.key.get() == key
-                && l.seed.get() == self.draft.seed.get()
+            l.rsp.load(Ordering::Relaxed) == regs.rsp && l.key.get() == key && l.seed.get() == self.draft.seed.get()
         });
         let layout = match same {
             Some(layout) => layout,
@@ -359,13 +332,11 @@ impl ThreadCache {
 
     /// An empty entry, or each in turn.
     fn victim<'s>(&self, set: &'s [Layout; WAYS]) -> Option<&'s Layout> {
-        set.iter()
-            .find(|l| l.rsp.load(Ordering::Relaxed) == 0)
-            .or_else(|| {
-                let turn = self.next_way.get();
-                self.next_way.set(turn.wrapping_add(1));
-                set.get(turn as usize % WAYS)
-            })
+        set.iter().find(|l| l.rsp.load(Ordering::Relaxed) == 0).or_else(|| {
+            let turn = self.next_way.get();
+            self.next_way.set(turn.wrapping_add(1));
+            set.get(turn as usize % WAYS)
+        })
     }
 }
 
@@ -432,32 +403,18 @@ mod tests {
             }
             let rsp = words.as_ptr() as u64;
             words[SAVED] = rsp + 160;
-            Self {
-                words,
-                rbp: rsp + 64,
-            }
+            Self { words, rbp: rsp + 64 }
         }
 
         fn regs(&self) -> Registers {
-            Registers {
-                rsp: self.words.as_ptr() as u64,
-                rbp: self.rbp,
-            }
+            Registers { rsp: self.words.as_ptr() as u64, rbp: self.rbp }
         }
 
-        fn remember(
-            &self,
-            cache: &ThreadCache,
-            returns: &[usize],
-            live: bool,
-        ) -> Option<NonZeroU64> {
+        fn remember(&self, cache: &ThreadCache, returns: &[usize], live: bool) -> Option<NonZeroU64> {
             let rsp = self.regs().rsp;
             let slots: Vec<u64> = returns.iter().map(|w| rsp + *w as u64 * 8).collect();
             let used = [rsp + SAVED as u64 * 8, 0];
-            let read = Read {
-                return_address_slots: &slots,
-                used_at: &used[..1 + usize::from(live)],
-            };
+            let read = Read { return_address_slots: &slots, used_at: &used[..1 + usize::from(live)] };
             // SAFETY: the slots lie in `words`; nobody else uses the cache.
             unsafe { cache.remember(0, self.regs(), &read) }
         }
@@ -503,11 +460,7 @@ mod tests {
         let shorter = fake.remember(&cache, &RETURNS[..3], false).expect("fits");
         let longer = fake.remember(&cache, &RETURNS, false).expect("fits");
         let live = fake.remember(&cache, &RETURNS, true).expect("fits");
-        assert_eq!(
-            fake.remember(&cache, &RETURNS, false),
-            Some(longer),
-            "known already"
-        );
+        assert_eq!(fake.remember(&cache, &RETURNS, false), Some(longer), "known already");
         assert!(shorter != longer && longer != live && shorter != live);
         let mut offered = fake.offered(&cache, 0);
         offered.sort_unstable();
@@ -524,10 +477,7 @@ mod tests {
         let far = [rsp, rsp + (1 << 19)];
         let many = vec![rsp; SLOTS + 1];
         for slots in [&far[..], &many] {
-            let read = Read {
-                return_address_slots: slots,
-                used_at: &[],
-            };
+            let read = Read { return_address_slots: slots, used_at: &[] };
             // SAFETY: nothing is read where nothing is remembered.
             assert_eq!(unsafe { cache.remember(0, fake.regs(), &read) }, None);
         }
@@ -537,27 +487,18 @@ mod tests {
     #[test]
     fn an_interrupted_hook_keeps_the_cache_until_its_frame_is_gone() {
         let cache = empty_cache();
-        cache.set_stack(StackRange {
-            low: 0x1000,
-            high: 0x9000,
-        });
+        cache.set_stack(StackRange { low: 0x1000, high: 0x9000 });
         // SAFETY: this thread's cache; each claim ends before the next step.
         unsafe {
             let outer = cache.claim(0x5000).expect("free");
             assert!(cache.claim(0x4000).is_none(), "a handler below");
             assert!(cache.claim(0x20000).is_none(), "a handler on another stack");
             let spare = cache.claim_spare(0x4000).expect("free");
-            assert!(
-                cache.claim_spare(0x3000).is_none(),
-                "a handler in a handler"
-            );
+            assert!(cache.claim_spare(0x3000).is_none(), "a handler in a handler");
             // Both are left by siglongjmp.
             core::mem::forget((outer, spare));
             let later = cache.claim(0x5000).expect("the frame is gone");
-            assert!(
-                cache.claim_spare(0x4000).is_some(),
-                "and so is the handler's"
-            );
+            assert!(cache.claim_spare(0x4000).is_some(), "and so is the handler's");
             drop(later);
             assert!(cache.claim(0x2000).is_some(), "free again");
         }
@@ -567,20 +508,11 @@ mod tests {
     fn another_stack_empties_the_cache() {
         let cache = empty_cache();
         let fake = Fake::new();
-        cache.set_stack(StackRange {
-            low: 0,
-            high: u64::MAX,
-        });
+        cache.set_stack(StackRange { low: 0, high: u64::MAX });
         let signature = fake.remember(&cache, &RETURNS, false).expect("fits");
-        cache.set_stack(StackRange {
-            low: 0,
-            high: u64::MAX,
-        });
+        cache.set_stack(StackRange { low: 0, high: u64::MAX });
         assert_eq!(fake.offered(&cache, 0), [signature]);
-        cache.set_stack(StackRange {
-            low: 0,
-            high: 0x7000_0000_0000,
-        });
+        cache.set_stack(StackRange { low: 0, high: 0x7000_0000_0000 });
         assert_eq!(fake.offered(&cache, 0), []);
     }
 }

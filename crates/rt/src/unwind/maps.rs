@@ -12,12 +12,7 @@ use super::stack::StackRange;
 #[must_use]
 pub fn stack_of(address: u64) -> Option<StackRange> {
     let path = c"/proc/self/maps";
-    let fd = syscall3(
-        libc::SYS_open,
-        path.as_ptr() as u64,
-        (libc::O_RDONLY | libc::O_CLOEXEC) as u64,
-        0,
-    );
+    let fd = syscall3(libc::SYS_open, path.as_ptr() as u64, (libc::O_RDONLY | libc::O_CLOEXEC) as u64, 0);
     if fd < 0 {
         return None;
     }
@@ -33,12 +28,7 @@ fn search(fd: u64, address: u64) -> Option<StackRange> {
     let mut buffer = [0u8; 1024];
     let mut parser = Parser::default();
     for _ in 0..MAX_READS {
-        let got = syscall3(
-            libc::SYS_read,
-            fd,
-            buffer.as_mut_ptr() as u64,
-            buffer.len() as u64,
-        );
+        let got = syscall3(libc::SYS_read, fd, buffer.as_mut_ptr() as u64, buffer.len() as u64);
         if got == -i64::from(libc::EINTR) {
             continue;
         }
@@ -77,10 +67,7 @@ impl Parser {
             (b'-', 0) => self.field = 1,
             (b' ', 1) => {
                 self.field = 2;
-                return Some(StackRange {
-                    low: self.low,
-                    high: self.high,
-                });
+                return Some(StackRange { low: self.low, high: self.high });
             }
             (_, 0) => self.low = self.low << 4 | digit,
             (_, 1) => self.high = self.high << 4 | digit,
@@ -120,10 +107,7 @@ mod tests {
         let text = std::fs::read_to_string("/proc/self/maps").expect("maps");
         let line = format!("{:x}-{:x} rw-p", range.low, range.high);
         assert!(range.contains(address));
-        assert!(
-            text.lines().any(|l| l.starts_with(&line)),
-            "{line} not in\n{text}"
-        );
+        assert!(text.lines().any(|l| l.starts_with(&line)), "{line} not in\n{text}");
         assert_eq!(stack_of(8), None);
     }
 }

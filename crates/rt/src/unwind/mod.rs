@@ -200,11 +200,7 @@ impl Unwinder {
     /// As for [`Unwinder::recall`].
     #[inline(always)]
     #[must_use]
-    pub unsafe fn signature(
-        &self,
-        cache: *const ThreadCache,
-        regs: Registers,
-    ) -> Option<NonZeroU64> {
+    pub unsafe fn signature(&self, cache: *const ThreadCache, regs: Registers) -> Option<NonZeroU64> {
         // SAFETY: passed on.
         unsafe { self.recall(cache, regs, Some) }
     }
@@ -215,12 +211,7 @@ impl Unwinder {
     /// As for [`Unwinder::recall`].
     #[cold]
     #[inline(never)]
-    pub unsafe fn walk(
-        &self,
-        cache: *const ThreadCache,
-        regs: Registers,
-        frames: &mut [u64; MAX_FRAMES],
-    ) -> Walked {
+    pub unsafe fn walk(&self, cache: *const ThreadCache, regs: Registers, frames: &mut [u64; MAX_FRAMES]) -> Walked {
         // SAFETY: passed on.
         let walked = unsafe { walk::walk_and_remember(self, &*cache, regs, frames) };
         self.counts.count(&walked);

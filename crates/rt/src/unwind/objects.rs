@@ -30,8 +30,7 @@ struct DlFindObject {
 }
 
 type DlFindObjectFn = unsafe extern "C" fn(*const c_void, *mut DlFindObject) -> c_int;
-type PhdrCallback =
-    unsafe extern "C" fn(*mut libc::dl_phdr_info, libc::size_t, *mut c_void) -> c_int;
+type PhdrCallback = unsafe extern "C" fn(*mut libc::dl_phdr_info, libc::size_t, *mut c_void) -> c_int;
 type DlIteratePhdrFn = unsafe extern "C" fn(Option<PhdrCallback>, *mut c_void) -> c_int;
 
 /// The loader's functions, found by the caller (`dlsym` may allocate, so it is not called here).
@@ -48,10 +47,7 @@ impl ObjectFinder {
     /// Each is null or the address of the loader's function of that name.
     #[must_use]
     pub const unsafe fn new(dl_find_object: *mut c_void, dl_iterate_phdr: *mut c_void) -> Self {
-        Self {
-            dl_find_object,
-            dl_iterate_phdr,
-        }
+        Self { dl_find_object, dl_iterate_phdr }
     }
 
     /// The object around `pc`, if the loader knows one with unwind information.
@@ -76,14 +72,8 @@ impl ObjectFinder {
 unsafe fn find_by_loader(function: *mut c_void, pc: u64) -> Option<ObjectInfo> {
     // SAFETY: the caller passes the address of `_dl_find_object`.
     let find: DlFindObjectFn = unsafe { core::mem::transmute(function) };
-    let mut out = DlFindObject {
-        flags: 0,
-        map_start: 0,
-        map_end: 0,
-        link_map: core::ptr::null(),
-        eh_frame: 0,
-        reserved: [0; 7],
-    };
+    let mut out =
+        DlFindObject { flags: 0, map_start: 0, map_end: 0, link_map: core::ptr::null(), eh_frame: 0, reserved: [0; 7] };
     // SAFETY: `out` has glibc's layout and size; any pc may be asked for.
     let status = unsafe { find(pc as *const c_void, &raw mut out) };
     (status == 0 && out.eh_frame != 0).then_some(ObjectInfo {
@@ -107,19 +97,14 @@ unsafe fn find_by_phdr(function: *mut c_void, pc: u64) -> Option<ObjectInfo> {
     search.found
 }
 
-unsafe extern "C" fn visit_object(
-    info: *mut libc::dl_phdr_info,
-    _size: libc::size_t,
-    data: *mut c_void,
-) -> c_int {
+unsafe extern "C" fn visit_object(info: *mut libc::dl_phdr_info, _size: libc::size_t, data: *mut c_void) -> c_int {
     // SAFETY: the loader passes a valid `info`, and `data` is the `PhdrSearch` of `find_by_phdr`.
     let (info, search) = unsafe { (&*info, &mut *data.cast::<PhdrSearch>()) };
     if info.dlpi_phdr.is_null() {
         return 0;
     }
     // SAFETY: the loader describes its own array of program headers.
-    let headers =
-        unsafe { core::slice::from_raw_parts(info.dlpi_phdr, usize::from(info.dlpi_phnum)) };
+    let headers = unsafe { core::slice::from_raw_parts(info.dlpi_phdr, usize::from(info.dlpi_phnum)) };
     let (mut low, mut high, mut holds_pc, mut hdr) = (u64::MAX, 0, false, 0);
     for header in headers {
         let start = info.dlpi_addr.wrapping_add(header.p_vaddr);
@@ -137,11 +122,7 @@ unsafe extern "C" fn visit_object(
     if !holds_pc {
         return 0;
     }
-    search.found = (hdr != 0).then_some(ObjectInfo {
-        start: low,
-        end: high,
-        eh_frame_hdr: hdr,
-    });
+    search.found = (hdr != 0).then_some(ObjectInfo { start: low, end: high, eh_frame_hdr: hdr });
     1
 }
 
@@ -160,10 +141,8 @@ impl FinderCell {
     }
 
     pub(super) fn set(&self, finder: ObjectFinder) {
-        self.dl_iterate_phdr
-            .store(finder.dl_iterate_phdr, Ordering::Release);
-        self.dl_find_object
-            .store(finder.dl_find_object, Ordering::Release);
+        self.dl_iterate_phdr.store(finder.dl_iterate_phdr, Ordering::Release);
+        self.dl_find_object.store(finder.dl_find_object, Ordering::Release);
     }
 
     pub(super) fn get(&self) -> ObjectFinder {

@@ -39,8 +39,7 @@ fn line_of(return_address: u64) -> usize {
 impl RuleTable {
     pub(super) const fn new() -> Self {
         Self {
-            lines: [const { Line([const { [AtomicU64::new(0), AtomicU64::new(0)] }; WAYS]) };
-                LINES],
+            lines: [const { Line([const { [AtomicU64::new(0), AtomicU64::new(0)] }; WAYS]) }; LINES],
             computed: AtomicU64::new(0),
             evicted: AtomicU64::new(0),
         }
@@ -102,9 +101,7 @@ mod tests {
         let mut model = HashMap::new();
         let mut state = 1u64;
         for i in 0..200_000u64 {
-            state = state
-                .wrapping_mul(6364136223846793005)
-                .wrapping_add(1442695040888963407);
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
             // 300,000 addresses in 65,536 entries: lines overflow.
             let address = 0x5555_0000_0000 + (state >> 33) % 300_000 * 5;
             let epoch = (i / 100_000) as u16;
@@ -122,10 +119,7 @@ mod tests {
             }
             assert_eq!(table.get(address, 7), None, "another epoch");
         }
-        assert!(
-            kept > LINES * WAYS / 2 && table.evicted() > 0,
-            "{kept} kept"
-        );
+        assert!(kept > LINES * WAYS / 2 && table.evicted() > 0, "{kept} kept");
         assert_eq!(table.get(0, 0), None, "an empty entry is no rule");
     }
 

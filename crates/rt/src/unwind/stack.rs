@@ -43,13 +43,7 @@ pub(super) struct View {
 impl View {
     /// `rsp` points at readable memory.
     pub(super) fn at(own: StackRange, rsp: u64) -> Self {
-        let mut view = Self {
-            own,
-            low: 0,
-            high: 0,
-            switches: 0,
-            only_own: true,
-        };
+        let mut view = Self { own, low: 0, high: 0, switches: 0, only_own: true };
         view.set(rsp);
         view
     }
@@ -104,11 +98,7 @@ impl View {
     pub(super) fn continues_at(&self, slot: u64, next: u64) -> bool {
         /// No frame of a foreign stack is taken to be larger.
         const MAX_FOREIGN_FRAME: u64 = 1 << 20;
-        let limit = if self.own.contains(self.low) {
-            self.high
-        } else {
-            slot.saturating_add(MAX_FOREIGN_FRAME)
-        };
+        let limit = if self.own.contains(self.low) { self.high } else { slot.saturating_add(MAX_FOREIGN_FRAME) };
         slot < next && next < limit
     }
 }

@@ -65,11 +65,9 @@ impl Path {
 
     #[inline(always)]
     fn push(&mut self, pc: u64, slot: u64, rbp_at: u64) -> bool {
-        let (Some(p), Some(s), Some(r)) = (
-            self.return_addresses.get_mut(self.len),
-            self.slots.get_mut(self.len),
-            self.rbp_at.get_mut(self.len),
-        ) else {
+        let (Some(p), Some(s), Some(r)) =
+            (self.return_addresses.get_mut(self.len), self.slots.get_mut(self.len), self.rbp_at.get_mut(self.len))
+        else {
             return false;
         };
         (*p, *s, *r) = (pc, slot, rbp_at);
@@ -96,17 +94,12 @@ impl Path {
         if i >= self.len {
             return None;
         }
-        Some((
-            *self.return_addresses.get(i)?,
-            *self.slots.get(i)?,
-            *self.rbp_at.get(i)?,
-        ))
+        Some((*self.return_addresses.get(i)?, *self.slots.get(i)?, *self.rbp_at.get(i)?))
     }
 
     fn used(&self) -> impl Iterator<Item = (u64, u64, usize)> {
         let all = self.used_at.iter().zip(&self.used_value).zip(&self.used_by);
-        all.take(self.used_len)
-            .map(|((at, value), by)| (*at, *value, usize::from(*by)))
+        all.take(self.used_len).map(|((at, value), by)| (*at, *value, usize::from(*by)))
     }
 
     /// Appends the frames `from` to `to` (excluded) of another path.
@@ -117,10 +110,7 @@ impl Path {
             (&mut self.slots, &other.slots),
             (&mut self.rbp_at, &other.rbp_at),
         ] {
-            let (Some(mine), Some(theirs)) = (
-                mine.get_mut(self.len..self.len + count),
-                theirs.get(from..to),
-            ) else {
+            let (Some(mine), Some(theirs)) = (mine.get_mut(self.len..self.len + count), theirs.get(from..to)) else {
                 return;
             };
             mine.copy_from_slice(theirs);
@@ -162,11 +152,7 @@ pub(super) unsafe fn walk_and_remember(
     let epoch = unwinder.epoch();
     let scratch = claim.scratch();
     let [first, second] = &mut scratch.paths;
-    let (path, last) = if scratch.turn & 1 == 0 {
-        (first, &*second)
-    } else {
-        (second, &*first)
-    };
+    let (path, last) = if scratch.turn & 1 == 0 { (first, &*second) } else { (second, &*first) };
     path.clear();
     path.epoch = epoch;
     let last = (last.len > 0 && last.epoch == epoch).then_some(last);
@@ -219,15 +205,7 @@ unsafe fn walk_interrupting(
     };
     let spare = claim.spare();
     spare.path.clear();
-    let end = Walker::new(
-        unwinder,
-        cache,
-        regs,
-        &mut spare.path,
-        None,
-        &mut spare.workspace,
-    )
-    .run();
+    let end = Walker::new(unwinder, cache, regs, &mut spare.path, None, &mut spare.workspace).run();
     finish(&spare.path, end, frames)
 }
 
@@ -252,18 +230,11 @@ fn finish(path: &Path, end: WalkEnd, frames: &mut [u64; MAX_FRAMES]) -> Walked {
     if let Some(out) = frames.get_mut(..path.len) {
         out.copy_from_slice(found);
     }
-    Walked {
-        frames: path.len,
-        signature: None,
-        stack_hash: layout::stack_hash(found),
-        end,
-    }
+    Walked { frames: path.len, signature: None, stack_hash: layout::stack_hash(found), end }
 }
 
 /// Offsets in `ucontext_t` by DWARF register number. Source: glibc `sys/ucontext.h`, Linux `struct sigcontext`.
-const UCONTEXT: [u64; 17] = [
-    144, 136, 152, 128, 112, 104, 120, 160, 40, 48, 56, 64, 72, 80, 88, 96, 168,
-];
+const UCONTEXT: [u64; 17] = [144, 136, 152, 128, 112, 104, 120, 160, 40, 48, 56, 64, 72, 80, 88, 96, 168];
 const UCONTEXT_RBP: u64 = UCONTEXT[6];
 const UCONTEXT_RSP: u64 = UCONTEXT[7];
 const UCONTEXT_RIP: u64 = UCONTEXT[16];
@@ -345,19 +316,15 @@ impl<'a> Walker<'a> {
                     }
                     None => return WalkEnd::BadStack,
                 },
-                Kind::Rbp | Kind::Drap | Kind::Other => {
-                    match self.slot_by_register(rule, slot, rbp_at) {
-                        Ok(next) => next,
-                        Err(end) => return end,
-                    }
-                }
+                Kind::Rbp | Kind::Drap | Kind::Other => match self.slot_by_register(rule, slot, rbp_at) {
+                    Ok(next) => next,
+                    Err(end) => return end,
+                },
             };
             rbp_at = match rule.rbp() {
                 Saved::Same => rbp_at,
                 Saved::AtCfa(offset) => next.wrapping_add(8).wrapping_add(offset as u64),
-                Saved::AtRbp(offset) => self
-                    .rbp(rbp_at)
-                    .map_or(LOST, |rbp| rbp.wrapping_add(offset as u64)),
+                Saved::AtRbp(offset) => self.rbp(rbp_at).map_or(LOST, |rbp| rbp.wrapping_add(offset as u64)),
                 Saved::Lost => LOST,
             };
             slot = next;
@@ -380,11 +347,7 @@ impl<'a> Walker<'a> {
             if by >= limit {
                 break;
             }
-            let now = if at == LIVE {
-                Some(self.regs.rbp)
-            } else {
-                self.view.load(at)
-            };
+            let now = if at == LIVE { Some(self.regs.rbp) } else { self.view.load(at) };
             if now != Some(value) {
                 limit = by;
                 break;
@@ -404,10 +367,7 @@ impl<'a> Walker<'a> {
             }
         }
         let taken = (end - from) as u64;
-        self.unwinder
-            .counts
-            .reused_frames
-            .fetch_add(taken, core::sync::atomic::Ordering::Relaxed);
+        self.unwinder.counts.reused_frames.fetch_add(taken, core::sync::atomic::Ordering::Relaxed);
         end
     }
 
@@ -450,9 +410,7 @@ impl<'a> Walker<'a> {
     /// The slot of the next return address, where the CFA is not computed from rsp.
     fn slot_by_register(&mut self, rule: Rule, slot: u64, rbp_at: u64) -> Result<u64, WalkEnd> {
         let base = match rule.kind() {
-            Kind::Other => self
-                .search_register(rule.register())
-                .ok_or(WalkEnd::NoRule)?,
+            Kind::Other => self.search_register(rule.register()).ok_or(WalkEnd::NoRule)?,
             _ => self.rbp(rbp_at).ok_or(WalkEnd::NoRule)?,
         };
         let mut cfa = base.wrapping_add(rule.cfa_offset());
@@ -460,11 +418,7 @@ impl<'a> Walker<'a> {
             cfa = self.load_used(cfa).ok_or(WalkEnd::BadStack)?;
         }
         let next = cfa.wrapping_sub(8);
-        if self.view.continues_at(slot, next) || self.view.switch_to(next) {
-            Ok(next)
-        } else {
-            Err(WalkEnd::BadStack)
-        }
+        if self.view.continues_at(slot, next) || self.view.switch_to(next) { Ok(next) } else { Err(WalkEnd::BadStack) }
     }
 
     /// What a signal interrupted: rip and rsp. `slot` holds the trampoline's address.
