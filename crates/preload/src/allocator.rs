@@ -150,6 +150,7 @@ pub unsafe fn allocate_posix(out: *mut *mut c_void, alignment: usize, bytes: usi
 pub unsafe fn allocate_pages(bytes: usize, function: AllocFn, regs: Registers) -> *mut c_void {
     let body = || {
         let whole_pages = function == AllocFn::Pvalloc;
+        let bytes = if whole_pages { bytes.checked_next_multiple_of(4096).unwrap_or(bytes) } else { bytes };
         let original = if whole_pages { originals::pvalloc::get() } else { originals::valloc::get() };
         match original {
             // SAFETY: the original's contract is valloc's.
@@ -281,16 +282,14 @@ pub unsafe fn usable_bytes(block: *mut c_void) -> usize {
             unsafe { *((block as usize - 8) as *const usize) }
         };
     }
-    // What lies past the requested end holds our canary: the program must not think that it may use it.
-    if runtime::ledger().is_some()
-        && runtime::flag(flags::CANARY)
-        && let Some(info) = blocks::lookup(block as u64)
-        && !info.freed
-    {
-        return info.bytes as usize;
-    }
-    if !leakscope_rt::memory::is_mapped(block as u64, 1) {
-        return 0;
+    if runtime::ledger().is_some() && !runtime::sampling() {
+        match blocks::lookup(block as u64).filter(|info| !info.freed) {
+            // What lies past the requested end holds our canary: the program must not think that it may use it.
+            Some(info) if runtime::flag(flags::CANARY) && runtime::has_glibc_chunks() => return info.bytes as usize,
+            Some(_) => {}
+            None if !leakscope_rt::memory::is_mapped(block as u64, 1) => return 0,
+            None => {}
+        }
     }
     match originals::malloc_usable_size::get() {
         // SAFETY: the original's contract is malloc_usable_size's.

@@ -17,6 +17,7 @@ use leakscope_model::CheckTrigger;
 use leakscope_rt::check::{self, Surroundings};
 use leakscope_rt::registers::{Preserved, RegisterFile, preserved_registers};
 use leakscope_rt::thread::{for_ourselves, tls};
+use leakscope_rt::unwind::Registers;
 use leakscope_rt::{raw, runtime};
 
 struct Once<T>(UnsafeCell<T>);
@@ -120,6 +121,19 @@ pub fn on_request(registers: &RegisterFile) {
     let header = ledger.header();
     if header.snapshot_wanted.load(Acquire) != header.snapshot_done.load(Acquire) && ENDING.load(Acquire) == 0 {
         on_own_stack(registers, CheckTrigger::OnDemand);
+    }
+}
+
+/// The same from inside a hook, which the program called with these registers.
+pub fn on_wanted(registers: Registers) {
+    if ENDING.load(Acquire) == 0 {
+        let mut here = Preserved::default();
+        // SAFETY: `here` is valid for writing.
+        unsafe { preserved_registers(&raw mut here) };
+        let mut file = RegisterFile::from(here);
+        // Registers that our own frames have saved lie between here and the hook's entry.
+        file.rsp = here.rsp.min(registers.rsp);
+        on_own_stack(&file, CheckTrigger::OnDemand);
     }
 }
 

@@ -222,6 +222,40 @@ unsafe extern "C" fn execvp(file: *const c_char, arguments: Strings) -> c_int {
     unsafe { original(file, arguments, environment::current().cast()) }
 }
 
+/// The variadic forms: all argument registers are kept, and the original is entered as if it had been called at once.
+/// They use the present environment, which holds our variables when children are followed.
+macro_rules! variadic_exec_hooks {
+    ($($symbol:ident, $body:ident, $original:ident;)*) => { $(
+        #[unsafe(naked)]
+        #[unsafe(no_mangle)]
+        unsafe extern "C" fn $symbol() {
+            core::arch::naked_asm!(
+                ".cfi_startproc",
+                "push rdi", "push rsi", "push rdx", "push rcx", "push r8", "push r9", "push rax",
+                ".cfi_adjust_cfa_offset 56",
+                "call {body}",
+                "pop rax", "pop r9", "pop r8", "pop rcx", "pop rdx", "pop rsi", "pop rdi",
+                ".cfi_adjust_cfa_offset -56",
+                "jmp qword ptr [rip + {original}]",
+                ".cfi_endproc",
+                body = sym $body,
+                original = sym originals::$original::ORIGINAL,
+            )
+        }
+
+        unsafe extern "C" fn $body() {
+            check_first();
+            originals::$original::ORIGINAL.find_or_abort();
+        }
+    )* };
+}
+
+variadic_exec_hooks! {
+    execl, before_execl, execl;
+    execlp, before_execlp, execlp;
+    execle, before_execle, execle;
+}
+
 /// # Safety
 /// As fexecve(3).
 #[unsafe(no_mangle)]

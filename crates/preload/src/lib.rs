@@ -11,6 +11,7 @@ mod ending;
 mod environment;
 mod fork_exec;
 mod hooks;
+mod mappings;
 mod originals;
 mod signals;
 mod start;

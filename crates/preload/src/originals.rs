@@ -39,7 +39,7 @@ impl Original {
     pub fn find_or_abort(&self) -> usize {
         match self.find() {
             0 => {
-                leakscope_rt::raw::complain("out of memory, and no operator new in sight that could say so");
+                leakscope_rt::raw::complain("a function that the program calls has no original (out of memory?)");
                 // SAFETY: does not return.
                 unsafe { libc::abort() }
             }
@@ -114,6 +114,12 @@ originals! {
     execvpe = c"execvpe": fn(*const c_char, *const *const c_char, *const *const c_char) -> c_int;
     /// fexecve(3)
     fexecve = c"fexecve": fn(c_int, *const *const c_char, *const *const c_char) -> c_int;
+    /// execl(3)
+    execl = c"execl": fn(*const c_char) -> c_int;
+    /// execlp(3)
+    execlp = c"execlp": fn(*const c_char) -> c_int;
+    /// execle(3)
+    execle = c"execle": fn(*const c_char) -> c_int;
     /// sigaction(2)
     sigaction = c"sigaction": fn(c_int, *const libc::sigaction, *mut libc::sigaction) -> c_int;
     /// signal(2)

@@ -9,7 +9,7 @@ use leakscope_ledger::writer::Ledger;
 use leakscope_rt::check::Surroundings;
 use leakscope_rt::modules::IteratePhdr;
 use leakscope_rt::unwind::ObjectFinder;
-use leakscope_rt::{memory, raw, runtime, stop};
+use leakscope_rt::{memory, raw, roots, runtime, stop};
 
 const NOT_STARTED: u32 = 0;
 const STARTING: u32 = 1;
@@ -96,6 +96,10 @@ fn open_ledger() -> Option<()> {
         freeres: [None, None],
     });
     stop::install(ending::on_request);
+    runtime::on_wanted(ending::on_wanted);
+    // glibc's own memory is known by its layout.
+    let code = runtime::MODULES.read(&ledger).find(malloc_code as u64).map(|module| (module.start, module.end));
+    roots::allocator_is(code.filter(|_| !glibc_chunks).unwrap_or((0, 0)));
     if !runtime::start(ledger, glibc_chunks) {
         raw::complain("not enough memory to record; the program runs untraced");
         ledger.header().state.store(state::FAILED, Release);

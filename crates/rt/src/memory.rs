@@ -180,6 +180,11 @@ impl Lock {
         LockGuard(self)
     }
 
+    /// Takes the lock if it is open.
+    pub fn try_lock(&self) -> Option<LockGuard<'_>> {
+        self.0.compare_exchange(0, 1, Acquire, Relaxed).ok().map(|_| LockGuard(self))
+    }
+
     /// Takes the lock without a guard.
     pub fn acquire(&self) {
         const FUTEX_WAIT_PRIVATE: usize = 128;

@@ -179,7 +179,15 @@ impl ModuleList {
 
     /// The list, locked.
     pub fn read(&self, ledger: &Ledger) -> ModulesGuard<'_> {
-        let guard = self.lock.lock();
+        self.guarded(ledger, self.lock.lock())
+    }
+
+    /// The list, if nobody has it locked: for a signal handler, which may have interrupted the holder.
+    pub fn try_read(&self, ledger: &Ledger) -> Option<ModulesGuard<'_>> {
+        self.lock.try_lock().map(|guard| self.guarded(ledger, guard))
+    }
+
+    fn guarded<'a>(&'a self, ledger: &Ledger, guard: LockGuard<'a>) -> ModulesGuard<'a> {
         // SAFETY: under the lock, which the result holds.
         let live = unsafe { &*self.live.get() };
         ModulesGuard {

@@ -11,6 +11,7 @@ use crate::modules::ModulesGuard;
 use crate::proc_maps::{self, MapLine};
 use crate::thread::for_each_state;
 use core::ops::Range;
+use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use leakscope_model::Avma;
 use leakscope_reach::{FileMapping, Memory};
 
@@ -112,6 +113,69 @@ impl HeapFinder {
     }
 }
 
+/// Memory that an allocator other than glibc's has taken from the system, and the module that its code is in.
+struct Taken {
+    start: AtomicU64,
+    end: AtomicU64,
+    caller: AtomicU64,
+}
+
+const MOST_TAKEN: usize = 1 << 13;
+static TAKEN: [Taken; MOST_TAKEN] =
+    [const { Taken { start: AtomicU64::new(0), end: AtomicU64::new(0), caller: AtomicU64::new(0) } }; MOST_TAKEN];
+static TAKEN_COUNT: AtomicUsize = AtomicUsize::new(0);
+/// Code of the allocator; the whole address space until it is known.
+static ALLOCATOR: [AtomicU64; 2] = [AtomicU64::new(0), AtomicU64::new(u64::MAX)];
+
+/// Tells where the code of the allocator is, once it is known. An empty range says that it takes nothing by `mmap`.
+pub fn allocator_is(code: (u64, u64)) {
+    ALLOCATOR[0].store(code.0, Ordering::Relaxed);
+    ALLOCATOR[1].store(code.1, Ordering::Release);
+}
+
+/// Whether code at `pc` is that of an allocator other than glibc's.
+pub fn is_allocator_code(pc: u64) -> bool {
+    let (low, high) = (ALLOCATOR[0].load(Ordering::Relaxed), ALLOCATOR[1].load(Ordering::Acquire));
+    high != u64::MAX && (low..high).contains(&pc)
+}
+
+/// Notes a mapping that code at `caller` made, if that may be the allocator.
+pub fn mapped_by(start: u64, bytes: u64, caller: u64) {
+    let (low, high) = (ALLOCATOR[0].load(Ordering::Relaxed), ALLOCATOR[1].load(Ordering::Acquire));
+    // Before the allocator is known everything is noted, and sorted out at the check.
+    if !(low..high).contains(&caller) {
+        forget_taken(start, start + bytes);
+        return;
+    }
+    let index = TAKEN_COUNT.fetch_add(1, Ordering::AcqRel);
+    if let Some(slot) = TAKEN.get(index) {
+        slot.caller.store(caller, Ordering::Relaxed);
+        slot.end.store(start + bytes, Ordering::Relaxed);
+        slot.start.store(start, Ordering::Release);
+    } else {
+        TAKEN_COUNT.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// Somebody else has mapped what an allocator had once: it is a root again.
+fn forget_taken(start: u64, end: u64) {
+    for slot in TAKEN.iter().take(TAKEN_COUNT.load(Ordering::Acquire).min(MOST_TAKEN)) {
+        if slot.start.load(Ordering::Relaxed) < end && start < slot.end.load(Ordering::Relaxed) {
+            slot.end.store(0, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Adds what the allocator has taken to `excluded`.
+fn exclude_taken(excluded: &mut Ranges) {
+    let (low, high) = (ALLOCATOR[0].load(Ordering::Relaxed), ALLOCATOR[1].load(Ordering::Acquire));
+    for slot in TAKEN.iter().take(TAKEN_COUNT.load(Ordering::Acquire).min(MOST_TAKEN)) {
+        if high != u64::MAX && (low..high).contains(&slot.caller.load(Ordering::Relaxed)) {
+            excluded.push(slot.start.load(Ordering::Acquire), slot.end.load(Ordering::Relaxed));
+        }
+    }
+}
+
 /// What a walk over the mappings finds out.
 pub struct Survey {
     /// The root set, by rising address.
@@ -146,6 +210,7 @@ pub fn survey(
     use_stacks: bool,
 ) -> Option<Survey> {
     own_mappings(|start, bytes| excluded.push(start, start + bytes));
+    exclude_taken(excluded);
     if let Some(own) = modules.find(own_code) {
         excluded.push(own.start, own.end);
     }

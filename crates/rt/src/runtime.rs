@@ -14,7 +14,7 @@ use crate::unwind::{MAX_FRAMES, Registers, Unwinder, WalkEnd, stack_of};
 use core::cell::UnsafeCell;
 use core::mem::MaybeUninit;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
-use core::sync::atomic::{AtomicU32, AtomicU64, compiler_fence};
+use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, compiler_fence};
 use leakscope_ledger::layout::{LIFETIME_SAMPLE, SiteCounters, flags, site_flags};
 use leakscope_ledger::writer::Ledger;
 use leakscope_model::AllocFn;
@@ -164,6 +164,10 @@ fn walk_to_site(ledger: &Ledger, state: &mut ThreadState, function: AllocFn, reg
     let mut frames = [0; MAX_FRAMES];
     // SAFETY: as in `site_of`.
     let walked = unsafe { UNWINDER.walk(&raw const state.cache, regs, &mut frames) };
+    if crate::roots::is_allocator_code(frames[0]) {
+        // What an allocator keeps for itself is none of the program's.
+        return OUR_SITE;
+    }
     let hash = key(walked.stack_hash ^ u64::from(UNWINDER.epoch()).rotate_right(16), function);
     let site = SITES.find(hash).unwrap_or_else(|| {
         let kept = walked.frames.min(MAX_DEPTH.load(Relaxed) as usize);
@@ -206,15 +210,19 @@ pub fn refresh_modules(ledger: &Ledger) {
 pub fn allocated(ledger: &Ledger, start: u64, bytes: usize, function: AllocFn, regs: Registers) {
     let done = with_state(ledger, regs, |state| {
         let site = site_of(ledger, state, function, regs);
-        enter(ledger, state, start, bytes, site);
+        enter(ledger, state, start, bytes, site, regs);
     });
     if done.is_none() {
-        allocated_while_busy(ledger, start, bytes, function);
+        allocated_while_busy(ledger, start, bytes, function, regs);
     }
 }
 
 #[inline(always)]
-fn enter(ledger: &Ledger, state: &mut ThreadState, start: u64, bytes: usize, site: u32) {
+fn enter(ledger: &Ledger, state: &mut ThreadState, start: u64, bytes: usize, site: u32, regs: Registers) {
+    if site == OUR_SITE {
+        blocks::insert(start, bytes, site, false);
+        return;
+    }
     state.until_lifetime = state.until_lifetime.wrapping_sub(1);
     let (mut side, mut sampled) = (false, false);
     if state.until_lifetime == 0 {
@@ -230,6 +238,7 @@ fn enter(ledger: &Ledger, state: &mut ThreadState, start: u64, bytes: usize, sit
     }
     if sampled {
         blocks::sampled(start);
+        look_outside(ledger, regs);
     }
     state.last_block = start;
     let bytes = bytes as u64;
@@ -273,20 +282,61 @@ const _: () =
 
 #[cold]
 #[inline(never)]
-fn allocated_while_busy(ledger: &Ledger, start: u64, bytes: usize, function: AllocFn) {
+fn allocated_while_busy(ledger: &Ledger, start: u64, bytes: usize, function: AllocFn, regs: Registers) {
     // SAFETY: the calling thread's own words.
     if unsafe { (*tls()).busy } == thread::OURS {
         blocks::insert(start, bytes, OUR_SITE, false);
         return;
     }
-    let site = SiteTable::bare_site(function);
+    let site = site_while_busy(ledger, function, regs).unwrap_or(SiteTable::bare_site(function));
     if !blocks::insert(start, bytes, site, false) {
         ledger.header().lost.blocks.fetch_add(1, Relaxed);
+    }
+    if flag(flags::CANARY) {
+        arm_canary(start, bytes);
     }
     if let Some(counters) = thread::shared_counters(ledger, site) {
         counters.allocated_blocks.fetch_add(1, Relaxed);
         counters.allocated_bytes.fetch_add(bytes as u64, Relaxed);
     }
+}
+
+/// Called when the observer has asked for a leak check, from inside a hook.
+pub type OnWanted = fn(Registers);
+static ON_WANTED: AtomicUsize = AtomicUsize::new(0);
+
+/// Tells what to do when a leak check is wanted.
+pub fn on_wanted(function: OnWanted) {
+    ON_WANTED.store(function as usize, Release);
+}
+
+/// Now and then: does the observer want a leak check? A program that allocates finds out by itself, without a signal.
+#[cold]
+fn look_outside(ledger: &Ledger, regs: Registers) {
+    let header = ledger.header();
+    if header.snapshot_wanted.load(Relaxed) != header.snapshot_done.load(Relaxed) {
+        let function = ON_WANTED.load(Acquire);
+        if function != 0 {
+            // SAFETY: `on_wanted` stored a function of this type.
+            let function: OnWanted = unsafe { core::mem::transmute(function) };
+            function(regs);
+        }
+    }
+}
+
+/// The site of a stack in a signal handler that has interrupted our own code: walked afresh, and interned only if the
+/// interrupted code does not hold a lock.
+fn site_while_busy(ledger: &Ledger, function: AllocFn, regs: Registers) -> Option<u32> {
+    // SAFETY: the calling thread's own words; null or this thread's state, of which only the unwinder's part is used,
+    // and that allows for interruptions.
+    let state = unsafe { (*tls()).state.as_ref() }?;
+    let mut frames = [0; MAX_FRAMES];
+    // SAFETY: the cache is this thread's; the hook's caller is suspended in the hook.
+    let walked = unsafe { UNWINDER.walk_afresh(&raw const state.cache, regs, &mut frames) };
+    let frames = frames.get(..walked.frames.min(MAX_DEPTH.load(Relaxed) as usize))?;
+    let modules = MODULES.try_read(ledger)?;
+    let bits = if walked.end == WalkEnd::Complete { 0 } else { site_flags::BROKEN };
+    SITES.try_intern(ledger, frames, function, bits, |pc| modules.epoch_of(pc))
 }
 
 /// What the hook is to do with a release.

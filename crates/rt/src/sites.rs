@@ -13,7 +13,7 @@
 //! `free` sees a mismatch from the counter chunk that it needs anyway. Sites below 32 are made at start: one for each
 //! allocation function, without a stack, for events whose stack cannot be taken.
 
-use crate::memory::{Lock, map_slice};
+use crate::memory::{Lock, LockGuard, map_slice};
 use core::cell::UnsafeCell;
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicU32, AtomicU64};
@@ -303,7 +303,7 @@ impl SiteTable {
     }
 
     /// The site for a stack, leaf first, and a function; makes it when it is new. `epoch_of` tells the module epoch
-    /// of a return address. 0 when the ledger is full; the loss is counted.
+    /// of a return address. A site without a stack when the ledger is full; the loss is counted.
     pub fn intern(
         &self,
         ledger: &Ledger,
@@ -312,7 +312,31 @@ impl SiteTable {
         flags: u32,
         epoch_of: impl Fn(u64) -> u32,
     ) -> u32 {
-        let _guard = self.lock.lock();
+        self.intern_locked(ledger, frames, function, flags, epoch_of, self.lock.lock())
+    }
+
+    /// As [`SiteTable::intern`]; `None` when the table is locked, perhaps by the code that a signal handler interrupted.
+    pub fn try_intern(
+        &self,
+        ledger: &Ledger,
+        frames: &[u64],
+        function: AllocFn,
+        flags: u32,
+        epoch_of: impl Fn(u64) -> u32,
+    ) -> Option<u32> {
+        let guard = self.lock.try_lock()?;
+        Some(self.intern_locked(ledger, frames, function, flags, epoch_of, guard))
+    }
+
+    fn intern_locked(
+        &self,
+        ledger: &Ledger,
+        frames: &[u64],
+        function: AllocFn,
+        flags: u32,
+        epoch_of: impl Fn(u64) -> u32,
+        _guard: LockGuard<'_>,
+    ) -> u32 {
         // SAFETY: under the lock.
         let index = unsafe { &mut *self.index.get() };
         let leaf = intern_nodes(index, ledger, frames, epoch_of);
