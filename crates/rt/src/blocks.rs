@@ -19,7 +19,6 @@
 //! May run in any thread and in signal handlers.
 
 use crate::memory;
-use crate::raw::{call, nr};
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicU32, AtomicU64};
 
@@ -112,7 +111,7 @@ fn new_region(address: u64) -> *mut AtomicU32 {
     if address >> 47 != 0 {
         return core::ptr::null_mut();
     }
-    let Ok(fresh) = memory::map_aligned(REGION_WORDS * 4 + 4096, HUGE_PAGE) else { return core::ptr::null_mut() };
+    let Ok(fresh) = memory::map_aligned(REGION_WORDS * 4 + 4096, memory::HUGE_PAGE) else { return core::ptr::null_mut() };
     match slot.compare_exchange(core::ptr::null_mut(), fresh.cast(), AcqRel, Acquire) {
         Ok(_) => {
             LOWEST_REGION.fetch_min(address >> REGION_SHIFT, AcqRel);
@@ -124,7 +123,6 @@ fn new_region(address: u64) -> *mut AtomicU32 {
     }
 }
 
-const HUGE_PAGE: usize = 2 << 20;
 /// Sampled allocations in a part of the heap after which its part of the table moves to a huge page.
 const HUGE_AFTER: u8 = 32;
 /// By 16 MiB of heap, which is what a huge page of the table covers.
@@ -134,8 +132,6 @@ static SAMPLES: [AtomicU8; 1 << (47 - 24)] = [const { AtomicU8::new(0) }; 1 << (
 /// than the memory of the pages between.
 #[cold]
 pub fn sampled(start: u64) {
-    const MADV_HUGEPAGE: usize = 14;
-    const MADV_COLLAPSE: usize = 25;
     let words = region(start);
     if words.is_null() {
         return;
@@ -144,12 +140,7 @@ pub fn sampled(start: u64) {
         && samples.load(Relaxed) < HUGE_AFTER
         && samples.fetch_add(1, Relaxed) == HUGE_AFTER - 1
     {
-        let page = (words as usize + word_index(start) * 4) & !(HUGE_PAGE - 1);
-        // SAFETY: advice on two megabytes of a region's mapping, which is aligned to them.
-        unsafe {
-            let _ = call!(nr::MADVISE, page, HUGE_PAGE, MADV_HUGEPAGE);
-            let _ = call!(nr::MADVISE, page, HUGE_PAGE, MADV_COLLAPSE);
-        }
+        memory::collapse((words as usize + word_index(start) * 4) & !(memory::HUGE_PAGE - 1));
     }
 }
 

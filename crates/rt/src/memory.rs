@@ -15,6 +15,9 @@ const MAP_PRIVATE: usize = 2;
 const MAP_ANONYMOUS: usize = 0x20;
 const MAP_NORESERVE: usize = 0x4000;
 
+/// Bytes of a huge page.
+pub const HUGE_PAGE: usize = 2 << 20;
+
 /// Most mappings of our own that are remembered.
 const MAX_MAPPINGS: usize = 1 << 14;
 
@@ -97,10 +100,21 @@ pub fn map_aligned(bytes: usize, alignment: usize) -> Result<*mut u8, Errno> {
 /// The errno of mmap.
 pub fn map_zeroed_huge(bytes: usize) -> Result<*mut u8, Errno> {
     const MADV_HUGEPAGE: usize = 14;
-    let start = map_zeroed(bytes)?;
+    let start = if bytes >= HUGE_PAGE { map_aligned(bytes, HUGE_PAGE)? } else { map_zeroed(bytes)? };
     // SAFETY: advice on our own mapping.
     let _ = unsafe { call!(nr::MADVISE, start, bytes, MADV_HUGEPAGE) };
     Ok(start)
+}
+
+/// Turns two megabytes of a mapping, from a multiple of two megabytes on, into a huge page now, if the kernel can.
+pub fn collapse(page: usize) {
+    const MADV_HUGEPAGE: usize = 14;
+    const MADV_COLLAPSE: usize = 25;
+    // SAFETY: advice; the memory keeps its contents.
+    unsafe {
+        let _ = call!(nr::MADVISE, page, HUGE_PAGE, MADV_HUGEPAGE);
+        let _ = call!(nr::MADVISE, page, HUGE_PAGE, MADV_COLLAPSE);
+    }
 }
 
 /// Maps a file for reading and writing, shared.

@@ -13,7 +13,7 @@
 //! `free` sees a mismatch from the counter chunk that it needs anyway. Sites below 32 are made at start: one for each
 //! allocation function, without a stack, for events whose stack cannot be taken.
 
-use crate::memory::{Lock, LockGuard, map_slice};
+use crate::memory::{self, Lock, LockGuard, map_slice, unmap_slice};
 use core::cell::UnsafeCell;
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicU32, AtomicU64};
@@ -72,18 +72,31 @@ const LAST: usize = 160;
 /// Unwind signatures seen lately: the upper 42 bits of the signature and the site in one word, so that a reader
 /// never sees a pair that does not belong together. A cache, because a stack with `alloca` in it has no end of
 /// signatures. The low bits choose the set: in all, 58 bits of the signature are compared.
-static SIGNATURE_CACHE: [AtomicU64; 1 << 18] = [const { AtomicU64::new(0) }; 1 << 18];
+static SIGNATURE_CACHE: AtomicPtr<AtomicU64> = AtomicPtr::new(core::ptr::null_mut());
+const CACHE_ENTRIES: usize = 1 << 18;
 const CACHE_WAYS: usize = 4;
 const CACHE_SITE: u64 = crate::blocks::MAX_SITE as u64;
+/// Signatures remembered after which the cache moves to a huge page.
+const HUGE_AFTER: u32 = 4096;
+static REMEMBERED: AtomicU32 = AtomicU32::new(0);
 
+/// The entries in which a signature can be.
 #[inline(always)]
-fn cache_set(signature: u64) -> usize {
-    (signature as usize & (SIGNATURE_CACHE.len() / CACHE_WAYS - 1)) * CACHE_WAYS
+fn cache_set(signature: u64) -> &'static [AtomicU64; CACHE_WAYS] {
+    static NOTHING: [AtomicU64; CACHE_WAYS] = [const { AtomicU64::new(0) }; CACHE_WAYS];
+    let entries = SIGNATURE_CACHE.load(Relaxed);
+    if entries.is_null() {
+        return &NOTHING;
+    }
+    let set = (signature as usize & (CACHE_ENTRIES / CACHE_WAYS - 1)) * CACHE_WAYS;
+    // SAFETY: `SiteTable::start` mapped CACHE_ENTRIES entries, and the set lies within them.
+    unsafe { &*entries.add(set).cast() }
 }
 
-/// An open-addressing table of record numbers; 0 is an empty slot.
+/// An open-addressing table of record numbers, each with the upper half of its hash: most records that are not looked
+/// for are told apart without reading them. 0 is an empty slot.
 struct Grown {
-    slots: &'static mut [u32],
+    slots: &'static mut [u64],
     used: usize,
 }
 
@@ -113,41 +126,43 @@ impl Grown {
         hash_of: impl Fn(u32) -> u64,
         make: impl FnOnce() -> Option<u32>,
     ) -> Option<u32> {
-        if (self.used + 1) * 4 > self.slots.len() * 3 {
+        if (self.used + 1) * 2 > self.slots.len() {
             self.grow(hash_of)?;
         }
+        let tag = hash >> 32;
         let mask = self.slots.len().wrapping_sub(1);
         let mut at = hash as usize & mask;
         loop {
             let slot = self.slots.get_mut(at)?;
             if *slot == 0 {
                 let made = make()?;
-                *slot = made;
+                *slot = tag << 32 | u64::from(made);
                 self.used += 1;
                 return Some(made);
             }
-            if same(*slot) {
-                return Some(*slot);
+            if *slot >> 32 == tag && same(*slot as u32) {
+                return Some(*slot as u32);
             }
             at = (at + 1) & mask;
         }
     }
 
     fn grow(&mut self, hash_of: impl Fn(u32) -> u64) -> Option<()> {
-        let len = (self.slots.len() * 2).max(1 << 12);
-        // SAFETY: u32 is valid for zero bytes. The old slots stay mapped: they are small beside the ledger.
-        let fresh = unsafe { map_slice::<u32>(len, false) }?;
-        for &record in self.slots.iter().filter(|&&record| record != 0) {
-            let mut at = hash_of(record) as usize & (len - 1);
-            while let Some(slot) = fresh.get_mut(at) {
-                if *slot == 0 {
-                    *slot = record;
+        let len = (self.slots.len() * 4).max(1 << 12);
+        // SAFETY: u64 is valid for zero bytes.
+        let fresh = unsafe { map_slice::<u64>(len, len >= 1 << 16) }?;
+        for &slot in self.slots.iter().filter(|&&slot| slot != 0) {
+            let mut at = hash_of(slot as u32) as usize & (len - 1);
+            while let Some(free) = fresh.get_mut(at) {
+                if *free == 0 {
+                    *free = slot;
                     break;
                 }
                 at = (at + 1) & (len - 1);
             }
         }
-        self.slots = fresh;
+        // SAFETY: nothing else refers to the old slots.
+        unsafe { unmap_slice(core::mem::replace(&mut self.slots, fresh)) };
         Some(())
     }
 }
@@ -182,6 +197,10 @@ impl SiteTable {
     /// Makes the sites without a stack and the first signature table. False when there is no memory.
     pub fn start(&self, ledger: &Ledger) -> bool {
         let _guard = self.lock.lock();
+        let Ok(entries) = memory::map_aligned(CACHE_ENTRIES * size_of::<AtomicU64>(), memory::HUGE_PAGE) else {
+            return false;
+        };
+        SIGNATURE_CACHE.store(entries.cast(), Release);
         self.families[0].store(family::MIXED, Relaxed);
         ledger.publish(AreaId::Sites, COUNTERS_PER_CHUNK as u32);
         for function in AllocFn::ALL.iter().filter(|function| Self::bare_site(**function) != crate::runtime::OUR_SITE) {
@@ -206,24 +225,20 @@ impl SiteTable {
     /// The site that was remembered for an unwind signature.
     #[inline(always)]
     pub fn recall(&self, signature: u64) -> Option<u32> {
-        let set = cache_set(signature);
         let tag = signature & !CACHE_SITE;
-        for way in 0..CACHE_WAYS {
-            let entry = SIGNATURE_CACHE.get(set + way)?.load(Relaxed);
-            if entry & !CACHE_SITE == tag {
-                return Some((entry & CACHE_SITE) as u32);
-            }
-        }
-        None
+        let found = cache_set(signature).iter().map(|entry| entry.load(Relaxed)).find(|entry| entry & !CACHE_SITE == tag);
+        found.filter(|&entry| entry != 0).map(|entry| (entry & CACHE_SITE) as u32)
     }
 
     /// Remembers the site of an unwind signature; what was remembered in its place is forgotten.
     pub fn remember(&self, signature: u64, site: u32) {
         let set = cache_set(signature);
-        let free = (0..CACHE_WAYS).find(|way| SIGNATURE_CACHE.get(set + way).is_some_and(|e| e.load(Relaxed) == 0));
-        let way = free.unwrap_or_else(|| crate::raw::tsc() as usize / 16 % CACHE_WAYS);
-        if let Some(entry) = SIGNATURE_CACHE.get(set + way) {
-            entry.store(signature & !CACHE_SITE | u64::from(site), Relaxed);
+        let free = set.iter().find(|entry| entry.load(Relaxed) == 0);
+        let entry = free.unwrap_or(&set[crate::raw::tsc() as usize / 16 % CACHE_WAYS]);
+        entry.store(signature & !CACHE_SITE | u64::from(site), Relaxed);
+        let entries = SIGNATURE_CACHE.load(Relaxed);
+        if !entries.is_null() && REMEMBERED.fetch_add(1, Relaxed) == HUGE_AFTER {
+            memory::collapse(entries as usize);
         }
     }
 
