@@ -24,9 +24,10 @@ usage: cargo xtask TASK
   test [--fast]                  everything that CI runs; --fast leaves the long stress tests out
   check                          layers, file lengths, words and unsafe code
   bless                          rewrite the golden files
-  bench [NAME..] [--runs N] [--peers] [--write]
-                                 speed and memory beside the other tools; --peers leaves leakscope out;
-                                 --write renews docs/benchmarks.md
+  bench [NAME..] [--runs N] [--quick] [--peers] [--write]
+                                 speed and memory beside the other tools, at most 25 minutes; --quick: at most 8,
+                                 without the slow tools; --peers leaves leakscope out; --write renews
+                                 docs/benchmarks.md and the README's table
   conformance memcheck|preload [--fast]
                                  Memcheck's own tests; preload: those that an interposer can serve
   accuracy [NAME..] [--write]    real programs, natively, under leakscope and under Memcheck; --write renews

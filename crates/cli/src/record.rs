@@ -74,7 +74,8 @@ impl Recorder {
             let frames = symbolizer.resolve(&module_file(module), &addresses, &mut |done| progress.done(done));
             frames.into_iter().map(|frames| frames.into_iter().map(resolved).collect()).collect()
         });
-        progress.finish();
+        // The bar goes away before anything else is written.
+        drop(progress);
         Ok(recording)
     }
 }
@@ -135,9 +136,11 @@ impl Progress {
             bar.set_message(self.module.clone());
         }
     }
+}
 
-    fn finish(self) {
-        if let Some(bar) = self.bar {
+impl Drop for Progress {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }
     }

@@ -4,7 +4,8 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::ArgMatches;
-use leakscope_findings::recording::{self, State};
+use leakscope_findings::ProcessRecording;
+use leakscope_findings::recording::{self, ProcessFacts, State};
 use leakscope_launch::{End, Ended, Event, Request, Session, cache, die_by_signal, preflight};
 use leakscope_model::CheckTrigger;
 
@@ -45,9 +46,21 @@ pub fn main(args: &RunArgs, matches: &ArgMatches) -> Result<ExitCode> {
         errors: false,
         failure: None,
     };
-    let end = run.follow(&session, &argv0.to_string_lossy());
+    let program = Program {
+        name: argv0.to_string_lossy().into_owned(),
+        executable: checked.image.display().to_string(),
+        command_line: args.program.iter().map(|word| word.to_string_lossy().into_owned()).collect(),
+    };
+    let end = run.follow(&session, &program);
     drop(session);
     run.finish(recordings, end)
+}
+
+/// What is known of a program before it runs.
+struct Program {
+    name: String,
+    executable: String,
+    command_line: Vec<String>,
 }
 
 struct Run {
@@ -64,26 +77,46 @@ struct Run {
 
 impl Run {
     /// Takes events until everything has ended; gives the end of the program.
-    fn follow(&mut self, session: &Session, name: &str) -> End {
+    fn follow(&mut self, session: &Session, program: &Program) -> End {
         let mut first_end = End::Unknown;
         while let Some(event) = session.next_event() {
-            match event {
-                Event::Ended(ended) => {
-                    if let Err(error) = self.report(&ended) {
-                        self.failure.get_or_insert(error);
-                    }
-                }
+            let outcome = match event {
+                Event::Ended(ended) => self.report(&ended),
                 Event::FirstEnded { end, started } => {
                     first_end = end;
-                    if !started {
-                        self.say(&format!("{name}: nothing is known of it: the injected library did not start in it; its exit code is kept. Look for messages of the dynamic loader (ld.so) above, or try `leakscope memcheck`"));
-                    }
+                    if started { Ok(()) } else { self.report_unstarted(session.first_pid(), end, program) }
                 }
-                Event::Waiting { pids } => self.say_waiting(&pids),
-                Event::NoLedger { pid, reason } => self.say(&format!("process {pid} is not recorded: {reason}")),
+                Event::Waiting { pids } => {
+                    self.say_waiting(&pids);
+                    Ok(())
+                }
+                Event::NoLedger { pid, reason } => {
+                    self.say(&format!("process {pid} is not recorded: {reason}"));
+                    Ok(())
+                }
+            };
+            if let Err(error) = outcome {
+                self.failure.get_or_insert(error);
             }
         }
         first_end
+    }
+
+    /// The program ended before the injected library began to record: reports and recording say so, in every format.
+    fn report_unstarted(&mut self, pid: u32, end: End, program: &Program) -> Result<()> {
+        let name = &program.name;
+        match end {
+            End::Signaled { .. } => self.say(&format!("{name}: nothing is known of it: a signal ended it before the injected library had started in it")),
+            _ => self.say(&format!("{name}: nothing is known of it: the injected library did not start in it; its exit code is kept. Look for messages of the dynamic loader (ld.so) above")),
+        }
+        let process = ProcessFacts {
+            pid,
+            parent_pid: std::process::id(),
+            executable: program.executable.clone(),
+            command_line: program.command_line.clone(),
+            ..ProcessFacts::default()
+        };
+        self.keep(ProcessRecording { process, end: recorded_end(end), ..ProcessRecording::default() })
     }
 
     fn say(&self, text: &str) {
@@ -119,6 +152,11 @@ impl Run {
         if matches!(ended.end, End::Signaled { out_of_memory: true, .. }) {
             self.say(&format!("process {}: the kernel's OOM killer ended it: its memory was used up", ended.pid));
         }
+        self.keep(recorded)
+    }
+
+    /// Writes the reports on a process, and keeps it for the recording.
+    fn keep(&mut self, recorded: ProcessRecording) -> Result<()> {
         let analysis = record::report(&recorded, &self.recording.tool_version, &self.view, &mut self.outputs)?;
         self.errors |= analysis.has_errors();
         if !self.view.recordings.is_empty() {

@@ -208,6 +208,55 @@ fn a_program_that_execs_gets_a_hint() {
     assert!(text.contains("300 bytes in 3 blocks are definitely lost") && !text.contains("--trace-children"), "{text}");
 }
 
+/// Its one function is chosen by the loader's relocation of the program, before any constructor and any allocation.
+const DIES_EARLY: &str = r#"
+static int one(void) { return 0; }
+static void *pick(void) {
+    long pid, end;
+    __asm__ volatile("syscall" : "=a"(pid) : "a"(39) : "rcx", "r11", "memory");
+    __asm__ volatile("syscall" : "=a"(end) : "a"(62), "D"(pid), "S"(9) : "rcx", "r11", "memory");
+    return one;
+}
+int chosen(void) __attribute__((ifunc("pick")));
+int main(void) { return chosen(); }
+"#;
+
+#[test]
+fn a_program_that_ends_before_recording_began_gets_readable_reports() {
+    let directory = scratch();
+    let at = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
+    let (source, program, missing) = (at("early.c"), at("early"), at("missing"));
+    std::fs::write(&source, DIES_EARLY).unwrap();
+    let build = Command::new("gcc").args(["-O1", "-Wl,-z,now", "-o", &program, &source]).status().unwrap();
+    assert!(build.success());
+    // A library that is not there: the loader gives up with exit code 127.
+    let library = at("libgone.so");
+    for words in [
+        &["-shared", "-fPIC", "-x", "c", "/dev/null", "-o", &library][..],
+        &["-Wl,--no-as-needed", "-o", &missing, "-x", "c", &at("main.c"), "-x", "none", &library],
+    ] {
+        std::fs::write(at("main.c"), "int main(void) { return 0; }").unwrap();
+        assert!(Command::new("gcc").args(words).status().unwrap().success());
+    }
+    std::fs::remove_file(&library).unwrap();
+
+    for (program, code, signal) in [(&program, None, Some(9)), (&missing, Some(127), None)] {
+        let recording = at("out.leak");
+        let _ = std::fs::remove_file(&recording);
+        let output = run(&["-q", "--error-exitcode=99", "-o", &recording, program]);
+        assert_eq!((output.status.code(), output.status.signal()), (code, signal), "{}", stderr(&output));
+        assert!(stderr(&output).contains("nothing is known of it"), "{}", stderr(&output));
+        let again = leakscope().args(["report", &recording]).output().unwrap();
+        let text = String::from_utf8_lossy(&again.stdout);
+        assert_eq!(again.status.code(), Some(0), "{}", stderr(&again));
+        assert!(text.contains("Nothing was recorded, and blocks are not classified"), "{text}");
+        let json = leakscope().args(["report", "--format", "json", &recording]).output().unwrap();
+        let json = String::from_utf8_lossy(&json.stdout);
+        assert!(json.contains(r#""state":"new""#) && json.contains(r#""classified":false"#), "{json}");
+        assert!(json.contains(program.as_str()), "the command stands in the report: {json}");
+    }
+}
+
 #[test]
 fn wrong_input_has_one_sentence_and_exit_code_2() {
     let directory = scratch();

@@ -6,6 +6,7 @@
 
 mod compile;
 mod fixture;
+mod known;
 mod paths;
 mod run;
 mod tool;
@@ -13,6 +14,7 @@ mod xml;
 
 pub use compile::{Program, compile};
 pub use fixture::{Fixture, LeakRow, MisuseRow, Table};
+pub use known::{judge, known_failures};
 pub use paths::{conformance_cache, fixtures_dir, leakscope_bin, repo_root, target_dir};
 pub use run::{Ending, Finished, Run};
 pub use tool::Tool;

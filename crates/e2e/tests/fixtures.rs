@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use leakscope_e2e::{Ending, Fixture, Frame, Program, Report, Run, Tool, compile, fixtures_dir};
+use leakscope_e2e::{Ending, Fixture, Frame, Program, Report, Run, Tool, compile, fixtures_dir, judge};
 
 macro_rules! fixtures {
     ($($folder:ident { $($name:ident = $file:literal,)* })*) => {
@@ -90,6 +90,10 @@ type Sums = BTreeMap<(String, String), (u64, u64)>;
 
 fn hold(file: &str) -> Result<()> {
     let tool = Tool::from_env()?;
+    judge(tool, file, hold_all_builds(tool, file))
+}
+
+fn hold_all_builds(tool: Tool, file: &str) -> Result<()> {
     let fixture = Fixture::read(&fixtures_dir().join(file))?;
     if let (Tool::Valgrind, Some(reason)) = (tool, &fixture.not_valgrind) {
         eprintln!("not compared: {reason}");

@@ -434,6 +434,9 @@ fn outcome(recorded: &ProcessRecording, options: &Options) -> Outcome {
     let given_up = recorded.checks.iter().rev().find(|check| check.state == CheckState::Failed);
     let reason = match recorded.end {
         _ if options.check.is_some() => "the recording has no such leak check".to_owned(),
+        End::Signalled(signal) if recorded.process.state == recording::State::New => {
+            format!("the process was killed by {} before it began to record", signal_name(signal))
+        }
         End::Signalled(signal) => format!("the process was killed by {}", signal_name(signal)),
         _ if given_up.is_some() => {
             format!("the leak check was given up: {}", given_up.map_or("", |check| &check.failure))

@@ -26,6 +26,7 @@ fn frames(names: &[&str]) -> Vec<Frame> {
                 column: 0,
                 inlined: false,
                 object: object.into(),
+                hook: false,
                 module: None,
             }
         })

@@ -8,6 +8,9 @@ use leakscope_findings::suppressions::{Error, FramePattern, RuleKind, generate};
 use leakscope_model::{LeakKind, LeakKindSet, MisuseKind};
 use proptest::prelude::*;
 
+/// What our own library is called here.
+const HOOK: &str = "pre.so";
+
 fn frame(function: &str, linkage_name: &str, object: &str) -> Frame {
     let name = |text: &str| (!text.is_empty()).then(|| Arc::from(text));
     Frame {
@@ -21,6 +24,7 @@ fn frame(function: &str, linkage_name: &str, object: &str) -> Frame {
         column: 0,
         inlined: false,
         object: object.into(),
+        hook: object == HOOK,
         module: None,
     }
 }
@@ -40,7 +44,7 @@ const LEAK: Error = Error::Leak(LeakKind::DefinitelyLost);
 #[test]
 fn stacks_match_as_the_manual_says() {
     let frames = [
-        frame("malloc", "malloc", "/usr/lib/pre.so"),
+        frame("malloc", "malloc", HOOK),
         frame("n::f(int)", "_ZN1n1fEi", "/opt/app"),
         frame("g", "", "/opt/libg.so.1"),
         frame("", "", "/opt/libstripped.so"),
@@ -53,13 +57,17 @@ fn stacks_match_as_the_manual_says() {
         ("fun:malloc\nfun:g", false),
         ("fun:mal*\nfun:_ZN?n*\nobj:*/libg.so.*", true),
         ("fun:m", false),
+        ("obj:pre.so\nfun:_ZN1n1fEi", true),
+        ("obj:*vgpreload_memcheck*\nfun:_ZN1n1fEi", true), // written for Memcheck
+        ("obj:/usr/lib*/valgrind/vgpreload_memcheck-amd64-linux.so\n...\nfun:g", true),
+        ("fun:malloc\nobj:*vgpreload_memcheck*", false), // only the allocation function's own frame
         ("...\nfun:main", true),
         ("...\nfun:main\nfun:_start", false),
         ("fun:malloc\n...\nfun:g\n...\nfun:main", true),
         ("fun:malloc\n...\nfun:g\n...\nfun:g", false),
         ("fun:malloc\n...", true),
         ("fun:malloc\n...\n...\nfun:_ZN1n1fEi", true), // `...` may stand for nothing
-        ("obj:/usr/lib/pre.so\nobj:/opt/app", true),
+        ("obj:pre.so\nobj:/opt/app", true),
         ("fun:*\nfun:*\nfun:*\nfun:???\nobj:*", true), // an unknown name is `???`
         ("fun:*\nfun:*\nfun:*\nfun:*\nfun:*\nfun:*", false), // longer than the stack
         ("obj:*", true),

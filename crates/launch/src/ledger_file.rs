@@ -12,7 +12,8 @@ use std::ptr::NonNull;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 use leakscope_ledger::layout::{
-    self, AREAS, Area, AreaId, COUNTERS_PER_CHUNK, Capacity, Config, HEADER_BYTES, Header, SeriesSample, SiteCounters,
+    self, AREAS, Area, AreaId, COUNTERS_PER_CHUNK, Capacity, CheckHeader, Config, HEADER_BYTES, Header, SeriesSample,
+    SiteCounters,
 };
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::mm::{MapFlags, ProtFlags};
@@ -120,6 +121,13 @@ impl LedgerFile {
     /// Whether the injected code has begun to record (or has failed to).
     pub fn started(&self) -> bool {
         self.header().state.load(Acquire) != layout::state::NEW
+    }
+
+    /// State of the newest leak check, a value of [`layout::check_state`]; `None` when none has begun.
+    pub fn last_check_state(&self) -> Option<u32> {
+        let begun = self.header().used[AreaId::Checks as usize].load(Acquire);
+        let index = begun.checked_sub(1)? % layout::CHECKS;
+        self.record::<CheckHeader>(AreaId::Checks, index as usize).map(|check| check.state.load(Acquire))
     }
 
     /// Record `index` of an area, as a pointer into the map; `None` past the area's capacity.

@@ -10,10 +10,12 @@
 //!  snapshot::request (another leakscope) --> the same thread --> header.snapshot_wanted, then the memfd
 //! ```
 //!
-//! Runs in our own process. `unsafe` lives in [`ledger_file`] (the shared map), `signals` and `spawn`.
+//! Runs in our own process. `unsafe` lives in [`ledger_file`] (the shared map), `environment`, `signals`
+//! and `spawn`.
 
 pub mod cache;
 mod control;
+mod environment;
 mod error;
 pub mod ledger_file;
 mod oom;

@@ -182,11 +182,11 @@ fn check_elf(path: &Path, facts: &ElfFacts) -> Result<(), Error> {
     match &facts.linkage {
         Linkage::Static => refused(
             path,
-            "it is statically linked, so nothing can be loaded into it; link it dynamically, or use `leakscope memcheck`, which takes static programs",
+            "it is statically linked, so nothing can be loaded into it; link it dynamically, or use `valgrind --soname-synonyms=somalloc=NONE`, which takes static programs",
         ),
         Linkage::StaticPie => refused(
             path,
-            "it is statically linked (static-pie), so nothing can be loaded into it; link it dynamically, or use `leakscope memcheck`, which takes static programs",
+            "it is statically linked (static-pie), so nothing can be loaded into it; link it dynamically, or use `valgrind --soname-synonyms=somalloc=NONE`, which takes static programs",
         ),
         Linkage::SharedLibrary => refused(path, "it is a shared library, not a program; give a program that uses it"),
         Linkage::NotAProgram => refused(path, "it is an object or core file, not a program; link it first"),
@@ -204,7 +204,7 @@ fn check_elf(path: &Path, facts: &ElfFacts) -> Result<(), Error> {
             match facts.c_library() {
                 Some(CLibrary::Musl) => refused(
                     path,
-                    "it runs with musl, and `leakscope run` needs the GNU C library; build it with glibc, or use `leakscope memcheck`",
+                    "it runs with musl, and `leakscope run` needs the GNU C library; build it with glibc, or use `valgrind --soname-synonyms=somalloc=*musl*`",
                 ),
                 Some(CLibrary::Other) => refused(
                     path,

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::{AcqRel, Acquire};
 use std::time::{Duration, Instant};
 
+use leakscope_ledger::layout::check_state;
 use leakscope_process::status::read_status;
 use rustix::net::sockopt::{self, Timeout};
 
@@ -185,16 +186,38 @@ impl Pending {
         self.reply(REFUSED, "it ended before the check was done; `leakscope run` reports it", None);
     }
 
+    /// What is known of a check that did not come in time, and the next step.
     fn excuse(&self) -> String {
         let seconds = self.since.elapsed().as_secs();
-        match read_status(self.pid) {
-            Ok(status) if matches!(status.state, 'T' | 't') => {
-                "it is stopped; continue it (fg, kill -CONT, or the debugger) and try again".to_owned()
-            }
-            Ok(status) if !status.catches(NUDGE_SIGNAL) => format!(
+        let Ok(status) = read_status(self.pid) else {
+            return "it ended before the check was done; `leakscope run` reports it".to_owned();
+        };
+        if matches!(status.state, 'T' | 't') {
+            return "it is stopped; continue it (fg, kill -CONT, or the debugger) and try again".to_owned();
+        }
+        if !status.catches(NUDGE_SIGNAL) {
+            return format!(
                 "its injected library did not take the request within {seconds} s (no handler for signal {NUDGE_SIGNAL}); look whether `leakscope run` said that it could not start"
-            ),
-            _ => format!("no leak check within {seconds} s; try again when it has less to do"),
+            );
+        }
+        match self.ledger.last_check_state() {
+            Some(check_state::RUNNING) => {
+                format!(
+                    "the leak check has begun and is not done after {seconds} s; try again when the machine has less to do"
+                )
+            }
+            _ if status.state == 'D' => {
+                format!(
+                    "no leak check within {seconds} s: it waits in the kernel for a device (state D); try again when that is over"
+                )
+            }
+            _ => {
+                let blocked = status.blocked_signals >> (NUDGE_SIGNAL - 1) & 1 != 0;
+                let why = if blocked { "its main thread blocks" } else { "it has not reacted to" };
+                format!(
+                    "no leak check within {seconds} s: {why} signal {NUDGE_SIGNAL}; try again, or end the program to have its report"
+                )
+            }
         }
     }
 

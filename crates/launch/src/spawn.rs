@@ -1,10 +1,10 @@
 //! Starting the target: its environment, its signals, and the service thread beside it.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command};
 use std::sync::mpsc::{self, Receiver};
 use std::thread::JoinHandle;
@@ -12,12 +12,10 @@ use std::thread::JoinHandle;
 use leakscope_ledger::layout::Config;
 use leakscope_ledger::wire;
 
+use crate::environment::{self, Exec};
 use crate::service::{Event, Service};
 use crate::signals::{Inherited, SignalSource};
 use crate::{Error, socket};
-
-/// The dynamic loader's variable.
-const LD_PRELOAD: &str = "LD_PRELOAD";
 
 /// What to start, and how.
 #[derive(Debug)]
@@ -121,43 +119,15 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Our library in front of what the user preloads, with the user's separators kept.
-fn preload_value(library: &Path, users: Option<&OsStr>) -> OsString {
-    let mut value = library.as_os_str().to_owned();
-    if let Some(users) = users.filter(|users| !users.is_empty()) {
-        value.push(":");
-        value.push(users);
-    }
-    value
-}
-
 fn spawn(request: &Request, name: &str, token: &Token, inherited: Inherited) -> Result<Child, Error> {
-    let users = std::env::var_os(LD_PRELOAD);
+    let failed = |source| Error::Start { program: request.program.clone(), source };
+    let given = environment::given();
+    let variable = format!("{}={}", wire::ENV, address(name, token));
+    let exec = Exec::new(request, environment::traced(&given, &request.library, &variable)).map_err(failed)?;
+    // `Command` makes the process and reports what goes wrong in it; it never comes to its own exec, which would hand
+    // over its arguments and a sorted copy of the environment.
     let mut command = Command::new(&request.program);
-    command
-        .arg0(&request.argv0)
-        .args(&request.arguments)
-        .env(LD_PRELOAD, preload_value(&request.library, users.as_deref()))
-        .env(wire::ENV, address(name, token));
-    // SAFETY: `restore` makes async-signal-safe calls only, and allocates nothing.
-    unsafe { command.pre_exec(move || inherited.restore()) };
-    command.spawn().map_err(|source| Error::Start { program: request.program.clone(), source })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn our_library_comes_first() {
-        let library = Path::new("/c/l.so");
-        for (users, expected) in [
-            (None, "/c/l.so"),
-            (Some(""), "/c/l.so"),
-            (Some("/u.so"), "/c/l.so:/u.so"),
-            (Some("a b:c"), "/c/l.so:a b:c"),
-        ] {
-            assert_eq!(preload_value(library, users.map(OsStr::new)), expected);
-        }
-    }
+    // SAFETY: `restore` and `run` make async-signal-safe calls only, and allocate nothing.
+    unsafe { command.pre_exec(move || inherited.restore().and_then(|()| Err(exec.run()))) };
+    command.spawn().map_err(failed)
 }

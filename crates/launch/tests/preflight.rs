@@ -60,7 +60,7 @@ fn sentences_by_table() {
         ("", "it is a directory"),
         ("text", "it is not executable"),
         ("static", "statically linked"),
-        ("static", "leakscope memcheck"),
+        ("static", "link it dynamically"),
         ("static-pie", "static-pie"),
         ("script-for-static", "statically linked"),
         ("library", "a shared library"),

@@ -6,6 +6,7 @@
 //! `mixed` (as `random`, one pointer in eight is an interior-pointer).
 
 use std::hint::black_box;
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64};
 
 use leakscope_model::{Avma, HeuristicSet, LeakKind, SiteId};
 use leakscope_reach::{Block, Granule, LossRecord, Memory, Region, Roots, Work, WorkSizes, mark};
@@ -91,7 +92,7 @@ fn fill(shape: &str, blocks: &[Block], base: u64, heap: &mut [u64], r: &mut Rand
 }
 
 /// Zeroed memory that nobody has touched yet, in huge pages where the kernel has them.
-fn fresh<T: Clone + Default>(len: usize) -> Vec<T> {
+fn fresh<T: Default>(len: usize) -> Vec<T> {
     const HUGE: usize = 1 << 21;
     let mut space: Vec<T> = Vec::with_capacity(len.max(1) + 2 * HUGE / size_of::<T>());
     let start = (space.as_mut_ptr() as usize).next_multiple_of(HUGE);
@@ -100,7 +101,7 @@ fn fresh<T: Clone + Default>(len: usize) -> Vec<T> {
         // SAFETY: advice on the pages of an allocation that is ours and at least so long; it changes no contents.
         unsafe { libc::madvise(start as *mut libc::c_void, bytes, libc::MADV_HUGEPAGE) };
     }
-    space.resize(len, T::default());
+    space.resize_with(len, T::default);
     space
 }
 
@@ -125,25 +126,26 @@ fn main() {
         let roots = fill(&shape, &blocks, base, &mut heap, &mut r);
         for heuristics in [HeuristicSet::ALL, HeuristicSet::NONE] {
             let started = cpu_ms();
-            let sizes = WorkSizes::for_blocks(&blocks).expect("sorted");
+            let sizes = WorkSizes::for_blocks(blocks.as_slice()).expect("sorted");
             let sized = cpu_ms() - started;
-            let (mut marks, mut leaders) = (fresh::<u8>(sizes.marks), fresh::<u32>(sizes.leaders));
-            let mut stack = fresh::<u32>(sizes.stack);
+            let marks: Vec<AtomicU8> = fresh(sizes.marks);
+            let leaders: Vec<AtomicU32> = fresh(sizes.leaders);
+            let stack: Vec<AtomicU32> = fresh(sizes.stack);
             let mut regions = fresh::<Region>(sizes.regions);
             let mut granules = fresh::<Granule>(sizes.granules);
-            let mut settled = fresh::<u64>(sizes.settled);
+            let settled: Vec<AtomicU64> = fresh(sizes.settled);
             let work = Work {
-                marks: &mut marks,
-                leaders: &mut leaders,
-                stack: &mut stack,
+                marks: &marks,
+                leaders: &leaders,
+                stack: &stack,
                 regions: &mut regions,
                 granules: &mut granules,
-                settled: &mut settled,
+                settled: &settled,
             };
             let started = cpu_ms();
             let roots = Roots { ranges: &[], registers: &roots };
             let mut memory = Own { base, heap: &heap };
-            let marked = mark(&blocks, roots, heuristics, &mut memory, work).expect("valid");
+            let marked = mark(blocks.as_slice(), roots, heuristics, &mut memory, work).expect("valid");
             let took = cpu_ms() - started;
             let started = cpu_ms();
             let mut records = vec![LossRecord::default(); 4096];

@@ -4,6 +4,7 @@ use core::cmp::Ordering;
 
 use leakscope_model::{LeakKind, SiteId};
 
+use crate::block::{Blocks, iter};
 use crate::marked::Marked;
 
 /// A number of blocks and their bytes.
@@ -88,7 +89,7 @@ impl Aggregate {
     }
 }
 
-impl Marked<'_> {
+impl<B: Blocks> Marked<'_, B> {
     /// Merges the blocks by leak kind and allocation site, as Memcheck does with `--leak-resolution=high`.
     ///
     /// `site_of` gives a block's allocation site, by the block's number. The first [`Aggregate::records`] elements of
@@ -97,7 +98,9 @@ impl Marked<'_> {
     pub fn aggregate(&self, site_of: impl Fn(usize) -> SiteId, records: &mut [LossRecord]) -> Aggregate {
         records.fill(LossRecord::default());
         let mut result = Aggregate::default();
-        for (number, block) in self.blocks().iter().enumerate() {
+        let mut last = usize::MAX;
+        let blocks = self.blocks();
+        for (number, block) in iter(blocks, 0..blocks.len()).enumerate() {
             let Some(kind) = self.kind(number) else {
                 continue;
             };
@@ -107,8 +110,13 @@ impl Marked<'_> {
             if let Some(h) = heuristic {
                 result.by_heuristic[h].add(bytes);
             }
-            match slot(records, site_of(number), kind) {
-                Some(record) => {
+            // Neighbours in memory are often of one site and kind.
+            let site = site_of(number);
+            let is_last = records.get(last).is_some_and(|r| !r.is_free() && r.is_for(site, kind));
+            match if is_last { Some(last) } else { slot(records, site, kind) } {
+                Some(at) => {
+                    last = at;
+                    let record = &mut records[at];
                     record.direct.add(bytes);
                     if let Some(h) = heuristic {
                         record.by_heuristic[h].add(bytes);
@@ -117,9 +125,9 @@ impl Marked<'_> {
                 None => result.without_record[kind as usize].add(bytes),
             }
             if let Some(leader) = self.leader(number)
-                && let Some(record) = slot(records, site_of(leader), LeakKind::DefinitelyLost)
+                && let Some(at) = slot(records, site_of(leader), LeakKind::DefinitelyLost)
             {
-                record.indirect.add(bytes);
+                records[at].indirect.add(bytes);
             }
         }
         result.records = compact(records);
@@ -133,8 +141,8 @@ impl Marked<'_> {
 /// Slots looked at for one key: a table that is too short must not cost a walk over all of it for each block.
 const MAX_PROBES: usize = 256;
 
-/// The record of a site and kind, new if need be; `None` if there is neither it nor room for it.
-fn slot(records: &mut [LossRecord], site: SiteId, kind: LeakKind) -> Option<&mut LossRecord> {
+/// Where the record of a site and kind is, new if need be; `None` if there is neither it nor room for it.
+fn slot(records: &mut [LossRecord], site: SiteId, kind: LeakKind) -> Option<usize> {
     // Fibonacci hashing; the high half of the product picks the slot.
     let hash = (u64::from(site.0) << 2 | kind as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32;
     let home = ((hash as u128 * records.len() as u128) >> 32) as usize;
@@ -145,7 +153,7 @@ fn slot(records: &mut [LossRecord], site: SiteId, kind: LeakKind) -> Option<&mut
     if record.is_free() {
         (record.site, record.kind) = (site.0, kind as u8);
     }
-    Some(record)
+    Some(at)
 }
 
 /// Moves the records in use to the front.

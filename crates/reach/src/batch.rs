@@ -1,6 +1,6 @@
 //! Words that are looked up together, so that the cache misses of many overlap.
 
-use crate::block::Block;
+use crate::block::Blocks;
 use crate::index::Index;
 
 /// Words looked at together; a power of two.
@@ -35,15 +35,16 @@ impl Batch {
     ///
     /// The loops keep or drop without branches, so that the loads of many pointers are under way at once.
     #[inline]
-    pub(crate) fn locate(&mut self, index: &Index<'_>, blocks: &[Block], skip_settled: bool, ends: &mut [usize]) {
-        if skip_settled {
-            self.keep(ends, |pointer, _| (!index.is_settled_start(pointer), 0));
-        }
+    pub(crate) fn locate<B: Blocks>(&mut self, index: &Index<'_, B>, blocks: B, ends: &mut [usize]) {
+        self.keep(ends, |pointer, _| (!index.is_settled_start(pointer), 0));
         self.keep(ends, |pointer, _| {
             let (block, is_settled) = index.nearest(pointer);
-            (!(is_settled && skip_settled), block as u32)
+            (!is_settled, block as u32)
         });
-        self.keep(ends, |pointer, at| (blocks.get(at as usize).is_some_and(|b| b.covers(pointer)), at));
+        self.keep(ends, |pointer, at| {
+            let block = blocks.get(at as usize);
+            (block.is_some_and(|b| b.covers(pointer)), at)
+        });
     }
 
     #[inline]

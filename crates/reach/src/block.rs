@@ -1,6 +1,7 @@
 //! The heap blocks of a check, and what can be wrong with the list.
 
 use core::fmt;
+use core::ops::Range;
 
 use leakscope_model::Avma;
 
@@ -28,6 +29,55 @@ impl Block {
     pub(crate) fn covers(&self, address: u64) -> bool {
         address.wrapping_sub(self.start.0) < self.span_bytes()
     }
+}
+
+/// The live blocks in ascending order, as a slice or in a form that takes less memory.
+pub trait Blocks: Copy + Sync {
+    /// How many there are.
+    fn len(self) -> usize;
+
+    /// The block with this number; `None` from [`Blocks::len`] on.
+    fn get(self, number: usize) -> Option<Block>;
+
+    /// Whether there is none.
+    fn is_empty(self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl Blocks for &[Block] {
+    #[inline]
+    fn len(self) -> usize {
+        <[Block]>::len(self)
+    }
+
+    #[inline]
+    fn get(self, number: usize) -> Option<Block> {
+        <[Block]>::get(self, number).copied()
+    }
+}
+
+/// The blocks of a range of numbers.
+pub(crate) fn iter<B: Blocks>(blocks: B, numbers: Range<usize>) -> impl Iterator<Item = Block> {
+    numbers.map_while(move |number| blocks.get(number))
+}
+
+/// The first number in the range whose block `is_before` does not hold for; it holds for all before that one.
+pub(crate) fn partition_point<B: Blocks>(
+    blocks: B,
+    numbers: Range<usize>,
+    is_before: impl Fn(&Block) -> bool,
+) -> usize {
+    let (mut low, mut high) = (numbers.start, numbers.end);
+    while low < high {
+        let middle = low + (high - low) / 2;
+        if blocks.get(middle).is_some_and(|b| is_before(&b)) {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    low
 }
 
 /// Why a heap cannot be checked.
@@ -79,13 +129,16 @@ impl fmt::Display for InputError {
 
 impl core::error::Error for InputError {}
 
-/// Checks that the blocks ascend, do not overlap, and can be numbered.
-pub(crate) fn check_all(blocks: &[Block]) -> Result<(), InputError> {
+/// What allocators align blocks to.
+pub(crate) const ALIGNMENT_LOG2: u32 = 4;
+
+/// Checks that the blocks ascend, do not overlap, and can be numbered. Returns how many are not aligned as usual.
+pub(crate) fn check_all<B: Blocks>(blocks: B) -> Result<usize, InputError> {
     if blocks.len() >= u32::MAX as usize {
         return Err(InputError::TooManyBlocks);
     }
-    let mut previous = Block::default();
-    for (at, block) in blocks.iter().enumerate() {
+    let (mut previous, mut unaligned) = (Block::default(), 0);
+    for (at, block) in iter(blocks, 0..blocks.len()).enumerate() {
         if at > 0 && block.start < previous.start {
             return Err(InputError::Unsorted { at });
         }
@@ -96,7 +149,8 @@ pub(crate) fn check_all(blocks: &[Block]) -> Result<(), InputError> {
         if block.start.0.checked_add(block.span_bytes()).is_none() {
             return Err(InputError::Wraps { at });
         }
-        previous = *block;
+        unaligned += usize::from(block.start.0 % (1 << ALIGNMENT_LOG2) != 0);
+        previous = block;
     }
-    Ok(())
+    Ok(unaligned)
 }

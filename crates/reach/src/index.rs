@@ -11,12 +11,15 @@
 //! its blocks replaces the popcount, and its blocks are never settled. Pointers beyond the last granule of a
 //! region lead to the last block that starts before them, if to any: large blocks and wide gaps cost no granules.
 
-use crate::block::Block;
+use core::sync::atomic::AtomicU64;
+use core::sync::atomic::Ordering::Relaxed;
+
+use crate::block::{ALIGNMENT_LOG2, Blocks, iter, partition_point};
 
 /// Slots of a granule: the bits of a word.
 const SLOTS_LOG2: u32 = 6;
 const MIN_SLOT_LOG2: u32 = 3;
-const DEFAULT_SLOT_LOG2: u32 = 4;
+const DEFAULT_SLOT_LOG2: u32 = ALIGNMENT_LOG2;
 const MAX_REGIONS_LOG2: u32 = 15;
 const MIN_REGION_LOG2: u32 = 20;
 /// Granules per block, and in addition: what a thinly spread heap may cost before granules grow.
@@ -55,13 +58,12 @@ pub(crate) struct Shape {
 }
 
 impl Shape {
-    /// The shape for these blocks, which were checked.
-    pub(crate) fn of(blocks: &[Block]) -> Self {
-        let (Some(first), Some(last)) = (blocks.first(), blocks.last()) else {
+    /// The shape for these blocks, which were checked; so many are `unaligned`.
+    pub(crate) fn of<B: Blocks>(blocks: B, unaligned: usize) -> Self {
+        let (Some(first), Some(last)) = (blocks.get(0), blocks.get(blocks.len().wrapping_sub(1))) else {
             return Self { slot_log2: DEFAULT_SLOT_LOG2, region_log2: MIN_REGION_LOG2, regions: 0, granules: 0 };
         };
         let (lo, end) = (first.start.0, last.start.0.saturating_add(last.span_bytes()));
-        let unaligned = blocks.iter().filter(|b| b.start.0 % (1 << DEFAULT_SLOT_LOG2) != 0).count();
         let mut slot_log2 = if unaligned > blocks.len() / 16 { MIN_SLOT_LOG2 } else { DEFAULT_SLOT_LOG2 };
         let limit = (blocks.len() as u64).saturating_mul(GRANULES_PER_BLOCK).saturating_add(SPARE_GRANULES);
         loop {
@@ -83,94 +85,89 @@ impl Shape {
     }
 }
 
-fn count_granules(blocks: &[Block], region_log2: u32, granule_log2: u32) -> u64 {
-    let mut total = 0u64;
-    let mut rest = blocks;
-    while let Some(first) = rest.first() {
+fn count_granules<B: Blocks>(blocks: B, region_log2: u32, granule_log2: u32) -> u64 {
+    let (mut total, mut at) = (0u64, 0);
+    while let Some(first) = blocks.get(at) {
         let region = first.start.0 >> region_log2;
-        let inside = rest.partition_point(|b| b.start.0 >> region_log2 == region).max(1);
-        let last = rest.get(inside - 1).unwrap_or(first);
+        let until = partition_point(blocks, at..blocks.len(), |b| b.start.0 >> region_log2 == region).max(at + 1);
+        let last = blocks.get(until - 1).unwrap_or(first);
         let stretch = (last.start.0 >> granule_log2).wrapping_sub(first.start.0 >> granule_log2);
         total = total.saturating_add(stretch.saturating_add(1));
-        rest = rest.get(inside..).unwrap_or(&[]);
+        at = until;
     }
     total
 }
 
+fn fill<B: Blocks>(blocks: B, shape: Shape, lo: u64, regions: &mut [Region], granules: &mut [Granule]) {
+    let (region_log2, granule_log2) = (shape.region_log2, shape.slot_log2 + SLOTS_LOG2);
+    let (mut at, mut next_granule) = (0usize, 0u32);
+    for (r, slot) in regions.iter_mut().enumerate() {
+        let mut region = Region { first_granule: next_granule, blocks_before: at as u32, ..Region::default() };
+        let number = (lo >> region_log2) + r as u64;
+        let until = partition_point(blocks, at..blocks.len(), |b| b.start.0 >> region_log2 == number);
+        if let (true, Some(first), Some(last)) = (until > at, blocks.get(at), blocks.get(until.wrapping_sub(1))) {
+            region.base = first.start.0 >> granule_log2 << granule_log2;
+            region.granules = ((last.start.0 - region.base) >> granule_log2) as u32 + 1;
+            let from = region.first_granule as usize;
+            let granules = granules.get_mut(from..from + region.granules as usize);
+            fill_region(blocks, shape, region.base, granules.unwrap_or_default(), at, until);
+        }
+        at = until;
+        next_granule += region.granules;
+        region.blocks_until = at as u32;
+        *slot = region;
+    }
+}
+
+fn fill_region<B: Blocks>(blocks: B, shape: Shape, base: u64, granules: &mut [Granule], at: usize, until: usize) {
+    let (granule_log2, slot_log2) = (shape.slot_log2 + SLOTS_LOG2, shape.slot_log2);
+    let mut inside = iter(blocks, at..until).peekable();
+    let mut next = at;
+    for (g, granule) in granules.iter_mut().enumerate() {
+        granule.first = next as u64;
+        let mut starts = 0u64;
+        let mut regular = true;
+        while let Some(block) = inside.next_if(|b| (b.start.0 - base) >> granule_log2 == g as u64) {
+            let offset = block.start.0 - base;
+            starts |= 1 << (offset >> slot_log2 & 63);
+            // Starts that are multiples of the slot are in different slots, as blocks do not overlap.
+            regular &= offset & ((1 << slot_log2) - 1) == 0;
+            next += 1;
+        }
+        granule.starts = if regular { starts } else { 0 };
+    }
+}
+
 /// The index over one heap.
-pub(crate) struct Index<'a> {
-    blocks: &'a [Block],
+pub(crate) struct Index<'a, B> {
+    blocks: B,
     shape: Shape,
     lo: u64,
     span_bytes: u64,
-    regions: &'a mut [Region],
-    granules: &'a mut [Granule],
+    regions: &'a [Region],
+    granules: &'a [Granule],
     /// For each granule, the starts that are settled.
-    settled: &'a mut [u64],
+    settled: &'a [AtomicU64],
 }
 
-impl<'a> Index<'a> {
+impl<'a, B: Blocks> Index<'a, B> {
     /// Builds the index of blocks that were checked. The slices have the lengths of `shape`, or more.
     pub(crate) fn build(
-        blocks: &'a [Block],
+        blocks: B,
         shape: Shape,
         regions: &'a mut [Region],
         granules: &'a mut [Granule],
-        settled: &'a mut [u64],
+        settled: &'a [AtomicU64],
     ) -> Self {
-        let lo = blocks.first().map_or(0, |b| b.start.0);
-        let end = blocks.last().map_or(0, |b| b.start.0 + b.span_bytes());
+        let lo = blocks.get(0).map_or(0, |b| b.start.0);
+        let last = blocks.get(blocks.len().wrapping_sub(1));
+        let end = last.map_or(0, |b| b.start.0 + b.span_bytes());
         let regions = regions.get_mut(..shape.regions).unwrap_or_default();
         let granules = granules.get_mut(..shape.granules).unwrap_or_default();
-        let settled = settled.get_mut(..shape.granules).unwrap_or_default();
-        settled.fill(0);
-        let mut index = Self { blocks, shape, lo, span_bytes: end - lo, regions, granules, settled };
-        index.fill();
-        index
-    }
-
-    fn fill(&mut self) {
-        let region_log2 = self.shape.region_log2;
-        let (mut at, mut next_granule) = (0usize, 0u32);
-        for r in 0..self.regions.len() {
-            let mut region = Region { first_granule: next_granule, blocks_before: at as u32, ..Region::default() };
-            let number = (self.lo >> region_log2) + r as u64;
-            let inside = self.blocks[at..].partition_point(|b| b.start.0 >> region_log2 == number);
-            if inside > 0 {
-                region.base = self.blocks[at].start.0 >> self.granule_log2() << self.granule_log2();
-                let stretch = self.blocks[at + inside - 1].start.0 - region.base;
-                region.granules = (stretch >> self.granule_log2()) as u32 + 1;
-                self.fill_region(&region, at, inside);
-            }
-            at += inside;
-            next_granule += region.granules;
-            region.blocks_until = at as u32;
-            self.regions[r] = region;
-        }
-    }
-
-    fn fill_region(&mut self, region: &Region, at: usize, inside: usize) {
-        let from = region.first_granule as usize;
-        let granules = &mut self.granules[from..from + region.granules as usize];
-        let (granule_log2, slot_log2) = (self.shape.slot_log2 + SLOTS_LOG2, self.shape.slot_log2);
-        let blocks = &self.blocks[at..at + inside];
-        let mut done = 0usize;
-        for (g, granule) in granules.iter_mut().enumerate() {
-            granule.first = (at + done) as u64;
-            let mut starts = 0u64;
-            let mut regular = true;
-            while let Some(block) = blocks.get(done) {
-                let offset = block.start.0 - region.base;
-                if offset >> granule_log2 != g as u64 {
-                    break;
-                }
-                starts |= 1 << (offset >> slot_log2 & 63);
-                // Starts that are multiples of the slot are in different slots, as blocks do not overlap.
-                regular &= offset & ((1 << slot_log2) - 1) == 0;
-                done += 1;
-            }
-            granule.starts = if regular { starts } else { 0 };
-        }
+        let settled = settled.get(..shape.granules).unwrap_or_default();
+        settled.iter().for_each(|word| word.store(0, Relaxed));
+        fill(blocks, shape, lo, regions, granules);
+        Self { blocks, shape, lo, span_bytes: end - lo, regions, granules, settled }
     }
 
     #[inline]
@@ -208,7 +205,8 @@ impl<'a> Index<'a> {
         let Some((granule, _)) = self.granule(region, pointer) else {
             return false;
         };
-        let settled = self.settled.get(granule).map_or(0, |s| s >> (pointer >> self.shape.slot_log2 & 63));
+        let settled =
+            self.settled.get(granule).map_or(0, |s| s.load(Relaxed) >> (pointer >> self.shape.slot_log2 & 63));
         settled & 1 != 0 && pointer & ((1 << self.shape.slot_log2) - 1) == 0
     }
 
@@ -231,7 +229,7 @@ impl<'a> Index<'a> {
             _ => first as usize + until.count_ones() as usize,
         };
         let nearest = (1u64 << 63).wrapping_shr(until.leading_zeros()) & until;
-        (count.saturating_sub(1), self.settled.get(at).is_some_and(|s| s & nearest != 0))
+        (count.saturating_sub(1), self.settled.get(at).is_some_and(|s| s.load(Relaxed) & nearest != 0))
     }
 
     /// For a granule without bits: how many of its blocks start at or before the pointer.
@@ -240,13 +238,15 @@ impl<'a> Index<'a> {
         let is_last = granule + 1 == region.first_granule as usize + region.granules as usize;
         let next = self.granules.get(granule + 1).map_or(0, |g| g.first as usize);
         let until = if is_last { region.blocks_until as usize } else { next };
-        let blocks = self.blocks.get(first..until).unwrap_or_default();
-        blocks.partition_point(|b| b.start.0 <= pointer)
+        partition_point(self.blocks, first..until, |b| b.start.0 <= pointer) - first
     }
 
     /// No pointer to this block can change its mark any more.
+    ///
+    /// Two workers may overwrite each other's bit: then one more pointer to the block is looked at. A locked
+    /// instruction for each block would cost more.
     #[inline]
-    pub(crate) fn settle(&mut self, start: u64) {
+    pub(crate) fn settle(&self, start: u64) {
         let Some(region) = self.region(start) else {
             return;
         };
@@ -254,13 +254,9 @@ impl<'a> Index<'a> {
             return;
         };
         let starts = self.granules.get(granule).map_or(0, |g| g.starts);
-        if let Some(settled) = self.settled.get_mut(granule) {
-            *settled |= starts & 1 << (start >> self.shape.slot_log2 & 63);
+        if let Some(settled) = self.settled.get(granule) {
+            let bit = starts & 1 << (start >> self.shape.slot_log2 & 63);
+            settled.store(settled.load(Relaxed) | bit, Relaxed);
         }
-    }
-
-    /// Forgets what is settled.
-    pub(crate) fn unsettle_all(&mut self) {
-        self.settled.fill(0);
     }
 }

@@ -26,14 +26,12 @@
 //!
 //! Source: Valgrind manual, section 4.2.8, and the behaviour of Memcheck 3.19, which this reproduces block by block.
 //!
-//! # The order of visits
+//! # Order, and several workers
 //!
-//! Kinds and leaders do not depend on the order in which a pass visits blocks, so blocks are scanned in groups whose
-//! cache misses overlap. One thing does depend on it: which heuristic is named for a block that several pointers
-//! reach. So the first interior-pointer that a heuristic accepts makes the pass start over in Memcheck's own order:
-//! last found, first scanned. One oddity of Memcheck is not followed: it names a heuristic even for a block that is
-//! found by its only start-pointer, if a block that was possibly lost at that moment and reachable in the end pointed
-//! into it earlier. Only the totals by heuristic could tell.
+//! Kinds, leaders and the heuristics that are named do not depend on the order in which blocks are visited. So blocks
+//! are scanned in groups whose cache misses overlap, and several workers can mark at once ([`mark_together`]): marks
+//! only ever rise. Which heuristic is named for a block that several accept is the one difference to Memcheck, where it
+//! is the last one found: only the totals by heuristic could tell.
 //!
 //! # Where it may run
 //!
@@ -46,18 +44,21 @@
 mod aggregate;
 mod batch;
 mod block;
+mod crew;
 mod heuristics;
 mod index;
 mod mark;
 mod marked;
 mod memory;
+mod queue;
 mod stack;
 mod work;
 
 pub use aggregate::{Aggregate, LossRecord, Tally};
-pub use block::{Block, InputError};
+pub use block::{Block, Blocks, InputError};
+pub use crew::Crew;
 pub use index::{Granule, Region};
-pub use mark::{Roots, mark};
+pub use mark::{Roots, mark, mark_together};
 pub use marked::{Marked, Stats};
 pub use memory::{FileMapping, Memory};
 pub use work::{Work, WorkSizes};

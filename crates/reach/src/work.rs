@@ -1,6 +1,8 @@
 //! The memory that the mark phase works in. The caller provides it.
 
-use crate::block::{Block, InputError, check_all};
+use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64};
+
+use crate::block::{Blocks, InputError, check_all};
 use crate::index::{Granule, Region, Shape};
 
 /// How many elements the slices of [`Work`] need for a heap.
@@ -14,7 +16,7 @@ pub struct WorkSizes {
     pub marks: usize,
     /// Elements of [`Work::leaders`].
     pub leaders: usize,
-    /// Elements of [`Work::stack`] with which the order of visits is Memcheck's; one element is enough to be right.
+    /// Elements of [`Work::stack`] with which no block has to be looked for; one element is enough to be right.
     pub stack: usize,
     /// Elements of [`Work::regions`].
     pub regions: usize,
@@ -31,9 +33,9 @@ impl WorkSizes {
     /// # Errors
     ///
     /// If the blocks are out of order, overlap or leave the address space.
-    pub fn for_blocks(blocks: &[Block]) -> Result<Self, InputError> {
-        check_all(blocks)?;
-        let shape = Shape::of(blocks);
+    pub fn for_blocks<B: Blocks>(blocks: B) -> Result<Self, InputError> {
+        let unaligned = check_all(blocks)?;
+        let shape = Shape::of(blocks, unaligned);
         let n = blocks.len();
         Ok(Self {
             marks: n,
@@ -70,15 +72,15 @@ impl WorkSizes {
 #[derive(Debug)]
 pub struct Work<'a> {
     /// One byte a block: what is known of it.
-    pub marks: &'a mut [u8],
+    pub marks: &'a [AtomicU8],
     /// One word of 32 bits a block: who leads an indirectly lost one.
-    pub leaders: &'a mut [u32],
+    pub leaders: &'a [AtomicU32],
     /// The mark stack. If it is short, blocks wait in `marks` and are found again: slower, with equal kinds.
-    pub stack: &'a mut [u32],
+    pub stack: &'a [AtomicU32],
     /// Parts of the address space.
     pub regions: &'a mut [Region],
     /// Where blocks start.
     pub granules: &'a mut [Granule],
     /// For each granule, which of its blocks nothing more can be learnt about.
-    pub settled: &'a mut [u64],
+    pub settled: &'a [AtomicU64],
 }

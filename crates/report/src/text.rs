@@ -10,7 +10,7 @@ use anstyle::{AnsiColor, Color};
 use leakscope_findings::analysis::{
     Amount, Analysis, Frame, LeakCheck, LossRecord, MisuseError, Outcome, Stack, signal_name,
 };
-use leakscope_findings::recording::{End, Origin};
+use leakscope_findings::recording::{End, Origin, State};
 use leakscope_findings::suppressions::{Error, generate};
 use leakscope_model::{CheckTrigger, Heuristic, LeakKind};
 
@@ -83,6 +83,9 @@ pub fn write(out: &mut dyn Write, analysis: &Analysis, style: &Style) -> io::Res
     if style.verbosity > 0 && style.heading {
         heading(&mut text, analysis)?;
     }
+    if analysis.process.state == State::New {
+        return nothing_recorded(&mut text, analysis);
+    }
     for misuse in analysis.shown_misuses() {
         misuse_error(&mut text, misuse)?;
         text.suppression(&Error::Misuse(misuse.kind), &misuse.stack)?;
@@ -103,6 +106,16 @@ pub fn write(out: &mut dyn Write, analysis: &Analysis, style: &Style) -> io::Res
         error_lists(&mut text, analysis)?;
     }
     Ok(())
+}
+
+/// Totals of zero would look like a clean program.
+fn nothing_recorded(text: &mut Text<'_>, analysis: &Analysis) -> io::Result<()> {
+    fatal_signal(text, analysis)?;
+    let reason = match &analysis.outcome {
+        Outcome::NotClassified(reason) => format!(": {}", terminal(reason)),
+        Outcome::Classified(_) | Outcome::NotChecked => String::new(),
+    };
+    text.line(WARNING, &format!("Nothing was recorded, and blocks are not classified{reason}"))
 }
 
 /// Lines with their prefix.

@@ -79,6 +79,14 @@ fn clean() -> ProcessRecording {
     m.recorded
 }
 
+/// Killed before the injected library began.
+fn unstarted() -> ProcessRecording {
+    let mut recorded = ProcessRecording { end: End::Signalled(9), ..ProcessRecording::default() };
+    recorded.process.pid = 4242;
+    recorded.process.command_line = vec!["./early".into()];
+    recorded
+}
+
 /// A crash, whose leak check ran in the signal handler.
 fn crashed() -> ProcessRecording {
     let mut recorded = sample();
@@ -108,6 +116,7 @@ fn text_goldens() {
     golden("quiet.txt", &as_text(&analysis(&sample, &full()), &Style { verbosity: 0, ..plain.clone() }));
     golden("killed.txt", &as_text(&analysis(&killed(), &full()), &plain));
     golden("killed_summary.txt", &as_text(&analysis(&killed(), &Options::default()), &plain));
+    golden("unstarted.txt", &as_text(&analysis(&unstarted(), &full()), &plain));
     golden("crashed.txt", &as_text(&analysis(&crashed(), &full()), &plain));
     golden("clean.txt", &as_text(&analysis(&clean(), &full()), &plain));
     let off = Options { leak_check: LeakCheck::No, ..full() };
@@ -123,6 +132,7 @@ fn xml_goldens() {
     };
     golden("full.xml", &as_xml(&analysis(&sample(), &full()), &style));
     golden("crashed.xml", &as_xml(&analysis(&crashed(), &full()), &valgrind_xml::Style::default()));
+    golden("unstarted.xml", &as_xml(&analysis(&unstarted(), &full()), &valgrind_xml::Style::default()));
     golden("killed.xml", &as_xml(&analysis(&killed(), &full()), &valgrind_xml::Style::default()));
 }
 

@@ -111,7 +111,9 @@ fn new_region(address: u64) -> *mut AtomicU32 {
     if address >> 47 != 0 {
         return core::ptr::null_mut();
     }
-    let Ok(fresh) = memory::map_aligned(REGION_WORDS * 4 + 4096, memory::HUGE_PAGE) else { return core::ptr::null_mut() };
+    let Ok(fresh) = memory::map_aligned(REGION_WORDS * 4 + 4096, memory::HUGE_PAGE) else {
+        return core::ptr::null_mut();
+    };
     match slot.compare_exchange(core::ptr::null_mut(), fresh.cast(), AcqRel, Acquire) {
         Ok(_) => {
             LOWEST_REGION.fetch_min(address >> REGION_SHIFT, AcqRel);

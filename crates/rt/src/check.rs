@@ -17,7 +17,10 @@ use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use leakscope_ledger::layout::{AreaId, CHECKS, CheckHeader, NO_HEURISTIC, check_state, flags};
 use leakscope_ledger::writer::Ledger;
 use leakscope_model::{CheckTrigger, Heuristic, HeuristicSet, LeakKind, SiteId};
-use leakscope_reach::{Block, LossRecord, Marked, Roots, Work, WorkSizes};
+use leakscope_reach::{Block, Blocks, LossRecord, Marked, Roots, Work, WorkSizes};
+
+mod threads;
+use threads::Threads;
 
 /// What the hooks know and the check needs.
 #[derive(Clone, Copy)]
@@ -57,7 +60,7 @@ pub fn run(ledger: &Ledger, trigger: CheckTrigger, status: i32, registers: &Regi
     } else {
         let done = (wants_freeres && in_copy(&job, true)) || in_copy(&job, false);
         if !done && header.state.load(Acquire) != check_state::COMPLETE {
-            job.examine(false);
+            job.examine(false, false);
         }
         if goes_on {
             stop::resume();
@@ -141,7 +144,7 @@ fn in_copy(job: &Job<'_>, freeres: bool) -> bool {
             if freeres {
                 release_library_memory(job);
             }
-            job.examine(freeres);
+            job.examine(freeres, true);
             raw::exit_group(0)
         }
         Some(child) => {
@@ -175,7 +178,7 @@ fn on_the_side(job: &Job<'_>) {
     match fork_quietly() {
         Some(0) => {
             become_harmless();
-            job.examine(false);
+            job.examine(false, true);
             job.ledger.header().snapshot_done.store(wanted, Release);
             raw::exit_group(0)
         }
@@ -184,7 +187,7 @@ fn on_the_side(job: &Job<'_>) {
             LAST_CHILD.store(child, Relaxed);
         }
         None => {
-            job.examine(false);
+            job.examine(false, false);
             stop::resume();
             job.ledger.header().snapshot_done.store(wanted, Release);
         }
@@ -206,10 +209,46 @@ fn release_library_memory(job: &Job<'_>) {
     job.header.freeres.store(1, Release);
 }
 
-/// The live blocks, their sites, and what the allocator owns.
+/// The live blocks in a word each: a bit more than half of it is the start, the rest the size. What is not touched
+/// does not have to be found, so that a check of a big heap needs little memory.
+#[derive(Clone, Copy)]
+struct HeapBlocks(&'static [u64]);
+
+const SIZE_BITS: u32 = 21;
+/// Stands for this and all larger sizes; the table of blocks knows them.
+const SIZE_ELSEWHERE: u64 = (1 << SIZE_BITS) - 1;
+
+impl HeapBlocks {
+    /// `start` is a multiple of 16 below 2^47, as everything in the table is.
+    fn pack(start: u64, bytes: u64) -> u64 {
+        start >> 4 << SIZE_BITS | bytes.min(SIZE_ELSEWHERE)
+    }
+
+    fn site(self, number: usize) -> u32 {
+        self.get(number).and_then(|block| blocks::lookup(block.start.0)).map_or(0, |info| info.site)
+    }
+}
+
+impl Blocks for HeapBlocks {
+    #[inline]
+    fn len(self) -> usize {
+        self.0.len()
+    }
+
+    #[inline]
+    fn get(self, number: usize) -> Option<Block> {
+        let word = *self.0.get(number)?;
+        let (start, mut size_bytes) = (word >> SIZE_BITS << 4, word & SIZE_ELSEWHERE);
+        if size_bytes == SIZE_ELSEWHERE {
+            size_bytes = blocks::lookup(start).map_or(size_bytes, |info| info.bytes);
+        }
+        Some(Block { start: leakscope_model::Avma(start), size_bytes })
+    }
+}
+
+/// The live blocks, and what the allocator owns.
 struct Heap {
-    blocks: &'static [Block],
-    sites: &'static [u32],
+    blocks: HeapBlocks,
     excluded: Ranges,
     bytes: u64,
 }
@@ -218,15 +257,8 @@ struct Heap {
 const MOST_BLOCKS: [usize; 4] = [1 << 30, 1 << 26, 1 << 22, 1 << 18];
 
 fn read_heap(ledger: &Ledger) -> Option<Heap> {
-    let mut found = None;
-    for most in MOST_BLOCKS {
-        // SAFETY: blocks and sites are integers; zero bytes are valid.
-        if let (Some(blocks), Some(sites)) = unsafe { (map_slice::<Block>(most, true), map_slice::<u32>(most, true)) } {
-            found = Some((blocks, sites));
-            break;
-        }
-    }
-    let (all_blocks, all_sites) = found?;
+    // SAFETY: integers; zero bytes are valid.
+    let all_blocks = MOST_BLOCKS.iter().find_map(|&most| unsafe { map_slice::<u64>(most, true) })?;
     let mut pending = [0u64; 64];
     let mut pending_len = 0;
     for_each_state(|state| {
@@ -250,10 +282,9 @@ fn read_heap(ledger: &Ledger) -> Option<Heap> {
         }
         if live
             && info.start >= last_end
-            && let (Some(block), Some(site)) = (all_blocks.get_mut(len), all_sites.get_mut(len))
+            && let Some(block) = all_blocks.get_mut(len)
         {
-            *block = Block { start: leakscope_model::Avma(info.start), size_bytes: info.bytes };
-            *site = info.site;
+            *block = HeapBlocks::pack(info.start, info.bytes);
             len += 1;
             bytes += info.bytes;
             last_end = info.start + info.bytes.max(1);
@@ -261,13 +292,13 @@ fn read_heap(ledger: &Ledger) -> Option<Heap> {
             ledger.header().lost.blocks.fetch_add(1, Relaxed);
         }
     });
-    Some(Heap { blocks: all_blocks.get(..len)?, sites: all_sites.get(..len)?, excluded, bytes })
+    Some(Heap { blocks: HeapBlocks(all_blocks.get(..len)?), excluded, bytes })
 }
 
 impl Job<'_> {
-    /// Classifies every block and writes the result.
-    fn examine(&self, freeres: bool) {
-        if self.try_examine().is_none() {
+    /// Classifies every block and writes the result; `is_copy`: in a copy of the process.
+    fn examine(&self, freeres: bool, is_copy: bool) {
+        if self.try_examine(is_copy).is_none() {
             let reason = self.ledger.store_string(b"not enough memory for the leak check");
             self.header.failure.store(reason, Relaxed);
             self.header.state.store(check_state::FAILED, Release);
@@ -278,8 +309,8 @@ impl Job<'_> {
         self.header.state.store(check_state::COMPLETE, Release);
     }
 
-    fn try_examine(&self) -> Option<()> {
-        let Heap { blocks, sites, mut excluded, bytes } = read_heap(self.ledger)?;
+    fn try_examine(&self, is_copy: bool) -> Option<()> {
+        let Heap { blocks, mut excluded, bytes } = read_heap(self.ledger)?;
         self.header.blocks.store(blocks.len() as u64, Relaxed);
         self.header.bytes.store(bytes, Relaxed);
         // SAFETY: integers; zero bytes are valid.
@@ -338,17 +369,18 @@ impl Job<'_> {
         };
         let heuristics = HeuristicSet::from_bits(self.ledger.config().heuristics);
         let roots = Roots { ranges: survey.roots.all(), registers: words.get(..words_len)? };
-        let marked = leakscope_reach::mark(blocks, roots, heuristics, &mut memory, work).ok()?;
+        let crew = Threads::new(memory, &survey, blocks.len(), is_copy);
+        let marked = leakscope_reach::mark_together(blocks, roots, heuristics, &crew, work).ok()?;
         let stats = marked.stats();
         self.header.root_bytes.store(stats.root_bytes, Relaxed);
         self.header.unreadable_bytes.store(stats.unreadable_root_bytes + stats.unreadable_block_bytes, Relaxed);
-        self.write_records(&marked, sites)
+        self.write_records(&marked)
     }
 
-    fn write_records(&self, marked: &Marked<'_>, sites: &[u32]) -> Option<()> {
-        let site_of = |block: usize| SiteId(sites.get(block).copied().unwrap_or(0));
+    fn write_records(&self, marked: &Marked<'_, HeapBlocks>) -> Option<()> {
+        let site_of = |block: usize| SiteId(marked.blocks().site(block));
         let most_sites = self.ledger.used(AreaId::Sites) as usize;
-        let most = (most_sites * 4).min(sites.len() * 2) * 2 + 16;
+        let most = (most_sites * 4).min(marked.blocks().len() * 2) * 2 + 16;
         // SAFETY: LossRecord is integers; zero bytes are valid.
         let losses = unsafe { map_slice::<LossRecord>(most, true) }?;
         let total = marked.aggregate(site_of, losses);
@@ -394,11 +426,11 @@ impl Job<'_> {
         }
         self.header.records.store(written, Relaxed);
         self.ledger.publish(AreaId::CheckRecords, first + written);
-        self.sample_addresses(marked, sites, first, written)
+        self.sample_addresses(marked, first, written)
     }
 
     /// Writes the addresses of up to three blocks of each record of lost blocks.
-    fn sample_addresses(&self, marked: &Marked<'_>, sites: &[u32], first: u32, records: u32) -> Option<()> {
+    fn sample_addresses(&self, marked: &Marked<'_, HeapBlocks>, first: u32, records: u32) -> Option<()> {
         if !flag(flags::SAMPLE_ADDRESSES) {
             return Some(());
         }
@@ -414,9 +446,13 @@ impl Job<'_> {
                 *slot = number + 1;
             }
         }
-        for (number, block) in marked.blocks().iter().enumerate() {
-            let kind = marked.kind(number)? as usize;
-            let slot = by_site.get(*sites.get(number)? as usize * 4 + kind).copied().unwrap_or(0);
+        let blocks = marked.blocks();
+        for number in 0..blocks.len() {
+            let (kind, block) = (marked.kind(number)? as usize, blocks.get(number)?);
+            if kind == LeakKind::StillReachable as usize {
+                continue;
+            }
+            let slot = by_site.get(blocks.site(number) as usize * 4 + kind).copied().unwrap_or(0);
             if slot != 0
                 && let Some(free) =
                     self.ledger.check_record(first + slot - 1)?.addresses.iter().find(|a| a.load(Relaxed) == 0)

@@ -81,6 +81,7 @@ impl Ranges {
 /// Adds the allocator's memory around a block to `excluded`. Call it for blocks by rising address.
 pub struct HeapFinder {
     glibc: bool,
+    /// The [`ARENA_BYTES`] of address space that were decided last.
     last_arena: u64,
 }
 
@@ -100,11 +101,13 @@ impl HeapFinder {
             if freed || arena == self.last_arena {
                 return;
             }
+            // An arena's heap fills its aligned stretch of address space, so one block decides for all in it. To read
+            // in front of every block would cost a cache miss for each.
+            self.last_arena = arena;
             // SAFETY: a live glibc block has its chunk's size word in front of it.
             let size = unsafe { *((start - 8) as *const u64) };
             // Bit 1: a mapping of its own. Bit 2: of an arena that is not the main one.
             if size & 2 == 0 && size & 4 != 0 {
-                self.last_arena = arena;
                 excluded.push_joining(arena, arena + ARENA_BYTES);
             }
         } else if !freed || bytes <= FREED_MARKS_UP_TO {
@@ -361,10 +364,13 @@ impl Memory for OwnMemory<'_> {
     }
 
     #[inline]
-    fn touch(&mut self, start: Avma, _bytes: u64) {
-        if self.recent.contains(&start.0) {
-            // SAFETY: as in `words`.
-            unsafe { core::arch::x86_64::_mm_prefetch::<{ core::arch::x86_64::_MM_HINT_T0 }>(start.0 as *const i8) };
+    fn touch(&mut self, start: Avma, bytes: u64) {
+        use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        let mut line = start.0 & !63;
+        while line < start.0 + bytes {
+            // SAFETY: a prefetch never faults.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(line as *const i8) };
+            line += 64;
         }
     }
 

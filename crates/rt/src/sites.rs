@@ -80,7 +80,10 @@ const CACHE_SITE: u64 = crate::blocks::MAX_SITE as u64;
 const HUGE_AFTER: u32 = 4096;
 static REMEMBERED: AtomicU32 = AtomicU32::new(0);
 
-/// The entries in which a signature can be.
+/// The signatures of the moment, in eight pages: most programs never need more.
+static RECENT: [[AtomicU64; CACHE_WAYS]; 1 << 10] = [const { [const { AtomicU64::new(0) }; CACHE_WAYS] }; 1 << 10];
+
+/// The entries in which a signature can be; all zero when there is no table.
 #[inline(always)]
 fn cache_set(signature: u64) -> &'static [AtomicU64; CACHE_WAYS] {
     static NOTHING: [AtomicU64; CACHE_WAYS] = [const { AtomicU64::new(0) }; CACHE_WAYS];
@@ -91,6 +94,19 @@ fn cache_set(signature: u64) -> &'static [AtomicU64; CACHE_WAYS] {
     let set = (signature as usize & (CACHE_ENTRIES / CACHE_WAYS - 1)) * CACHE_WAYS;
     // SAFETY: `SiteTable::start` mapped CACHE_ENTRIES entries, and the set lies within them.
     unsafe { &*entries.add(set).cast() }
+}
+
+/// The entry of a set that holds a signature, 0 if none does.
+#[inline(always)]
+fn find_in(set: &[AtomicU64; CACHE_WAYS], signature: u64) -> u64 {
+    let tag = signature & !CACHE_SITE;
+    set.iter().map(|entry| entry.load(Relaxed)).find(|entry| entry & !CACHE_SITE == tag).unwrap_or(0)
+}
+
+/// Puts an entry into a set: at a free place, or in the place of any.
+fn put_into(set: &[AtomicU64; CACHE_WAYS], entry: u64) {
+    let free = set.iter().find(|place| place.load(Relaxed) == 0);
+    free.unwrap_or(&set[crate::raw::tsc() as usize / 16 % CACHE_WAYS]).store(entry, Relaxed);
 }
 
 /// An open-addressing table of record numbers, each with the upper half of its hash: most records that are not looked
@@ -225,17 +241,21 @@ impl SiteTable {
     /// The site that was remembered for an unwind signature.
     #[inline(always)]
     pub fn recall(&self, signature: u64) -> Option<u32> {
-        let tag = signature & !CACHE_SITE;
-        let found = cache_set(signature).iter().map(|entry| entry.load(Relaxed)).find(|entry| entry & !CACHE_SITE == tag);
-        found.filter(|&entry| entry != 0).map(|entry| (entry & CACHE_SITE) as u32)
+        let recent = &RECENT[signature as usize & (RECENT.len() - 1)];
+        let mut entry = find_in(recent, signature);
+        if entry == 0 {
+            entry = find_in(cache_set(signature), signature);
+            if entry == 0 {
+                return None;
+            }
+            put_into(recent, entry);
+        }
+        Some((entry & CACHE_SITE) as u32)
     }
 
     /// Remembers the site of an unwind signature; what was remembered in its place is forgotten.
     pub fn remember(&self, signature: u64, site: u32) {
-        let set = cache_set(signature);
-        let free = set.iter().find(|entry| entry.load(Relaxed) == 0);
-        let entry = free.unwrap_or(&set[crate::raw::tsc() as usize / 16 % CACHE_WAYS]);
-        entry.store(signature & !CACHE_SITE | u64::from(site), Relaxed);
+        put_into(cache_set(signature), signature & !CACHE_SITE | u64::from(site));
         let entries = SIGNATURE_CACHE.load(Relaxed);
         if !entries.is_null() && REMEMBERED.fetch_add(1, Relaxed) == HUGE_AFTER {
             memory::collapse(entries as usize);

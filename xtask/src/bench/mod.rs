@@ -7,80 +7,114 @@ pub mod redis;
 pub mod tools;
 pub mod workloads;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use leakscope_e2e::target_dir;
 
 use self::page::Page;
+use self::pairs::Share;
 use self::tools::Tool;
 use crate::step::build_leakscope;
 
-/// A run that takes longer is stopped and reported as such.
-const LIMIT: Duration = Duration::from_secs(240);
-const DEFAULT_ROUNDS: usize = 5;
+const DEFAULT_ROUNDS: usize = 3;
+const QUICK_ROUNDS: usize = 2;
+/// What the whole table may take, builds aside. Slow tools get what the others leave over.
+const BUDGET: Duration = Duration::from_secs(23 * 60);
+const QUICK_BUDGET: Duration = Duration::from_secs(7 * 60);
 const REDIS_REQUESTS: u32 = 200_000;
 
 struct Options {
     names: Vec<String>,
     rounds: usize,
+    budget: Duration,
     write: bool,
+    quick: bool,
     peers_only: bool,
 }
 
-/// Measures the named workloads, or all of them.
+impl Options {
+    fn wants(&self, tool: Tool) -> bool {
+        let is_ours = matches!(tool, Tool::Leakscope | Tool::Sampled);
+        tool.is_installed() && !(self.peers_only && is_ours) && !(self.quick && tool.is_slow())
+    }
+}
+
+/// Measures the named workloads, or all of them. What is measured is shown, and written, after each of them: a later
+/// one that fails takes nothing away.
 ///
 /// # Errors
-/// A workload cannot be prepared, or its native run fails.
+/// A workload cannot be prepared, or its native run fails; the others are measured all the same.
 pub fn run(words: &[String]) -> Result<()> {
     let options = parse(words)?;
     if !options.peers_only {
         build_leakscope()?;
     }
-    let is_ours = |tool: &Tool| matches!(tool, Tool::Leakscope | Tool::Sampled);
-    let wanted = |tool: &Tool| tool.is_installed() && !(options.peers_only && is_ours(tool));
-    let tools: Vec<Tool> = Tool::ALL.into_iter().filter(wanted).collect();
+    let tools: Vec<Tool> = Tool::ALL.into_iter().filter(|tool| options.wants(*tool)).collect();
     let mut page = Page::new(&tools, words);
-    for name in &options.names {
-        eprintln!("\n{name}");
-        match name.as_str() {
-            "redis" => {
-                let series = redis::measure(&tools, options.rounds, REDIS_REQUESTS)?;
-                let what =
-                    format!("the server's own CPU time under redis-benchmark, {REDIS_REQUESTS} requests of 4 kinds");
-                page.ratios("redis", &what, "1.06", &series);
-            }
-            "exit-check" => exit_check(&tools, &mut page)?,
-            "snapshot" if options.peers_only => continue,
-            "snapshot" => snapshot(&mut page)?,
-            "memory" => memory(&tools, &mut page)?,
-            _ => {
-                let workload = workloads::prepare(name)?;
-                let series =
-                    pairs::measure(&tools, options.rounds, LIMIT, |tool, scratch| workload.under(tool, scratch))?;
-                page.ratios(workload.name, &workload.what, workload.target, &series);
-            }
+    let mut failed = Vec::new();
+    let begin = Instant::now();
+    for (index, name) in options.names.iter().enumerate() {
+        eprintln!("\n{name}, {} s after the start", begin.elapsed().as_secs());
+        let share = Share::of(begin, options.budget, index, options.names.len());
+        if let Err(error) = one(name, &tools, &options, share, &mut page) {
+            eprintln!("{name}: {error:#}");
+            failed.push(name.as_str());
+            page.row(name, &format!("not measured: {error:#}"), "-");
         }
-        // What is measured so far is worth having even when a later workload fails.
         println!("\n{}", page.last_row());
+        if options.write {
+            page::write(&page.markdown(), &page.excerpt())?;
+        }
     }
-    let text = page.markdown();
-    println!("\n{text}");
-    if options.write {
-        page::write(&text, &page.excerpt())?;
+    println!("\n{}", page.markdown());
+    eprintln!("{} s in all", begin.elapsed().as_secs());
+    if !failed.is_empty() {
+        bail!("not measured: {}", failed.join(", "));
+    }
+    Ok(())
+}
+
+fn one(name: &str, tools: &[Tool], options: &Options, share: Share, page: &mut Page) -> Result<()> {
+    match name {
+        "redis" => {
+            let series = redis::measure(tools, options.rounds, share, REDIS_REQUESTS)?;
+            let what = format!("the server's own CPU time under redis-benchmark, {REDIS_REQUESTS} requests of 4 kinds");
+            page.ratios("redis", &what, "1.06", &series);
+        }
+        "exit-check" => exit_check(tools, share, page)?,
+        "snapshot" if options.peers_only => {}
+        "snapshot" => snapshot(page)?,
+        "memory" => memory(tools, share, page)?,
+        _ => {
+            let workload = workloads::prepare(name)?;
+            let series = pairs::measure(tools, options.rounds, share, |tool, scratch| workload.under(tool, scratch))?;
+            page.ratios(workload.name, &workload.what, workload.target, &series);
+        }
     }
     Ok(())
 }
 
 fn parse(words: &[String]) -> Result<Options> {
-    let mut options = Options { names: Vec::new(), rounds: DEFAULT_ROUNDS, write: false, peers_only: false };
+    let quick = words.iter().any(|word| word == "--quick");
+    let mut options = Options {
+        names: Vec::new(),
+        rounds: if quick { QUICK_ROUNDS } else { DEFAULT_ROUNDS },
+        budget: if quick { QUICK_BUDGET } else { BUDGET },
+        write: false,
+        quick,
+        peers_only: false,
+    };
     let mut rest = words.iter();
     while let Some(word) = rest.next() {
         match word.as_str() {
             "--runs" => options.rounds = rest.next().context("--runs takes a number")?.parse().context("--runs")?,
             "--write" => options.write = true,
             "--peers" => options.peers_only = true,
-            name if name.starts_with('-') => bail!("no option `{name}`; there are --runs N, --write and --peers"),
+            "--quick" => {}
+            name if name.starts_with('-') => {
+                bail!("no option `{name}`; there are --runs N, --quick, --write and --peers")
+            }
             name => options.names.push(name.to_owned()),
         }
     }
@@ -94,11 +128,11 @@ fn parse(words: &[String]) -> Result<Options> {
     Ok(options)
 }
 
-fn exit_check(tools: &[Tool], page: &mut Page) -> Result<()> {
+fn exit_check(tools: &[Tool], share: Share, page: &mut Page) -> Result<()> {
     let program = workloads::build(&target_dir().join("bench"), "live_blocks")?;
     let (blocks, bytes) = (10_000_000, 200);
     for tool in tools.iter().filter(|tool| !matches!(tool, Tool::HeaptrackRaw | Tool::Heaptrack)) {
-        let cell = match live::exit_run(*tool, &program, blocks, bytes, LIMIT) {
+        let cell = match live::exit_run(*tool, &program, blocks, bytes, share.limit(*tool)) {
             Ok(run) => format!("{:.2} s (whole run {:.1} s)", run.after_seconds, run.wall_seconds),
             Err(error) => format!("{error:#}"),
         };
@@ -130,13 +164,14 @@ fn snapshot(page: &mut Page) -> Result<()> {
 }
 
 /// Added resident bytes: for each block, as the slope between no blocks and a million; and with no blocks.
-fn memory(tools: &[Tool], page: &mut Page) -> Result<()> {
+fn memory(tools: &[Tool], share: Share, page: &mut Page) -> Result<()> {
     let program = workloads::build(&target_dir().join("bench"), "live_blocks")?;
     let blocks = 1_000_000;
     let mut native = Vec::new();
     for tool in tools {
-        let resident =
-            |blocks, bytes| live::exit_run(*tool, &program, blocks, bytes, LIMIT).map(|run| run.resident_bytes);
+        let resident = |blocks, bytes| {
+            live::exit_run(*tool, &program, blocks, bytes, share.limit(*tool)).map(|run| run.resident_bytes)
+        };
         let measured: Result<Vec<f64>> = [(0, 16), (blocks, 16), (blocks, 64), (blocks, 200)]
             .into_iter()
             .map(|(n, bytes)| resident(n, bytes))

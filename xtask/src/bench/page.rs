@@ -82,7 +82,7 @@ impl Page {
         text += &self.table(&self.tools);
         text += "\nCells: median ratio of wall time to native (least to greatest over the rounds), then the ratio of user \
                  and system time of all processes; `native` is in seconds. In every round each tool runs once, and a ratio \
-                 is taken within its round; heaptrack's default mode and Memcheck run in the first round only.\n\n";
+                 is taken within its round; heaptrack's default mode and Memcheck run in one round only, with a time limit.\n\n";
         for row in &self.rows {
             text += &format!("- **{}**: {}\n", row.name, row.what);
         }

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use leakscope_e2e::{Ending, Finished, Run};
@@ -42,31 +42,64 @@ pub fn spread(values: &[f64]) -> Option<(f64, f64, f64)> {
     Some((median, least, greatest))
 }
 
-/// Runs `rounds` rounds. `start` gives a tool's command for a scratch folder. Slow tools run in the first round only.
+/// Longest that a tool which does not count as slow may take for one run.
+const LIMIT: Duration = Duration::from_secs(60);
+/// Least that a slow tool gets, however little of its share is left.
+const LEAST: Duration = Duration::from_secs(15);
+
+/// The time that a workload may take: what its own share leaves over goes to the next one.
+#[derive(Debug, Clone, Copy)]
+pub struct Share {
+    end: Instant,
+}
+
+impl Share {
+    /// Share number `index` of `count` equal ones of a budget that began at `begin`.
+    pub fn of(begin: Instant, budget: Duration, index: usize, count: usize) -> Share {
+        Share { end: begin + budget.mul_f64((index + 1) as f64 / count as f64) }
+    }
+
+    /// How long one run may take. Slow tools come last and get half of what is left, so that another can follow.
+    pub fn limit(self, tool: Tool) -> Duration {
+        if !tool.is_slow() {
+            return LIMIT;
+        }
+        let left = self.end.saturating_duration_since(Instant::now());
+        if tool == Tool::Memcheck { left.max(LEAST) } else { (left / 2).max(LEAST) }
+    }
+
+    /// Whether the share is used up: no further round begins then.
+    pub fn is_over(self) -> bool {
+        Instant::now() >= self.end
+    }
+}
+
+/// The rounds of a workload: all tools in turn, slow ones in the last round only. `run` gives the cost or the reason
+/// why there is none.
 ///
 /// # Errors
 /// The native run fails: without it there is no pair.
-pub fn measure(
+pub fn rounds(
     tools: &[Tool],
     rounds: usize,
-    limit: Duration,
-    start: impl Fn(Tool, &Path) -> Run,
+    share: Share,
+    mut run: impl FnMut(Tool, Duration) -> Result<Cost, String>,
 ) -> Result<BTreeMap<Tool, Series>> {
     let mut all: BTreeMap<Tool, Series> = tools.iter().map(|tool| (*tool, Series::default())).collect();
-    for round in 0..rounds {
+    for round in 1..=rounds {
+        // A round that is not the last becomes it when time runs out, so that slow tools have their turn.
+        let is_last = round == rounds || share.is_over();
         let mut native = None;
         for tool in tools {
             let series = all.get_mut(tool).expect("every tool has a series");
-            if series.failed.is_some() || tool.is_slow() && round > 0 {
+            if series.failed.is_some() || tool.is_slow() && !is_last {
                 continue;
             }
-            let scratch = tempfile::tempdir()?;
-            let finished = start(*tool, scratch.path()).limit(limit).finish()?;
-            let cost = match cost_of(&finished) {
+            let cost = match run(*tool, share.limit(*tool)) {
                 Ok(cost) => cost,
-                Err(reason) if *tool == Tool::Native => bail!("the native run {reason}: {}", finished.stderr),
+                Err(reason) if *tool == Tool::Native => bail!("the native run: {reason}"),
                 Err(reason) => {
-                    eprintln!("  {}: {reason}: {}", tool.title(), finished.stderr.lines().last().unwrap_or_default());
+                    eprintln!("  {:20} {reason}", tool.title());
                     series.failed = Some(reason);
                     continue;
                 }
@@ -77,8 +110,33 @@ pub fn measure(
             series.cpu.push(cost.cpu / pair.cpu);
             series.costs.push(cost);
         }
+        if is_last {
+            break;
+        }
     }
     Ok(all)
+}
+
+/// Runs `rounds` rounds. `start` gives a tool's command for a scratch folder.
+///
+/// # Errors
+/// The native run fails: without it there is no pair.
+pub fn measure(
+    tools: &[Tool],
+    count: usize,
+    share: Share,
+    start: impl Fn(Tool, &Path) -> Run,
+) -> Result<BTreeMap<Tool, Series>> {
+    rounds(tools, count, share, |tool, limit| {
+        let run = || -> Result<Finished> {
+            let scratch = tempfile::tempdir()?;
+            start(tool, scratch.path()).limit(limit).finish()
+        };
+        let finished = run().map_err(|error| format!("{error:#}"))?;
+        cost_of(&finished).inspect_err(|_| {
+            eprintln!("  {}", finished.stderr.lines().last().unwrap_or_default());
+        })
+    })
 }
 
 fn cost_of(finished: &Finished) -> Result<Cost, String> {
@@ -92,7 +150,28 @@ fn cost_of(finished: &Finished) -> Result<Cost, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::spread;
+    use super::*;
+
+    fn all_at_once(tool: Tool, _: Duration) -> Result<Cost, String> {
+        if tool == Tool::Lsan { Err("exit 1".to_owned()) } else { Ok(Cost { wall: 2.0, cpu: 1.0 }) }
+    }
+
+    #[test]
+    fn slow_tools_run_once_and_a_failure_ends_only_its_own_series() {
+        let tools = [Tool::Native, Tool::Leakscope, Tool::Lsan, Tool::Memcheck];
+        let share = Share::of(Instant::now(), Duration::from_secs(60), 0, 1);
+        let all = rounds(&tools, 3, share, all_at_once).unwrap();
+        let runs: Vec<usize> = tools.iter().map(|tool| all[tool].costs.len()).collect();
+        assert_eq!(runs, [3, 3, 0, 1]);
+        assert_eq!(all[&Tool::Lsan].failed.as_deref(), Some("exit 1"));
+    }
+
+    #[test]
+    fn a_share_that_is_used_up_still_gives_every_tool_one_run() {
+        let tools = [Tool::Native, Tool::Leakscope, Tool::Memcheck];
+        let all = rounds(&tools, 3, Share::of(Instant::now(), Duration::ZERO, 0, 1), all_at_once).unwrap();
+        assert!(tools.iter().all(|tool| all[tool].costs.len() == 1), "{all:?}");
+    }
 
     #[test]
     fn the_median_of_an_even_number_is_between() {

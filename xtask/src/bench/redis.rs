@@ -1,5 +1,6 @@
 //! redis-server's own processor time under redis-benchmark, on the loopback interface only.
 
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -10,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use leakscope_e2e::Run;
 use rustix::process::{Pid, Signal, kill_process_group};
 
-use super::pairs::{Cost, Series};
+use super::pairs::{Cost, Series, Share, rounds};
 use super::tools::Tool;
 use super::workloads::installed;
 
@@ -138,45 +139,25 @@ pub fn free_port() -> Result<u16> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
 }
 
-/// One round for each tool and repetition; the ratio is of the server's processor time.
+/// One run for each tool and round; the ratio is of the server's processor time.
 ///
 /// # Errors
 /// The native server fails.
-pub fn measure(tools: &[Tool], rounds: usize, requests: u32) -> Result<std::collections::BTreeMap<Tool, Series>> {
-    let mut all: std::collections::BTreeMap<Tool, Series> =
-        tools.iter().map(|tool| (*tool, Series::default())).collect();
-    for round in 0..rounds {
-        let mut native = None;
-        for tool in tools {
-            let series = all.get_mut(tool).expect("every tool has a series");
-            if series.failed.is_some() || tool.is_slow() && round > 0 {
-                continue;
-            }
-            match once(*tool, requests) {
-                Ok(cost) => {
-                    eprintln!("  {:20} cpu {:7.3} s", tool.title(), cost.cpu);
-                    let pair: Cost = *native.get_or_insert(cost);
-                    series.cpu.push(cost.cpu / pair.cpu);
-                    series.costs.push(cost);
-                }
-                Err(error) if *tool == Tool::Native => return Err(error),
-                Err(error) => {
-                    eprintln!("  {}: {error:#}", tool.title());
-                    series.failed = Some(format!("{error:#}"));
-                }
-            }
-        }
-    }
+pub fn measure(tools: &[Tool], count: usize, share: Share, requests: u32) -> Result<BTreeMap<Tool, Series>> {
+    let mut all =
+        rounds(tools, count, share, |tool, limit| once(tool, requests, limit).map_err(|error| format!("{error:#}")))?;
+    // Of the wall time the client, which is not measured, has the greater part.
+    all.values_mut().for_each(|series| series.wall.clear());
     Ok(all)
 }
 
-fn once(tool: Tool, requests: u32) -> Result<Cost> {
+fn once(tool: Tool, requests: u32, limit: Duration) -> Result<Cost> {
     let scratch = tempfile::tempdir()?;
     let begin = Instant::now();
     let server = Server::start(tool, scratch.path())?;
     server.load(requests)?;
     let cpu = server.used()?;
     let wall = begin.elapsed().as_secs_f64();
-    server.stop(Duration::from_secs(120))?;
+    server.stop(limit)?;
     Ok(Cost { wall, cpu })
 }

@@ -37,8 +37,11 @@ pub struct Frame {
     pub column: u32,
     /// Whether it was inlined into the next frame.
     pub inlined: bool,
-    /// Path of the module; empty when unknown.
+    /// Path of the module; empty when unknown. Of our own library its name alone: the place changes from machine to
+    /// machine.
     pub object: Arc<str>,
+    /// Whether it is the allocation function's own frame, in our library.
+    pub hook: bool,
     /// Number of the module in the recording.
     pub module: Option<u32>,
 }
@@ -97,7 +100,7 @@ impl<'a> Stacks<'a> {
             named: vec![OnceCell::new(); recorded.locations.len()],
             steps: vec![OnceCell::new(); recorded.locations.len()],
             hooks: vec![OnceCell::new(); AllocFn::ALL.len()],
-            hook_object: hook.map_or_else(|| HOOK_OBJECT.into(), |module| module.path.clone()),
+            hook_object: hook.map_or_else(|| HOOK_OBJECT.into(), |module| file_name(&module.path).into()),
             hook_start: hook.map_or(0, |module| module.start),
         }
     }
@@ -175,6 +178,7 @@ impl<'a> Stacks<'a> {
             column: 0,
             inlined: false,
             object: self.hook_object.clone(),
+            hook: true,
             module: self.recorded.hook_module,
         }
     }
@@ -199,6 +203,7 @@ impl<'a> Stacks<'a> {
             column: 0,
             inlined: false,
             object: module.map(|module| module.path.clone()).unwrap_or_default(),
+            hook: false,
             module: location.module.checked_sub(1),
         };
         let frames = self.recorded.frames_of(location);
@@ -226,6 +231,10 @@ impl<'a> Stacks<'a> {
         }
         frame
     }
+}
+
+fn file_name(path: &str) -> &str {
+    path.rsplit('/').next().unwrap_or(path)
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]

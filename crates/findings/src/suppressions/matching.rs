@@ -82,6 +82,8 @@ fn enter<P: Positions>(pattern: &[FramePattern], positions: &mut P, mut position
 
 /// What an unknown name is compared as.
 const UNKNOWN: &str = "???";
+/// Where Memcheck's own hooks are, on Debian: rules written for it name this object for the allocation function.
+const MEMCHECKS_HOOKS: &str = "/usr/libexec/valgrind/vgpreload_memcheck-amd64-linux.so";
 
 fn frame_matches(pattern: &FramePattern, frame: &Frame) -> bool {
     match pattern {
@@ -95,6 +97,7 @@ fn frame_matches(pattern: &FramePattern, frame: &Frame) -> bool {
         }
         FramePattern::Object(pattern) => {
             wildcard(pattern, if frame.object.is_empty() { UNKNOWN } else { &frame.object })
+                || (frame.hook && wildcard(pattern, MEMCHECKS_HOOKS))
         }
         FramePattern::Source { file, line } => {
             frame.file.as_deref().is_some_and(|name| wildcard(file, name)) && line.is_none_or(|line| line == frame.line)

@@ -5,10 +5,12 @@ pub mod oracle;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64};
 
 use leakscope_model::{Avma, Heuristic, HeuristicSet, LeakKind};
 use leakscope_reach::{
-    Block, FileMapping, Granule, InputError, Marked, Memory, Region, Roots, Stats, Work, WorkSizes, mark,
+    Block, Crew, FileMapping, Granule, InputError, Marked, Memory, Region, Roots, Stats, Work, WorkSizes, mark,
+    mark_together,
 };
 
 /// Page number of every address that cannot be read.
@@ -68,25 +70,65 @@ impl Process {
         &self,
         heuristics: HeuristicSet,
         stack_len: Option<usize>,
-        look: impl FnOnce(Marked<'_>) -> T,
+        look: impl FnOnce(Marked<'_, &[Block]>) -> T,
     ) -> Result<T, InputError> {
-        let sizes = WorkSizes::for_blocks(&self.blocks)?;
+        self.mark_by(1, heuristics, stack_len, look)
+    }
+
+    pub fn mark_by<T>(
+        &self,
+        workers: usize,
+        heuristics: HeuristicSet,
+        stack_len: Option<usize>,
+        look: impl FnOnce(Marked<'_, &[Block]>) -> T,
+    ) -> Result<T, InputError> {
+        let blocks = self.blocks.as_slice();
+        let sizes = WorkSizes::for_blocks(blocks)?;
         // Any contents will do.
-        let (mut marks, mut leaders) = (vec![0xA5; sizes.marks], vec![0xA5A5_A5A5; sizes.leaders]);
-        let mut stack = vec![0xA5A5_A5A5; stack_len.unwrap_or(sizes.stack)];
+        let word = |_| AtomicU32::new(0xA5A5_A5A5);
+        let marks: Vec<AtomicU8> = (0..sizes.marks).map(|_| AtomicU8::new(0xA5)).collect();
+        let leaders: Vec<AtomicU32> = (0..sizes.leaders).map(word).collect();
+        let stack: Vec<AtomicU32> = (0..stack_len.unwrap_or(sizes.stack)).map(word).collect();
         let mut regions = vec![Region::default(); sizes.regions];
         let mut granules = vec![Granule::default(); sizes.granules];
-        let mut settled = vec![0xA5A5; sizes.settled];
+        let settled: Vec<AtomicU64> = (0..sizes.settled).map(|_| AtomicU64::new(0xA5A5)).collect();
         let work = Work {
-            marks: &mut marks,
-            leaders: &mut leaders,
-            stack: &mut stack,
+            marks: &marks,
+            leaders: &leaders,
+            stack: &stack,
             regions: &mut regions,
             granules: &mut granules,
-            settled: &mut settled,
+            settled: &settled,
         };
         let roots = Roots { ranges: &self.root_ranges, registers: &self.registers };
-        mark(&self.blocks, roots, heuristics, &mut self.clone(), work).map(look)
+        match workers {
+            1 => mark(blocks, roots, heuristics, &mut self.clone(), work).map(look),
+            _ => mark_together(blocks, roots, heuristics, &Threads(self, workers), work).map(look),
+        }
+    }
+}
+
+/// Threads that mark together, each with a copy of the process.
+struct Threads<'p>(&'p Process, usize);
+
+impl Crew for Threads<'_> {
+    type Memory = Process;
+
+    fn workers(&self) -> usize {
+        self.1
+    }
+
+    fn run(&self, task: &(dyn Fn(usize, &mut Process) + Sync)) {
+        std::thread::scope(|scope| {
+            for number in 1..self.1 {
+                scope.spawn(move || task(number, &mut self.0.clone()));
+            }
+            task(0, &mut self.0.clone());
+        });
+    }
+
+    fn rest() {
+        std::thread::yield_now();
     }
 }
 
@@ -121,7 +163,7 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    pub fn of(marked: &Marked<'_>) -> Self {
+    pub fn of(marked: &Marked<'_, &[Block]>) -> Self {
         let all = 0..marked.blocks().len();
         Self {
             kinds: all.clone().map(|b| marked.kind(b).expect("a block")).collect(),

@@ -125,47 +125,20 @@ impl<'p> Oracle<'p> {
         (lowest.iter().copied().filter(|b| is_source(*b)).collect(), lowest)
     }
 
-    /// The heuristics by replaying every step in Memcheck's order.
-    pub fn heuristics(&self) -> Vec<Option<Heuristic>> {
-        let n = self.edges.len();
-        let (mut rank, mut named, mut stack) = (vec![0; n], vec![None; n], Vec::<usize>::new());
-        let mut step = |edge: Edge, sure: bool, rank: &mut Vec<i32>, stack: &mut Vec<usize>| {
-            if rank[edge.to] == 2 {
-                if edge.offset_bytes == 0 {
-                    named[edge.to] = None;
-                }
-                return;
+    /// For each block, the first heuristic by which something that is reached leads to it, unless a start-pointer
+    /// from the roots or from a reachable block does.
+    pub fn heuristics(&self, kinds: &[LeakKind]) -> Vec<Option<Heuristic>> {
+        let of_kind = |kind: LeakKind| (0..kinds.len()).filter(move |b| kinds[*b] == kind);
+        let sure = of_kind(LeakKind::StillReachable).flat_map(|b| &self.edges[b]).chain(&self.roots);
+        let unsure = of_kind(LeakKind::PossiblyLost).flat_map(|b| &self.edges[b]);
+        let name = |block: usize| {
+            if sure.clone().any(|e| e.to == block && e.offset_bytes == 0) {
+                return None;
             }
-            let mut start = edge.offset_bytes == 0;
-            if !start && self.set != HeuristicSet::NONE {
-                named[edge.to] = self.heuristic(edge);
-                start = named[edge.to].is_some();
-            }
-            let new_rank = if start && sure { 2 } else { 1 };
-            if new_rank > rank[edge.to] {
-                rank[edge.to] = new_rank;
-                if !stack.contains(&edge.to) {
-                    stack.push(edge.to);
-                }
-            }
+            let leading = sure.clone().chain(unsure.clone()).filter(|e| e.to == block);
+            leading.filter_map(|e| self.heuristic(*e)).min_by_key(|h| *h as u8)
         };
-        for edge in &self.roots {
-            step(*edge, true, &mut rank, &mut stack);
-        }
-        while let Some(block) = stack.pop() {
-            let sure = rank[block] == 2;
-            for edge in &self.edges[block] {
-                step(*edge, sure, &mut rank, &mut stack);
-            }
-        }
-        named
-    }
-
-    /// Blocks that start-pointers alone lead to, directly from something that is reachable.
-    pub fn has_start_pointer(&self, kinds: &[LeakKind], block: usize) -> bool {
-        let reachable = (0..kinds.len()).filter(|b| kinds[*b] == LeakKind::StillReachable);
-        let mut edges = reachable.flat_map(|b| &self.edges[b]).chain(&self.roots);
-        edges.any(|e| e.to == block && e.offset_bytes == 0)
+        (0..kinds.len()).map(name).collect()
     }
 
     fn heuristic(&self, edge: Edge) -> Option<Heuristic> {
