@@ -20,6 +20,8 @@ use crate::control::{GRANTED, REFUSED, REQUEST, SLOTS, is_trusted, name};
 use crate::ledger_file::LedgerFile;
 use crate::{Error, socket};
 
+/// A program that allocates notices a request by itself; only an idle one gets a signal, which may end a `sleep` early.
+const NUDGE_AFTER: Duration = Duration::from_millis(150);
 /// The signal that asks the target to look at `snapshot_wanted`: glibc's own for `setuid` in threads, which
 /// no program can block through libc. The injected code's handler stands in front of glibc's, and glibc's
 /// ignores what comes from another process.
@@ -152,7 +154,7 @@ impl Pending {
             return Step::Done;
         }
         let waited = self.since.elapsed();
-        if !self.nudged {
+        if !self.nudged && waited >= NUDGE_AFTER {
             // Without a handler it is tried again: the injected code may still be starting.
             self.nudged = nudge(self.pid);
         }

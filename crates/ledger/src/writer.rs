@@ -182,7 +182,7 @@ impl Ledger {
         })
     }
 
-    /// Copies what `other` holds into this new ledger: the start of a forked child's. Facts of the process
+    /// Copies what `other` holds into this new ledger: the start of a forked child's. Wrong calls of the parent's and facts of the process
     /// itself (pid, state, times, checks) are left for the child to fill in.
     pub fn copy_contents_from(&self, other: &Self) {
         for id in [
@@ -193,7 +193,6 @@ impl Ledger {
             AreaId::Chunks,
             AreaId::Counters,
             AreaId::Threads,
-            AreaId::Misuses,
         ] {
             let (to, from) = (&self.areas[id as usize], &other.areas[id as usize]);
             let used = other.used(id);

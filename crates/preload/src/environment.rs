@@ -52,8 +52,7 @@ fn with_initial_ctl<R>(each: impl FnOnce(&[u8]) -> R) -> Option<R> {
     let mut held = 0;
     let mut value = [0u8; 256];
     let mut value_len = None;
-    'reading: loop {
-        let Ok(got) = raw::read(fd, window.get_mut(held..).unwrap_or(&mut [])) else { break };
+    'reading: while let Ok(got) = raw::read(fd, window.get_mut(held..).unwrap_or(&mut [])) {
         let filled = held + got;
         let mut from = 0;
         while let Some(length) = window.get(from..filled).and_then(|rest| rest.iter().position(|&byte| byte == 0)) {

@@ -179,7 +179,7 @@ pub fn insert(start: u64, bytes: usize, site: u32, side: bool) -> bool {
     }
     let code = if large { SIZE_NEXT } else { size };
     let half = ((start >> 4) as u32 & 1) * UPPER_HALF;
-    let entry = code << SIZE_SHIFT | half | u32::from(side) * SIDE | site & MAX_SITE;
+    let entry = code << SIZE_SHIFT | half | (u32::from(side) * SIDE) | site & MAX_SITE;
     // Sizes are as good as random: the size word is stored without a branch, for a small block to nowhere.
     // SAFETY: `words` is a region, the index less than REGION_WORDS, so that of the next granule is at most that.
     let (slot, next) = unsafe { (word(words, index), word(words, index + 1)) };

@@ -46,6 +46,11 @@ pub fn run(ledger: &Ledger, trigger: CheckTrigger, status: i32, registers: &Regi
         return;
     }
     reap();
+    if trigger == CheckTrigger::OnDemand && LAST_CHILD.load(Relaxed) != 0 {
+        // The copy of the present request is still at work.
+        RUNNING.store(0, Release);
+        return;
+    }
     let began = raw::clock_ns(1);
     let goes_on = matches!(trigger, CheckTrigger::OnDemand | CheckTrigger::Exec);
     let wants_freeres = flag(flags::RUN_FREERES) && matches!(trigger, CheckTrigger::Exit | CheckTrigger::QuickExit);
@@ -85,7 +90,6 @@ pub fn reap() {
 fn new_header(ledger: &Ledger, trigger: CheckTrigger, status: i32) -> Option<&'static CheckHeader> {
     let number = ledger.header().used[AreaId::Checks as usize].load(Acquire);
     let header = ledger.check(number % CHECKS)?;
-    header.state.store(check_state::RUNNING, Relaxed);
     header.trigger.store(trigger as u32, Relaxed);
     header.status.store(status as u32, Relaxed);
     header.monotonic_ns.store(raw::clock_ns(1), Relaxed);
@@ -95,6 +99,7 @@ fn new_header(ledger: &Ledger, trigger: CheckTrigger, status: i32) -> Option<&'s
     header.freeres.store(0, Relaxed);
     let half = ledger.capacity(AreaId::CheckRecords) / 2;
     header.first_record.store((number % 2) * half, Relaxed);
+    header.state.store(check_state::RUNNING, Release);
     ledger.header().used[AreaId::Checks as usize].store(number + 1, Release);
     Some(header)
 }

@@ -127,15 +127,15 @@ fn attach(ledger: &Ledger, regs: Registers) -> *mut ThreadState {
     let state = thread::attach(ledger);
     crate::stop::stay_installed();
     // SAFETY: null or this thread's state.
-    if let Some(state) = unsafe { state.as_ref() } {
-        if let Some(mut stack) = stack_of(regs.rsp) {
-            state.stack_high.store(stack.high, Relaxed);
-            if state.tid.load(Relaxed) == crate::raw::getpid() {
-                // The main stack grows; the kernel keeps at least this much below it free of other mappings.
-                stack.low = stack.low.min(stack.high.saturating_sub(MAIN_STACK_BYTES));
-            }
-            state.cache.set_stack(stack);
+    if let Some(state) = unsafe { state.as_ref() }
+        && let Some(mut stack) = stack_of(regs.rsp)
+    {
+        state.stack_high.store(stack.high, Relaxed);
+        if state.tid.load(Relaxed) == crate::raw::getpid() {
+            // The main stack grows; the kernel keeps at least this much below it free of other mappings.
+            stack.low = stack.low.min(stack.high.saturating_sub(MAIN_STACK_BYTES));
         }
+        state.cache.set_stack(stack);
     }
     state
 }

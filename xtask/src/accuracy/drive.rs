@@ -164,6 +164,24 @@ fn wait_for(port: u16) -> Result<()> {
     Ok(())
 }
 
+/// Sends SIGQUIT until the server has ended: it looks at the signal's mark before it waits for events, so one that comes
+/// between the two is seen at the next event only.
+fn quit(child: &mut Child, scratch: &Path) -> Result<i32> {
+    let pid: i32 = std::fs::read_to_string(scratch.join("pid"))?.trim().parse()?;
+    let begin = Instant::now();
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok(status.code().unwrap_or(-1));
+        }
+        if begin.elapsed() > LIMIT {
+            bail!("nginx did not end within {} s of SIGQUIT", LIMIT.as_secs());
+        }
+        // It may have ended in this moment, with its report still to come.
+        let _ = kill_process(Pid::from_raw(pid).context("pid")?, Signal::QUIT);
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
+
 /// One process in the foreground, three requests, then the signal that lets it finish.
 fn nginx(start: &Run, inputs: &Path, scratch: &Path) -> Result<(i32, Vec<u8>)> {
     let port = free_port()?;
@@ -187,12 +205,10 @@ fn nginx(start: &Run, inputs: &Path, scratch: &Path) -> Result<(i32, Vec<u8>)> {
         for path in ["/index.html", "/missing", "/gone"] {
             pages.extend(fetch(port, path)?);
         }
-        let pid: i32 = std::fs::read_to_string(scratch.join("pid"))?.trim().parse()?;
-        kill_process(Pid::from_raw(pid).context("pid")?, Signal::QUIT)?;
-        Ok(pages)
+        Ok((quit(&mut child, scratch)?, pages))
     })();
     match outcome {
-        Ok(pages) => Ok((child.wait()?.code().unwrap_or(-1), pages)),
+        Ok((code, pages)) => Ok((code, pages)),
         Err(error) => {
             end_group(&mut child);
             Err(error)
