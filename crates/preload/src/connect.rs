@@ -48,9 +48,21 @@ pub fn ask(value: &[u8], origin: u32) -> Result<(i32, u64), NoLedger> {
     let (name, token) = parse(value).ok_or(NoLedger::Refused)?;
     let socket = syscall(nr::SOCKET, [AF_UNIX as usize, SOCK_SEQPACKET_CLOEXEC, 0, 0, 0, 0])
         .map_err(|_| NoLedger::Unreachable)?;
+    limit_waiting(socket);
     let result = converse(socket, name, token, origin);
     raw::close(socket as i32);
     result
+}
+
+/// An observer that has been stopped must not stop the program as well.
+fn limit_waiting(socket: usize) {
+    const SETSOCKOPT: usize = 54;
+    const SOL_SOCKET: usize = 1;
+    const RECEIVE_AND_SEND_TIMEOUTS: [usize; 2] = [20, 21];
+    let five_seconds = [5u64, 0];
+    for option in RECEIVE_AND_SEND_TIMEOUTS {
+        let _ = syscall(SETSOCKOPT, [socket, SOL_SOCKET, option, five_seconds.as_ptr() as usize, 16, 0]);
+    }
 }
 
 fn converse(socket: usize, name: &[u8], token: [u8; 16], origin: u32) -> Result<(i32, u64), NoLedger> {

@@ -77,6 +77,8 @@ extern "C" fn child() {
         release();
         start::set_own_process();
         thread::after_fork_in_child();
+        leakscope_rt::misuse::after_fork_in_child();
+        leakscope_rt::check::after_fork_in_child();
         if runtime::flag(flags::CHILD_SILENT) || own_ledger(ledger).is_none() {
             // Nothing may be written to the parent's ledger any more.
             runtime::stop();

@@ -75,6 +75,12 @@ pub fn run(ledger: &Ledger, trigger: CheckTrigger, status: i32, registers: &Regi
     RUNNING.store(0, Release);
 }
 
+/// In a forked child: no check runs here, whatever another thread of the parent was doing.
+pub fn after_fork_in_child() {
+    RUNNING.store(0, Release);
+    LAST_CHILD.store(0, Release);
+}
+
 /// Takes back the process of an earlier check, if it has ended.
 pub fn reap() {
     const WNOHANG_WALL: usize = 1 | 0x4000_0000;

@@ -16,6 +16,11 @@ use leakscope_model::{AllocFn, MisuseKind};
 
 static LOCK: Lock = Lock::new();
 
+/// In a forked child: another thread may have held the lock.
+pub fn after_fork_in_child() {
+    LOCK.release();
+}
+
 /// Furthest that a block's start is looked for below an address inside it.
 const INTERIOR_REACH: u64 = 1 << 30;
 /// Nearer starts that do not cover the address (freed ones left behind in a larger block) are passed over.
