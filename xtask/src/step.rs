@@ -1,11 +1,12 @@
 //! One step of a task: a command that is shown, run with the terminal's own output, and must succeed.
 
 use std::process::Command;
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use leakscope_e2e::{leakscope_bin, repo_root};
 
-/// Shows and runs a command in the repository's top folder.
+/// Shows and runs a command in the repository's top folder, and says how long it took.
 ///
 /// # Errors
 /// It cannot be started, or it ends with another code than 0.
@@ -21,6 +22,7 @@ pub fn step_with(words: &[&str], env: &[(&str, &str)]) -> Result<()> {
     let assignments: String = env.iter().map(|(name, value)| format!("{name}={value} ")).collect();
     eprintln!("\n$ {assignments}{}", words.join(" "));
     let (program, args) = words.split_first().context("a step has a program")?;
+    let begin = Instant::now();
     let status = Command::new(program)
         .args(args)
         .envs(env.iter().copied())
@@ -30,6 +32,7 @@ pub fn step_with(words: &[&str], env: &[(&str, &str)]) -> Result<()> {
     if !status.success() {
         bail!("`{}` ended with {status}", words.join(" "));
     }
+    eprintln!("[{:.0} s] {}", begin.elapsed().as_secs_f64(), words.join(" "));
     Ok(())
 }
 

@@ -36,8 +36,9 @@ impl Page {
         }
     }
 
-    /// Sets one cell.
+    /// Sets one cell; what a tool said when it failed must not break the table.
     pub fn set(&mut self, row: &str, tool: Tool, text: String) {
+        let text: String = text.trim().replace(['\n', '|'], " ").chars().take(160).collect();
         self.cells.insert((row.to_owned(), tool), text);
     }
 
