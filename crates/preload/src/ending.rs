@@ -110,7 +110,10 @@ fn run_check(trigger: CheckTrigger, status: c_int, registers: &RegisterFile) {
     let words = tls();
     // SAFETY: the calling thread's own words.
     let was_busy = unsafe { core::mem::replace(&mut (*words).busy, 1) };
-    check::run(ledger, trigger, status, registers, &surroundings);
+    // Busy already: a signal has interrupted our own code, perhaps with a lock held.
+    if was_busy == 0 || runtime::locks_are_free() {
+        check::run(ledger, trigger, status, registers, &surroundings);
+    }
     // SAFETY: as above.
     unsafe { (*words).busy = was_busy };
 }

@@ -3,8 +3,8 @@
 use crate::{connect, ending, environment, originals, start};
 use core::cell::UnsafeCell;
 use core::ffi::{CStr, c_char, c_int, c_void};
-use core::sync::atomic::AtomicUsize;
 use core::sync::atomic::Ordering::{Relaxed, Release};
+use core::sync::atomic::{AtomicU32, AtomicUsize};
 use leakscope_ledger::layout::{flags, origin, state};
 use leakscope_ledger::writer::Ledger;
 use leakscope_rt::registers::{Preserved, RegisterFile, preserved_registers};
@@ -47,6 +47,9 @@ pub fn register() {
     thread::for_ourselves(|| unsafe { __register_atfork(prepare, parent, child, core::ptr::null_mut()) });
 }
 
+/// Whether the process had more threads when it last forked.
+static HAD_THREADS: AtomicU32 = AtomicU32::new(0);
+
 fn set_busy(busy: u32) {
     // SAFETY: the calling thread's own words.
     unsafe { (*tls()).busy = busy };
@@ -55,26 +58,24 @@ fn set_busy(busy: u32) {
 extern "C" fn prepare() {
     if runtime::ledger().is_some() {
         set_busy(1);
+        HAD_THREADS.store(u32::from(thread::has_several()), Relaxed);
         runtime::MODULES.before_fork();
         runtime::SITES.before_fork();
     }
 }
 
-fn release() {
-    runtime::SITES.after_fork();
-    runtime::MODULES.after_fork();
-}
-
 extern "C" fn parent() {
     if runtime::ledger().is_some() {
-        release();
+        runtime::SITES.after_fork();
+        runtime::MODULES.after_fork_in_parent();
         set_busy(0);
     }
 }
 
 extern "C" fn child() {
     if let Some(ledger) = runtime::ledger() {
-        release();
+        runtime::SITES.after_fork();
+        runtime::MODULES.after_fork_in_child(HAD_THREADS.load(Relaxed) != 0);
         start::set_own_process();
         thread::after_fork_in_child();
         leakscope_rt::misuse::after_fork_in_child();

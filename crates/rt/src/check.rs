@@ -55,6 +55,7 @@ pub fn run(ledger: &Ledger, trigger: CheckTrigger, status: i32, registers: &Regi
     let goes_on = matches!(trigger, CheckTrigger::OnDemand | CheckTrigger::Exec);
     let wants_freeres = flag(flags::RUN_FREERES) && matches!(trigger, CheckTrigger::Exit | CheckTrigger::QuickExit);
     runtime::refresh_modules(ledger);
+    crate::deferred::settle(ledger);
     let Some(header) = new_header(ledger, trigger, status) else { return };
     let stopped = stop::stop_others(goes_on);
     header.threads_seen.store(stopped.seen + 1, Relaxed);

@@ -8,6 +8,7 @@
 
 pub mod blocks;
 pub mod check;
+pub mod deferred;
 pub mod lifetimes;
 pub mod memory;
 pub mod misuse;

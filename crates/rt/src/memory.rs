@@ -199,6 +199,11 @@ impl Lock {
         self.0.compare_exchange(0, 1, Acquire, Relaxed).ok().map(|_| LockGuard(self))
     }
 
+    /// Whether the lock is open at this moment.
+    pub fn is_open(&self) -> bool {
+        self.0.load(Acquire) == 0
+    }
+
     /// Takes the lock without a guard.
     pub fn acquire(&self) {
         const FUTEX_WAIT_PRIVATE: usize = 128;

@@ -7,8 +7,8 @@
 use crate::memory::{Lock, LockGuard, map_slice};
 use core::cell::UnsafeCell;
 use core::ffi::{CStr, c_int, c_void};
-use core::sync::atomic::Ordering::{Relaxed, Release};
-use core::sync::atomic::{AtomicU64, AtomicUsize};
+use core::sync::atomic::Ordering::{Relaxed, Release, SeqCst};
+use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize};
 use leakscope_ledger::layout::{AreaId, MODULES};
 use leakscope_ledger::writer::Ledger;
 
@@ -44,6 +44,9 @@ pub struct Mapped {
 pub struct ModuleList {
     iterate: AtomicUsize,
     version: AtomicU64,
+    /// Threads of ours inside the linker's list, and whether a fork wants it left alone.
+    inside: AtomicU32,
+    closed: AtomicU32,
     lock: Lock,
     live: UnsafeCell<Live>,
 }
@@ -94,6 +97,8 @@ impl ModuleList {
         Self {
             iterate: AtomicUsize::new(0),
             version: AtomicU64::new(0),
+            inside: AtomicU32::new(0),
+            closed: AtomicU32::new(0),
             lock: Lock::new(),
             live: UnsafeCell::new(Live { list: &mut [], len: 0, scratch_version: 0 }),
         }
@@ -116,6 +121,13 @@ impl ModuleList {
     /// Brings the list up to date if the linker's has changed. True when modules have gone: then the epoch has risen,
     /// and the caller must make the unwinder forget.
     pub fn refresh(&self, ledger: &Ledger) -> bool {
+        self.inside.fetch_add(1, SeqCst);
+        let gone = self.closed.load(SeqCst) == 0 && self.refresh_inside(ledger);
+        self.inside.fetch_sub(1, SeqCst);
+        gone
+    }
+
+    fn refresh_inside(&self, ledger: &Ledger) -> bool {
         let Some(iterate) = self.iterate() else { return false };
         let mut version = 0u64;
         // SAFETY: the callback writes one u64 to `version` and ends the iteration.
@@ -197,14 +209,36 @@ impl ModuleList {
         }
     }
 
-    /// Takes the lock for the time of a `fork`.
+    /// Whether nobody has the list locked.
+    pub fn is_open(&self) -> bool {
+        self.lock.is_open()
+    }
+
+    /// Takes the lock for the time of a `fork`, with no thread of ours in the linker's list: the linker's own lock would
+    /// stay locked in the child. Waits for a second at most.
     pub fn before_fork(&self) {
+        self.closed.store(1, SeqCst);
+        for _ in 0..10_000 {
+            if self.inside.load(SeqCst) == 0 {
+                break;
+            }
+            crate::raw::sleep_ns(100_000);
+        }
         self.lock.acquire();
     }
 
-    /// Opens the lock that [`ModuleList::before_fork`] took.
-    pub fn after_fork(&self) {
+    /// Opens the lock that [`ModuleList::before_fork`] took; in the parent.
+    pub fn after_fork_in_parent(&self) {
         self.lock.release();
+        self.closed.store(0, SeqCst);
+    }
+
+    /// The same in the child. If the parent had more threads, one of them may have held the linker's lock: the list then
+    /// stays as it is, and what the child loads later has no names.
+    pub fn after_fork_in_child(&self, had_threads: bool) {
+        self.lock.release();
+        self.inside.store(0, SeqCst);
+        self.closed.store(u32::from(had_threads), SeqCst);
     }
 }
 

@@ -185,16 +185,32 @@ fn walk_to_site(ledger: &Ledger, state: &mut ThreadState, function: AllocFn, reg
             ledger.header().lost.broken_stacks.fetch_add(1, Relaxed);
         }
         refresh_modules(ledger);
+        // The first thread that a program makes brings glibc's handler along; its stack is new.
+        crate::stop::stay_installed();
         let modules = MODULES.read(ledger);
         let frames = frames.get(..kept).unwrap_or(&[]);
         let site = SITES.intern(ledger, frames, function, bits, |pc| modules.epoch_of(pc));
         SITES.enter(hash, site);
+        drop(modules);
+        crate::deferred::settle(ledger);
         site
     });
     if let Some(signature) = walked.signature {
         SITES.remember(key(signature.get(), function), site);
     }
     site
+}
+
+/// Whether our locks are free, now or within a few milliseconds. A signal handler that has interrupted their holder would
+/// wait for ever.
+pub fn locks_are_free() -> bool {
+    for _ in 0..10 {
+        if MODULES.is_open() && SITES.is_open() {
+            return true;
+        }
+        crate::raw::sleep_ns(1_000_000);
+    }
+    false
 }
 
 /// Brings the module list up to date, and makes the unwinder forget what was unloaded. The busy mark must be set.
@@ -288,7 +304,7 @@ fn allocated_while_busy(ledger: &Ledger, start: u64, bytes: usize, function: All
         blocks::insert(start, bytes, OUR_SITE, false);
         return;
     }
-    let site = site_while_busy(ledger, function, regs).unwrap_or(SiteTable::bare_site(function));
+    let site = site_while_busy(ledger, start, function, regs).unwrap_or(SiteTable::bare_site(function));
     if !blocks::insert(start, bytes, site, false) {
         ledger.header().lost.blocks.fetch_add(1, Relaxed);
     }
@@ -326,7 +342,7 @@ fn look_outside(ledger: &Ledger, regs: Registers) {
 
 /// The site of a stack in a signal handler that has interrupted our own code: walked afresh, and interned only if the
 /// interrupted code does not hold a lock.
-fn site_while_busy(ledger: &Ledger, function: AllocFn, regs: Registers) -> Option<u32> {
+fn site_while_busy(ledger: &Ledger, start: u64, function: AllocFn, regs: Registers) -> Option<u32> {
     // SAFETY: the calling thread's own words; null or this thread's state, of which only the unwinder's part is used,
     // and that allows for interruptions.
     let state = unsafe { (*tls()).state.as_ref() }?;
@@ -334,9 +350,14 @@ fn site_while_busy(ledger: &Ledger, function: AllocFn, regs: Registers) -> Optio
     // SAFETY: the cache is this thread's; the hook's caller is suspended in the hook.
     let walked = unsafe { UNWINDER.walk_afresh(&raw const state.cache, regs, &mut frames) };
     let frames = frames.get(..walked.frames.min(MAX_DEPTH.load(Relaxed) as usize))?;
-    let modules = MODULES.try_read(ledger)?;
     let bits = if walked.end == WalkEnd::Complete { 0 } else { site_flags::BROKEN };
-    SITES.try_intern(ledger, frames, function, bits, |pc| modules.epoch_of(pc))
+    let site = MODULES
+        .try_read(ledger)
+        .and_then(|modules| SITES.try_intern(ledger, frames, function, bits, |pc| modules.epoch_of(pc)));
+    if site.is_none() {
+        crate::deferred::keep(start, frames, function, bits);
+    }
+    site
 }
 
 /// What the hook is to do with a release.

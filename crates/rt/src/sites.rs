@@ -427,6 +427,11 @@ impl SiteTable {
         Some(*next - 1)
     }
 
+    /// Whether nobody has the table locked.
+    pub fn is_open(&self) -> bool {
+        self.lock.is_open()
+    }
+
     /// Takes the lock for the time of a `fork`, so that the child's tables are whole.
     pub fn before_fork(&self) {
         self.lock.acquire();

@@ -259,6 +259,17 @@ pub fn shared_counters(ledger: &Ledger, site: u32) -> Option<&'static SiteCounte
     Some(unsafe { &*chunk.add(site as usize % COUNTERS_PER_CHUNK) })
 }
 
+/// Whether this process has had more than one thread with a state that may still run.
+pub fn has_several() -> bool {
+    let (pid, me) = (raw::getpid(), raw::gettid());
+    let mut several = false;
+    for_each_state(|state| {
+        let owner = state.tid.load(Relaxed);
+        several |= owner != 0 && owner != me && is_alive(pid, owner);
+    });
+    several
+}
+
 /// In a forked child: the calling thread is the only one left. Other threads' states may be taken over.
 pub fn after_fork_in_child() {
     let tid = raw::gettid();
