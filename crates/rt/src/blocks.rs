@@ -146,15 +146,13 @@ pub fn sampled(start: u64) {
     }
 }
 
-/// Starts to load what a release of `start` will need: the table's word, and the chunk header that the allocator reads.
-/// Both are mostly cold, and so they arrive together.
+/// Starts to load the table's word for a release of `start`: it is mostly cold.
 #[inline(always)]
 pub fn prefetch(start: u64) {
     use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
     let words = region(start);
     // SAFETY: a prefetch never faults; a null region gives an address that is not mapped.
     unsafe {
-        _mm_prefetch::<_MM_HINT_T0>((start.wrapping_sub(8)) as *const i8);
         _mm_prefetch::<_MM_HINT_T0>(words.wrapping_add(word_index(start)).cast());
     }
 }
