@@ -8,9 +8,11 @@
 //!  ... misuses | checks | check records | series |
 //! ```
 //!
-//! An area is append-only: the writer fills record `used`, then publishes it by storing `used + 1` with
-//! release order. `used` may pass `capacity` only in the `lost` counters, never here. Record 0 of nodes and
-//! sites is reserved ("none"), and so are string offset 0 (the empty string) and thread 0.
+//! An area is append-only. Modules, nodes, sites, chunks and threads are claimed by raising `used` and filled after that,
+//! so a reader can meet a record that is still zero; misuses are filled first and then published by `used`. The `used`
+//! of checks counts all checks so far, over a ring of [`CHECKS`]. No other `used` passes its capacity: what does not fit
+//! is counted in [`Lost`]. Record 0 of nodes and threads and string offset 0 (the empty string) are reserved ("none"), and
+//! the first [`COUNTERS_PER_CHUNK`] sites are those without a stack, 0 among them for "not recorded".
 //!
 //! The file is made once with its final, sparse size: growing it under running threads gave SIGBUS.
 
