@@ -9,7 +9,7 @@ use leakscope_ledger::layout::flags;
 use leakscope_model::{AllocFn, MisuseKind};
 use leakscope_rt::unwind::Registers;
 use leakscope_rt::{blocks, misuse, runtime};
-use runtime::Verdict;
+use runtime::{Verdict, Waiting};
 
 /// Memory for allocations before the originals are known: `dlsym` itself allocates.
 const BOOTSTRAP_BYTES: usize = 64 << 10;
@@ -230,17 +230,22 @@ pub unsafe fn release(block: *mut c_void, function: AllocFn, regs: Registers) {
     if block.is_null() || is_bootstrap(block) {
         return;
     }
-    blocks::prefetch(block as u64);
+    let mut block = block;
     let mut foreign = false;
     if let Some(ledger) = runtime::ledger() {
-        if runtime::sampling() {
-            leakscope_rt::sampling::released(ledger, block as u64, function, regs);
-        } else {
-            match runtime::released(ledger, block as u64, function, regs) {
+        match runtime::wait(ledger, block as u64, function, regs) {
+            Waiting::Kept => return,
+            Waiting::Due(start) => {
+                block = start as *mut c_void;
+            }
+            Waiting::No if runtime::sampling() => {
+                leakscope_rt::sampling::released(ledger, block as u64, function, regs)
+            }
+            Waiting::No => match runtime::released(ledger, block as u64, function, regs) {
                 Verdict::Refused => return,
                 Verdict::Known(_) => {}
                 Verdict::Foreign => foreign = true,
-            }
+            },
         }
     }
     if foreign && function.family() != leakscope_model::AllocFamily::Malloc {
@@ -256,6 +261,18 @@ pub unsafe fn release(block: *mut c_void, function: AllocFn, regs: Registers) {
                 unsafe { original(block) }
             }
         }),
+    }
+}
+
+/// Carries out the releases of this thread that wait.
+///
+/// # Safety
+/// The calling thread is in a hook, and `regs` are those at its entry; no lock of the allocator is held.
+pub unsafe fn release_waiting(regs: Registers) {
+    let (Some(ledger), Some(original)) = (runtime::ledger(), originals::free::get()) else { return };
+    while let Some(start) = runtime::next_due(ledger, regs) {
+        // SAFETY: the program has released this block.
+        unsafe { original(start as *mut c_void) };
     }
 }
 

@@ -10,6 +10,7 @@ mod cxx;
 mod ending;
 mod environment;
 mod fork_exec;
+mod heap_queries;
 mod hooks;
 mod mappings;
 mod originals;

@@ -102,6 +102,16 @@ originals! {
     pvalloc = c"pvalloc": fn(usize) -> *mut c_void;
     /// malloc_usable_size(3)
     malloc_usable_size = c"malloc_usable_size": fn(*mut c_void) -> usize;
+    /// mallinfo(3)
+    mallinfo = c"mallinfo": fn(*mut c_void);
+    /// mallinfo2(3)
+    mallinfo2 = c"mallinfo2": fn(*mut c_void);
+    /// malloc_info(3)
+    malloc_info = c"malloc_info": fn(c_int, *mut c_void) -> c_int;
+    /// malloc_stats(3)
+    malloc_stats = c"malloc_stats": fn();
+    /// malloc_trim(3)
+    malloc_trim = c"malloc_trim": fn(usize) -> c_int;
     /// operator delete(void*)
     delete = c"_ZdlPv": fn(*mut c_void);
     /// operator delete[](void*)

@@ -18,7 +18,7 @@
 //! The table is private memory: `fork` gives the leak check a frozen copy for nothing.
 //! May run in any thread and in signal handlers.
 
-use crate::memory;
+use crate::{hints, memory};
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicU32, AtomicU64};
 
@@ -29,6 +29,10 @@ pub const GRANULE: u64 = 32;
 const REGION_SHIFT: u32 = 25;
 /// Words of a region; one more follows for the size word of a block in the last granule.
 pub const REGION_WORDS: usize = 1 << (REGION_SHIFT - 5);
+/// Where a region's hints (see [`crate::hints`]) begin, in bytes.
+const HINTS_AT: usize = REGION_WORDS * 4 + 4096;
+/// Bytes of them: one for two granules.
+const HINT_BYTES: usize = REGION_WORDS / 2;
 const REGIONS: usize = 1 << (47 - REGION_SHIFT);
 const SIZE_WORD: u32 = 1 << 31;
 const FREED: u32 = 1 << 30;
@@ -111,7 +115,7 @@ fn new_region(address: u64) -> *mut AtomicU32 {
     if address >> 47 != 0 {
         return core::ptr::null_mut();
     }
-    let Ok(fresh) = memory::map_aligned(REGION_WORDS * 4 + 4096, memory::HUGE_PAGE) else {
+    let Ok(fresh) = memory::map_aligned(HINTS_AT + HINT_BYTES, memory::HUGE_PAGE) else {
         return core::ptr::null_mut();
     };
     match slot.compare_exchange(core::ptr::null_mut(), fresh.cast(), AcqRel, Acquire) {
@@ -146,6 +150,17 @@ pub fn sampled(start: u64) {
     }
 }
 
+/// The byte of the hint at `start`; `None` where no block ever was.
+#[inline(always)]
+pub(crate) fn hint_byte(start: u64) -> Option<&'static AtomicU8> {
+    let words = region(start);
+    if words.is_null() {
+        return None;
+    }
+    // SAFETY: a region is mapped with HINT_BYTES bytes at HINTS_AT, and never unmapped.
+    Some(unsafe { &*words.cast::<AtomicU8>().add(HINTS_AT + ((start >> 6) as usize & (HINT_BYTES - 1))) })
+}
+
 /// Starts to load the table's word for a release of `start`: it is mostly cold.
 #[inline(always)]
 pub fn prefetch(start: u64) {
@@ -157,11 +172,25 @@ pub fn prefetch(start: u64) {
     }
 }
 
-/// Enters a block. False when there is no memory for the table; the block is then unknown.
+/// The site and the requested bytes of the block at `start`, for fetching what goes with it: they may be wrong.
+#[inline(always)]
+pub fn glance(start: u64) -> Option<(u32, u64)> {
+    let words = region(start);
+    if words.is_null() {
+        return None;
+    }
+    let index = word_index(start);
+    // SAFETY: `words` is a region, the index less than REGION_WORDS.
+    let (entry, size) = unsafe { (word(words, index).load(Relaxed), word(words, index + 1).load(Relaxed)) };
+    let code = entry >> SIZE_SHIFT & 63;
+    Some((entry & MAX_SITE, u64::from(core::hint::select_unpredictable(code == SIZE_NEXT, size & !SIZE_WORD, code))))
+}
+
+/// Enters a block with a hint. False when there is no memory for the table; the block is then unknown.
 ///
 /// `start` is 16-byte aligned, and the spacing rule of the module's head holds.
 #[inline(always)]
-pub fn insert(start: u64, bytes: usize, site: u32, side: bool) -> bool {
+pub fn insert(start: u64, bytes: usize, site: u32, side: bool, hint: u8) -> bool {
     let mut words = region(start);
     if words.is_null() {
         words = new_region(start);
@@ -184,6 +213,7 @@ pub fn insert(start: u64, bytes: usize, site: u32, side: bool) -> bool {
     let nowhere = AtomicU32::new(0);
     core::hint::select_unpredictable(large, next, &nowhere).store(size | SIZE_WORD, Relaxed);
     slot.store(entry, Release);
+    hints::set(start, hint);
     true
 }
 
@@ -245,6 +275,7 @@ pub fn take(start: u64) -> Taken {
         return Taken::Freed(info);
     }
     slot.store(entry | FREED, Release);
+    hints::set(start, hints::NOTHING);
     Taken::Live(info)
 }
 
@@ -354,7 +385,7 @@ mod tests {
     fn a_block_is_live_then_freed_then_unknown_elsewhere() {
         let base = 0x1000_0000_0000u64;
         assert_eq!(take(base), Taken::Unknown);
-        assert!(insert(base + 16, 24, 7, false));
+        assert!(insert(base + 16, 24, 7, false, hints::NOTHING));
         assert_eq!(take(base), Taken::Unknown);
         let info = BlockInfo { start: base + 16, bytes: 24, site: 7, freed: false, side: false };
         assert_eq!(take(base + 16), Taken::Live(info));
@@ -368,11 +399,11 @@ mod tests {
         let region_end = 0x1000_1000_0000u64;
         for (i, bytes) in [0usize, 1, 40, 41, 4096, (1 << 31) - 3, 1 << 31, 1 << 40].into_iter().enumerate() {
             let start = 0x1100_0000_0000 + i as u64 * 64;
-            assert!(insert(start, bytes, i as u32 + 1, true));
+            assert!(insert(start, bytes, i as u32 + 1, true, hints::NOTHING));
             assert_eq!(lookup(start).map(|info| (info.bytes, info.side)), Some((bytes as u64, true)));
         }
-        assert!(insert(region_end - 32, 100, 3, false));
-        assert!(insert(region_end, 8, 4, false));
+        assert!(insert(region_end - 32, 100, 3, false, hints::NOTHING));
+        assert!(insert(region_end, 8, 4, false, hints::NOTHING));
         assert_eq!(lookup(region_end - 32).map(|info| info.bytes), Some(100));
         assert_eq!(lookup(region_end).map(|info| info.bytes), Some(8));
     }
@@ -401,7 +432,7 @@ mod tests {
                 assert_eq!(take(start), Taken::Live(info));
             } else if free_above && free_below {
                 let site = (random() % u64::from(MAX_SITE)) as u32;
-                assert!(insert(start, bytes as usize, site, false));
+                assert!(insert(start, bytes as usize, site, false, hints::NOTHING));
                 model.insert(start, (bytes, site));
             } else {
                 assert!(!matches!(take(start), Taken::Live(_)));

@@ -60,6 +60,9 @@ pub fn run(ledger: &Ledger, trigger: CheckTrigger, status: i32, registers: &Regi
     let stopped = stop::stop_others(goes_on);
     header.threads_seen.store(stopped.seen + 1, Relaxed);
     header.threads_unseen.store(stopped.unseen, Relaxed);
+    if trigger != CheckTrigger::OnDemand {
+        runtime::end_waiting(ledger, !goes_on);
+    }
     let job = Job { ledger, header, registers, surroundings, began };
     if trigger == CheckTrigger::OnDemand {
         on_the_side(&job);
@@ -289,7 +292,7 @@ fn read_heap(ledger: &Ledger) -> Option<Heap> {
     let mut finder = HeapFinder::new(runtime::has_glibc_chunks());
     let (mut len, mut bytes, mut last_end) = (0usize, 0u64, 0u64);
     blocks::for_each(|info| {
-        let live = !info.freed || pending.contains(&info.start);
+        let live = !info.freed && !runtime::is_waiting(info.start) || pending.contains(&info.start);
         finder.block(info.start, info.bytes, !live, &mut excluded);
         if live && info.site == runtime::OUR_SITE {
             return;

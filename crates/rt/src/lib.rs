@@ -9,6 +9,7 @@
 pub mod blocks;
 pub mod check;
 pub mod deferred;
+pub mod hints;
 pub mod lifetimes;
 pub mod memory;
 pub mod misuse;
@@ -16,6 +17,7 @@ pub mod modules;
 pub mod proc_maps;
 pub mod raw;
 pub mod registers;
+pub mod release_queue;
 pub mod roots;
 pub mod runtime;
 pub mod sampling;

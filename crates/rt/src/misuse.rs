@@ -4,13 +4,14 @@
 
 use crate::blocks::{self, BlockInfo};
 use crate::memory::Lock;
+use crate::release_queue::Release;
 use crate::runtime::{self, Verdict, flag, site_of};
 use crate::sites::family;
 use crate::thread::ThreadState;
 use crate::unwind::Registers;
 use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::{Acquire, Relaxed};
-use leakscope_ledger::layout::{AreaId, flags};
+use leakscope_ledger::layout::{AreaId, flags, site_flags};
 use leakscope_ledger::writer::Ledger;
 use leakscope_model::{AllocFn, MisuseKind};
 
@@ -19,6 +20,11 @@ static LOCK: Lock = Lock::new();
 /// In a forked child: another thread may have held the lock.
 pub fn after_fork_in_child() {
     LOCK.release();
+}
+
+/// Whether the lock is open at this moment.
+pub(crate) fn is_open() -> bool {
+    LOCK.is_open()
 }
 
 /// Furthest that a block's start is looked for below an address inside it.
@@ -45,6 +51,10 @@ fn record(
     details: &Details,
 ) {
     let site = site_of(ledger, state, function, regs);
+    record_at(ledger, state, kind, site, details);
+}
+
+fn record_at(ledger: &Ledger, state: &ThreadState, kind: MisuseKind, site: u32, details: &Details) {
     let _guard = LOCK.lock();
     let used = ledger.used(AreaId::Misuses);
     for number in 0..used {
@@ -90,6 +100,36 @@ fn covering(address: u64) -> Option<BlockInfo> {
     freed
 }
 
+/// [`covering`], with blocks whose release waits taken for freed.
+fn covering_now(address: u64) -> Option<BlockInfo> {
+    let block = covering(address)?;
+    Some(BlockInfo { freed: block.freed || runtime::is_waiting(block.start), ..block })
+}
+
+/// The site of a release that has waited: of its stack only the return address is still known.
+fn late_site(ledger: &Ledger, release: &Release) -> u32 {
+    let modules = runtime::MODULES.read(ledger);
+    runtime::SITES.intern(ledger, &[release.caller], release.function, site_flags::BROKEN, |pc| modules.epoch_of(pc))
+}
+
+/// A block whose release waited was released by somebody else meanwhile: two threads at the very same moment.
+#[cold]
+#[inline(never)]
+pub fn late_double_free(ledger: &Ledger, state: &ThreadState, release: &Release) {
+    let block = blocks::lookup(release.start);
+    let details = Details { address: release.start, block, ..Details::default() };
+    record_at(ledger, state, MisuseKind::DoubleFree, late_site(ledger, release), &details);
+}
+
+/// The bytes past the end of a block have changed, found when its release had waited.
+#[cold]
+#[inline(never)]
+pub fn late_overrun(ledger: &Ledger, state: &ThreadState, block: &BlockInfo, release: &Release) {
+    let Some(offset) = runtime::first_changed_byte(block.start, block.bytes as usize) else { return };
+    let details = Details { address: block.start, block: Some(*block), overrun_offset: offset, ..Details::default() };
+    record_at(ledger, state, MisuseKind::Overrun, late_site(ledger, release), &details);
+}
+
 /// Whether an address can be no heap block of anybody: in a module, on a thread's stack, or not mapped at all.
 fn is_no_heap(ledger: &Ledger, state: &ThreadState, address: u64) -> bool {
     if state.cache.own().contains(address) || !crate::memory::is_mapped(address, 1) {
@@ -112,7 +152,7 @@ pub fn release_of_no_block(
     if crate::runtime::sampling() {
         return Verdict::Foreign;
     }
-    let block = covering(start);
+    let block = covering_now(start);
     let is_realloc = matches!(function, AllocFn::Realloc | AllocFn::Reallocarray);
     let kind = match block {
         Some(block) if block.freed && block.start == start => MisuseKind::DoubleFree,

@@ -5,15 +5,17 @@
 //! behalf) is recorded too, but at a site without a stack and in shared counters.
 
 use crate::blocks::{self, BlockInfo, Taken};
+use crate::hints;
 use crate::lifetimes;
 use crate::misuse;
 use crate::modules::ModuleList;
+use crate::release_queue::{self, Release};
 use crate::sites::{SiteTable, family};
 use crate::thread::{self, ThreadState, tls};
 use crate::unwind::{MAX_FRAMES, Registers, Unwinder, WalkEnd, stack_of};
 use core::cell::UnsafeCell;
 use core::mem::MaybeUninit;
-use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use core::sync::atomic::Ordering::{self, Acquire, Relaxed};
 use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, compiler_fence};
 use leakscope_ledger::layout::{LIFETIME_SAMPLE, SiteCounters, flags, site_flags};
 use leakscope_ledger::writer::Ledger;
@@ -35,6 +37,7 @@ static FLAGS: AtomicU64 = AtomicU64::new(0);
 static MAX_DEPTH: AtomicU32 = AtomicU32::new(MAX_FRAMES as u32);
 static SAMPLE_BYTES: AtomicU64 = AtomicU64::new(0);
 static GLIBC_CHUNKS: AtomicU32 = AtomicU32::new(0);
+static RELEASES_WAIT: AtomicU32 = AtomicU32::new(0);
 
 /// Starts recording into `ledger`. `glibc_chunks` says that blocks have glibc's chunk header in front of them.
 /// False when there is no memory.
@@ -47,9 +50,12 @@ pub fn start(ledger: Ledger, glibc_chunks: bool) -> bool {
     MAX_DEPTH.store(config.max_frames.clamp(1, MAX_FRAMES as u32), Relaxed);
     SAMPLE_BYTES.store(config.sample_bytes, Relaxed);
     GLIBC_CHUNKS.store(u32::from(glibc_chunks), Relaxed);
+    // The stack of every release is wanted, or only a few releases are looked at: then there is nothing to wait for.
+    let wait = glibc_chunks && config.flags & flags::FREE_STACKS == 0 && config.sample_bytes == 0;
+    RELEASES_WAIT.store(u32::from(wait), Relaxed);
     // SAFETY: nobody reads before READY is set, and `start` is called once.
     unsafe { (*LEDGER.0.get()).write(ledger) };
-    READY.store(1, Release);
+    READY.store(1, Ordering::Release);
     true
 }
 
@@ -65,7 +71,7 @@ pub fn ledger() -> Option<&'static Ledger> {
 
 /// Stops recording for good (a forked child that must be silent).
 pub fn stop() {
-    READY.store(0, Release);
+    READY.store(0, Ordering::Release);
 }
 
 /// Whether all of these bits of `ledger::layout::flags` are set.
@@ -84,6 +90,12 @@ pub fn has_glibc_chunks() -> bool {
 #[inline(always)]
 pub fn sampling() -> bool {
     SAMPLE_BYTES.load(Relaxed) != 0
+}
+
+/// Whether releases may wait (see `release_queue`).
+#[inline(always)]
+pub fn releases_wait() -> bool {
+    RELEASES_WAIT.load(Relaxed) != 0
 }
 
 /// Adds to a counter that only this thread writes.
@@ -105,14 +117,14 @@ pub fn with_state<R>(ledger: &Ledger, regs: Registers, body: impl FnOnce(&mut Th
             return None;
         }
         (*words).busy = 1;
-        compiler_fence(core::sync::atomic::Ordering::SeqCst);
+        compiler_fence(Ordering::SeqCst);
         let mut state = (*words).state;
         if state.is_null() {
             state = attach(ledger, regs);
             (*words).state = state;
         }
         let result = state.as_mut().map(body);
-        compiler_fence(core::sync::atomic::Ordering::SeqCst);
+        compiler_fence(Ordering::SeqCst);
         (*words).busy = 0;
         result
     }
@@ -205,7 +217,7 @@ fn walk_to_site(ledger: &Ledger, state: &mut ThreadState, function: AllocFn, reg
 /// wait for ever.
 pub fn locks_are_free() -> bool {
     for _ in 0..10 {
-        if MODULES.is_open() && SITES.is_open() {
+        if MODULES.is_open() && SITES.is_open() && misuse::is_open() {
             return true;
         }
         crate::raw::sleep_ns(1_000_000);
@@ -236,7 +248,7 @@ pub fn allocated(ledger: &Ledger, start: u64, bytes: usize, function: AllocFn, r
 #[inline(always)]
 fn enter(ledger: &Ledger, state: &mut ThreadState, start: u64, bytes: usize, site: u32, regs: Registers) {
     if site == OUR_SITE {
-        blocks::insert(start, bytes, site, false);
+        blocks::insert(start, bytes, site, false, hints::NOTHING);
         return;
     }
     state.until_lifetime = state.until_lifetime.wrapping_sub(1);
@@ -249,7 +261,16 @@ fn enter(ledger: &Ledger, state: &mut ThreadState, start: u64, bytes: usize, sit
     if flag(flags::CANARY) {
         arm_canary(start, bytes);
     }
-    if !blocks::insert(start, bytes, site, side) {
+    let mut hint = hints::NOTHING;
+    if let Some((counters, block_family)) = state.counters(ledger, &SITES, site) {
+        count_allocation(counters, bytes as u64);
+        let is_common = counters.allocated_blocks.load(Relaxed) > release_queue::COMMON_BLOCKS;
+        if releases_wait() & is_common & (bytes <= release_queue::MOST_BYTES) & !side & (block_family != family::MIXED)
+        {
+            hint = hints::may_wait(start, block_family);
+        }
+    }
+    if !blocks::insert(start, bytes, site, side, hint) {
         ledger.header().lost.blocks.fetch_add(1, Relaxed);
     }
     if sampled {
@@ -258,9 +279,6 @@ fn enter(ledger: &Ledger, state: &mut ThreadState, start: u64, bytes: usize, sit
     }
     state.last_block = start;
     let bytes = bytes as u64;
-    if let Some((counters, _)) = state.counters(ledger, &SITES, site) {
-        count_allocation(counters, bytes);
-    }
     if let Some(record) = state.record() {
         let live = add(&record.live_bytes, bytes);
         if live as i64 > record.peak_bytes.load(Relaxed) as i64 {
@@ -301,11 +319,11 @@ const _: () =
 fn allocated_while_busy(ledger: &Ledger, start: u64, bytes: usize, function: AllocFn, regs: Registers) {
     // SAFETY: the calling thread's own words.
     if unsafe { (*tls()).busy } == thread::OURS {
-        blocks::insert(start, bytes, OUR_SITE, false);
+        blocks::insert(start, bytes, OUR_SITE, false, hints::NOTHING);
         return;
     }
     let site = site_while_busy(ledger, start, function, regs).unwrap_or(SiteTable::bare_site(function));
-    if !blocks::insert(start, bytes, site, false) {
+    if !blocks::insert(start, bytes, site, false, hints::NOTHING) {
         ledger.header().lost.blocks.fetch_add(1, Relaxed);
     }
     if flag(flags::CANARY) {
@@ -323,7 +341,7 @@ static ON_WANTED: AtomicUsize = AtomicUsize::new(0);
 
 /// Tells what to do when a leak check is wanted.
 pub fn on_wanted(function: OnWanted) {
-    ON_WANTED.store(function as usize, Release);
+    ON_WANTED.store(function as usize, Ordering::Release);
 }
 
 /// Now and then: does the observer want a leak check? A program that allocates finds out by itself, without a signal.
@@ -371,15 +389,142 @@ pub enum Verdict {
     Refused,
 }
 
+/// What became of a release that the program has asked for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Waiting {
+    /// It waits; nothing is to be done now.
+    Kept,
+    /// It waits, and the block that starts here is to be passed to the original instead.
+    Due(u64),
+    /// It does not wait: [`released`] is to be called.
+    No,
+}
+
+/// Lets the release of the block at `start` wait, if it may.
+#[inline(always)]
+pub fn wait(ledger: &Ledger, start: u64, function: AllocFn, regs: Registers) -> Waiting {
+    if !releases_wait() {
+        return Waiting::No;
+    }
+    blocks::prefetch(start);
+    let words = tls();
+    // SAFETY: the calling thread's own words; the busy mark keeps signal handlers of this thread away from the state.
+    // The hook's caller has pushed the return address to which `rsp` points.
+    unsafe {
+        let Some(state) = (*words).state.as_mut().filter(|_| (*words).busy == 0) else { return Waiting::No };
+        // A block that is released right after its allocation is in the cache, and should stay there for the next.
+        if state.last_block == start || !hints::claim(start, family::of(function.family())) {
+            return Waiting::No;
+        }
+        (*words).busy = 1;
+        compiler_fence(Ordering::SeqCst);
+        prefetch(start.wrapping_sub(16));
+        let due = state.queue.exchange(start, function, *(regs.rsp as *const u64));
+        let halfway = state.queue.halfway();
+        if let Some((site, bytes)) = blocks::glance(halfway) {
+            state.prefetch_counters(site);
+            prefetch(halfway + bytes);
+        }
+        let passed = due.map(|due| carry_out(ledger, state, &due, true));
+        compiler_fence(Ordering::SeqCst);
+        (*words).busy = 0;
+        passed.map_or(Waiting::Kept, |start| if start == 0 { Waiting::Kept } else { Waiting::Due(start) })
+    }
+}
+
+#[inline(always)]
+fn prefetch(address: u64) {
+    use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+    // SAFETY: a prefetch never faults.
+    unsafe { _mm_prefetch::<_MM_HINT_T0>(address as *const i8) };
+}
+
+/// Records a release that has waited. Gives the block to pass to the original, or 0. What is wrong with it goes
+/// unreported where no lock may be taken.
+#[inline(always)]
+fn carry_out(ledger: &Ledger, state: &mut ThreadState, release: &Release, may_lock: bool) -> u64 {
+    let Taken::Live(info) = blocks::take(release.start) else {
+        if may_lock {
+            misuse::late_double_free(ledger, state, release);
+        }
+        return 0;
+    };
+    if let Some((counters, _)) = state.counters(ledger, &SITES, info.site) {
+        add(&counters.freed_blocks, 1);
+        add(&counters.freed_bytes, info.bytes);
+    }
+    if let Some(record) = state.record() {
+        add(&record.live_bytes, info.bytes.wrapping_neg());
+    }
+    if flag(flags::CANARY) && !canary_is_whole(info.start, info.bytes as usize) && may_lock {
+        misuse::late_overrun(ledger, state, &info, release);
+    }
+    info.start
+}
+
+/// The block whose release by this thread waits longest, to be passed to the original: it waits no more.
+#[cold]
+pub fn next_due(ledger: &Ledger, regs: Registers) -> Option<u64> {
+    let next = |state: &mut ThreadState| {
+        while let Some(due) = state.queue.take() {
+            let start = carry_out(ledger, state, &due, true);
+            if start != 0 {
+                return Some(start);
+            }
+        }
+        None
+    };
+    with_state(ledger, regs, next).flatten()
+}
+
+/// At the end of the program: records the releases of this thread that wait, those of `others` too if they stand still
+/// for good, and lets none wait any more. The originals never get these blocks. The busy mark must be set.
+pub fn end_waiting(ledger: &Ledger, others: bool) {
+    RELEASES_WAIT.store(0, Ordering::Release);
+    // SAFETY: the calling thread's own words; the busy mark is set. Its state counts for all.
+    let Some(state) = (unsafe { (*tls()).state.as_mut() }) else { return };
+    let may_lock = locks_are_free();
+    while let Some(due) = state.queue.take() {
+        carry_out(ledger, state, &due, may_lock);
+    }
+    thread::for_each_state(|other| {
+        if !others {
+            return;
+        }
+        for due in other.queue.drain_from_outside() {
+            carry_out(ledger, state, &due, may_lock);
+        }
+    });
+}
+
+/// Whether the release of `start` waits, in any thread.
+#[inline(always)]
+pub fn is_waiting(start: u64) -> bool {
+    hints::says_waits(start) && is_in_a_queue(start)
+}
+
+#[cold]
+#[inline(never)]
+fn is_in_a_queue(start: u64) -> bool {
+    let mut found = false;
+    thread::for_each_state(|state| found |= state.queue.holds(start));
+    found
+}
+
 /// Records that `function` is about to release the block at `start` (not 0).
 #[inline(always)]
 pub fn released(ledger: &Ledger, start: u64, function: AllocFn, regs: Registers) -> Verdict {
-    with_state(ledger, regs, |state| match blocks::take(start) {
-        Taken::Live(info) => {
-            leave(ledger, state, &info, function, regs);
-            Verdict::Known(info)
+    with_state(ledger, regs, |state| {
+        if is_waiting(start) {
+            return misuse::release_of_no_block(ledger, state, start, function, regs);
         }
-        Taken::Freed(_) | Taken::Unknown => misuse::release_of_no_block(ledger, state, start, function, regs),
+        match blocks::take(start) {
+            Taken::Live(info) => {
+                leave(ledger, state, &info, function, regs);
+                Verdict::Known(info)
+            }
+            Taken::Freed(_) | Taken::Unknown => misuse::release_of_no_block(ledger, state, start, function, regs),
+        }
     })
     .unwrap_or_else(|| released_while_busy(ledger, start))
 }
@@ -417,6 +562,9 @@ fn leave(ledger: &Ledger, state: &mut ThreadState, info: &BlockInfo, function: A
 #[cold]
 #[inline(never)]
 fn released_while_busy(ledger: &Ledger, start: u64) -> Verdict {
+    if is_waiting(start) {
+        return Verdict::Refused;
+    }
     match blocks::take(start) {
         Taken::Live(info) => {
             if info.site != OUR_SITE
@@ -439,11 +587,11 @@ pub fn while_pending<R>(start: u64, body: impl FnOnce() -> R) -> R {
     // SAFETY: the calling thread's own words; null or this thread's state, of which one atomic is used.
     let state = unsafe { (*tls()).state.as_ref() };
     if let Some(state) = state {
-        state.pending_start.store(start, Release);
+        state.pending_start.store(start, Ordering::Release);
     }
     let result = body();
     if let Some(state) = state {
-        state.pending_start.store(0, Release);
+        state.pending_start.store(0, Ordering::Release);
     }
     result
 }

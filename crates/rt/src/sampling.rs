@@ -58,7 +58,7 @@ fn record(ledger: &Ledger, start: u64, bytes: usize, function: AllocFn, regs: Re
         }
         state.until_sample = next_distance(state, mean);
         let site = site_of(ledger, state, function, regs);
-        if !blocks::insert(start, bytes, site, false) {
+        if !blocks::insert(start, bytes, site, false, crate::hints::NOTHING) {
             return;
         }
         if let Some((counters, _)) = state.counters(ledger, &SITES, site) {

@@ -6,6 +6,7 @@
 
 use crate::memory::map_zeroed;
 use crate::raw::{self, call, nr};
+use crate::release_queue::ReleaseQueue;
 use crate::sites::SiteTable;
 use crate::unwind::ThreadCache;
 use core::arch::{asm, global_asm};
@@ -99,6 +100,8 @@ pub struct ThreadState {
     pub last_block: u64,
     /// Block that this thread is in the middle of reallocating: it is marked freed and may still be in use.
     pub pending_start: AtomicU64,
+    /// Releases that wait.
+    pub queue: ReleaseQueue,
     /// Bytes until the next sampled allocation.
     pub until_sample: i64,
     /// State of the sampling generator.
@@ -219,6 +222,16 @@ impl ThreadState {
         let chunk = if slot.0 != 0 { slot } else { self.new_chunk(ledger, sites, site)? };
         // SAFETY: a chunk is COUNTERS_PER_CHUNK records of the ledger, which stays mapped.
         Some((unsafe { &*chunk.counters(site) }, chunk.family()))
+    }
+
+    /// Starts to load this thread's counters for a site.
+    #[inline(always)]
+    pub fn prefetch_counters(&self, site: u32) {
+        use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        if let Some(chunk) = self.directory.get(site as usize / COUNTERS_PER_CHUNK) {
+            // SAFETY: a prefetch never faults.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(chunk.counters(site).cast()) };
+        }
     }
 
     #[cold]
