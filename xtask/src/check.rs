@@ -32,6 +32,7 @@ const LAYERS: &[(&str, Side, u8)] = &[
     ("leakscope-launch", Side::Outside, 3),
     ("leakscope-symbols", Side::Outside, 4),
     ("leakscope-findings", Side::Outside, 4),
+    ("leakscope-import", Side::Outside, 5),
     ("leakscope-report", Side::Outside, 5),
     ("leakscope", Side::Outside, 6),
     ("leakscope-e2e", Side::Dev, 7),

@@ -22,12 +22,16 @@ usage: cargo xtask TASK
   setup                          install what demo, test and bench need (apt)
   demo                           build, and show a real program's leaks with file and line
   test [--fast]                  everything that CI runs; --fast leaves the long stress tests out
+  test --kills                   only the programs that are killed 200 times at random moments, some minutes
+  test --stress                  only the 64 threads that allocate, fork and load libraries for 10 minutes
   check                          layers, file lengths, words and unsafe code
   bless                          rewrite the golden files
-  bench [NAME..] [--runs N] [--quick] [--peers] [--write]
-                                 speed and memory beside the other tools, at most 25 minutes; --quick: at most 8,
-                                 without the slow tools; --peers leaves leakscope out; --write renews
-                                 docs/benchmarks.md and the README's table
+  bench [--only NAME] [--runs N] [--quick] [--peers] [--write]
+                                 speed, memory and stacks beside the other tools, about 40 minutes; --only NAME
+                                 (or NAME alone, several times): this workload; --runs N: so many rounds instead of
+                                 5, or more of what takes less than a second; --quick: about 10 minutes, without the
+                                 slow tools; --peers leaves leakscope out; --write renews docs/benchmarks.md and the
+                                 README's table
   conformance memcheck|preload [--fast]
                                  Memcheck's own tests; preload: those that an interposer can serve
   accuracy [NAME..] [--write]    real programs, natively, under leakscope and under Memcheck; --write renews

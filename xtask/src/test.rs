@@ -6,6 +6,8 @@ use crate::step::{build_leakscope, step, step_with};
 use crate::{check, conformance};
 
 const INJECTED: &str = "leakscope-preload";
+/// Asks the end-to-end tests for their full length.
+const FULL: &[(&str, &str)] = &[("LEAKSCOPE_E2E_FULL", "1")];
 
 /// Runs all checks and tests; `--fast` keeps the long stress tests short and takes a part of the foreign suite.
 ///
@@ -15,7 +17,9 @@ pub fn run(words: &[String]) -> Result<()> {
     let fast = match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         [] => false,
         ["--fast"] => true,
-        _ => bail!("usage: cargo xtask test [--fast]"),
+        ["--kills"] => return alone("a_killed_program_leaves_a_readable_recording"),
+        ["--stress"] => return alone("sixty_four_threads_that_fork_and_load_libraries_keep_their_counts"),
+        _ => bail!("usage: cargo xtask test [--fast | --kills | --stress]"),
     };
     step(&["cargo", "fmt", "--all", "--check"])?;
     check::run()?;
@@ -27,6 +31,12 @@ pub fn run(words: &[String]) -> Result<()> {
     build_leakscope()?;
     conformance::preload(fast)?;
     // Last, so that what a reader sees at the end is the test runner's own summary.
-    let env: &[(&str, &str)] = if fast { &[] } else { &[("LEAKSCOPE_E2E_FULL", "1")] };
-    step_with(&[&["cargo", "test"], &others[..]].concat(), env)
+    step_with(&[&["cargo", "test"], &others[..]].concat(), if fast { &[] } else { FULL })
+}
+
+/// One of the long tests, at its full length.
+fn alone(name: &str) -> Result<()> {
+    build_leakscope()?;
+    let words = ["cargo", "test", "--package", "leakscope-e2e", "--test", "robustness", "--", "--exact", name];
+    step_with(&words, FULL)
 }

@@ -3,6 +3,8 @@
 //! Options that Memcheck users know keep their names and their meaning.
 
 pub mod ignored;
+mod import;
+mod report;
 pub mod values;
 
 use std::ffi::OsString;
@@ -11,6 +13,9 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use leakscope_findings::analysis::{LeakCheck, Resolution};
 use leakscope_model::{HeuristicSet, LeakKindSet};
+
+pub use import::{ImportArgs, MtraceArgs};
+pub use report::{DiffArgs, Format, ReportArgs};
 
 use ignored::Ignored;
 use values::{bytes, heuristics, leak_check, leak_kinds, resolution, yes_no};
@@ -36,6 +41,15 @@ pub enum Command {
     /// Report from a recording (`leakscope run -o FILE.leak`) again, or in another view
     #[command(args_override_self = true)]
     Report(Box<ReportArgs>),
+    /// Read what other tools wrote: Valgrind, sanitizers, mtrace, kmemleak, heaptrack, jemalloc, pprof, ...
+    #[command(args_override_self = true, after_help = import::IMPORT_HELP)]
+    Import(Box<ImportArgs>),
+    /// Say what a log of glibc's mtrace shows: memory not freed, and frees of what was never allocated
+    #[command(args_override_self = true, after_help = import::MTRACE_HELP)]
+    Mtrace(Box<MtraceArgs>),
+    /// Compare two recordings: which sites are new, gone, grown or shrunk
+    #[command(args_override_self = true)]
+    Diff(Box<DiffArgs>),
 }
 
 const RUN_HELP: &str = "\
@@ -87,6 +101,9 @@ pub struct ViewArgs {
     /// Hide what the rules in FILE describe (may be repeated)
     #[arg(long, value_name = "FILE", require_equals = true, action = ArgAction::Append)]
     pub suppressions: Vec<PathBuf>,
+    /// Hide blocks that no program can release: the loader's thread-local storage, as Memcheck does
+    #[arg(long, value_name = "yes|no", default_value = "yes", value_parser = yes_no, require_equals = true, action = ArgAction::Set)]
+    pub default_suppressions: bool,
     /// Print a rule for each finding: no, yes or all
     #[arg(long, value_name = "HOW", default_value = "no", require_equals = true)]
     pub gen_suppressions: GenSuppressions,
@@ -197,28 +214,6 @@ pub struct SnapshotArgs {
     /// Process id of the running program
     #[arg(value_name = "PID")]
     pub pid: u32,
-}
-
-/// `leakscope report`.
-#[derive(Clone, Debug, Args)]
-pub struct ReportArgs {
-    /// How the report looks.
-    #[command(flatten)]
-    pub view: ViewArgs,
-    /// The recording
-    #[arg(value_name = "FILE.leak")]
-    pub file: PathBuf,
-}
-
-/// Formats of a report.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Format {
-    /// For people
-    Text,
-    /// Everything, for programs; see docs/report.schema.json
-    Json,
-    /// Valgrind's XML protocol 4
-    ValgrindXml,
 }
 
 /// `--gen-suppressions`.
@@ -372,7 +367,7 @@ mod tests {
             "--malloc-fill=xyz",
             "--sample=x",
             "--color=blue",
-            "--format=html",
+            "--format=pdf",
             "--unknown=1",
         ] {
             assert!(parse(&[option, "prog"]).is_err(), "{option}");

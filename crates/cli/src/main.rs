@@ -4,14 +4,20 @@
 //! target's own, `--error-exitcode` on findings, 2 when the usage is wrong or the tool failed.
 
 mod defaults;
+mod diff;
+mod documents;
+mod file_names;
 mod flags;
+mod import;
 mod log_name;
+mod mtrace;
 mod output;
 mod plan;
 mod record;
 mod report;
 mod run;
 mod snapshot;
+mod tui;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -88,5 +94,8 @@ fn dispatch(cli: &Cli, matches: &ArgMatches) -> Result<ExitCode> {
         Command::Run(args) => run::main(args, matches),
         Command::Snapshot(args) => snapshot::main(args, matches),
         Command::Report(args) => report::main(args, matches),
+        Command::Import(args) => import::main(args, matches),
+        Command::Mtrace(args) => mtrace::main(args),
+        Command::Diff(args) => diff::main(args, matches),
     }
 }

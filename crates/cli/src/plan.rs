@@ -2,12 +2,13 @@
 
 use std::ffi::OsStr;
 use std::io::IsTerminal;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use clap::ArgMatches;
 use leakscope_findings::Suppressions;
-use leakscope_findings::analysis::{LeakCheck, Options};
+use leakscope_findings::analysis::{Detail, LeakCheck, Options};
+use leakscope_findings::suppressions::BUILT_IN;
 use leakscope_launch::ledger::{Config, flags as wishes};
 use leakscope_model::{LeakKind, LeakKindSet};
 use leakscope_report::{text, valgrind_xml};
@@ -59,8 +60,12 @@ impl View {
             show_below_main: args.show_below_main,
             show_mismatched_frees: args.show_mismatched_frees,
             check: None,
+            detail: Detail::All,
         };
         let mut suppressions = Suppressions::new();
+        if args.default_suppressions {
+            suppressions.add("built-in rules", BUILT_IN).context("the built-in rules")?;
+        }
         for path in &args.suppressions {
             let text = std::fs::read(path)
                 .with_context(|| format!("{}: cannot read the suppression file; check its path", path.display()))?;
@@ -103,6 +108,14 @@ impl View {
         Ok(view)
     }
 
+    /// Leaves out what none of the reports shows.
+    pub fn limit_detail(&mut self) {
+        let shows_part = |target: &Target| matches!(target.format, Format::Text | Format::ValgrindXml);
+        if self.targets.iter().all(shows_part) {
+            self.options.detail = Detail::Shown;
+        }
+    }
+
     /// The style of text for a place.
     pub fn text_style(&self, destination: &Destination) -> text::Style {
         let colour = match self.colour {
@@ -118,6 +131,16 @@ impl View {
     /// The style of XML.
     pub fn xml_style(&self) -> &valgrind_xml::Style {
         &self.xml
+    }
+
+    /// Whether a report is one document for all processes, which must be kept until the end.
+    pub fn has_documents(&self) -> bool {
+        self.targets.iter().any(|target| target.format.is_document())
+    }
+
+    /// Whether a report shows sites without findings, so that they need names.
+    pub fn shows_all_sites(&self) -> bool {
+        self.targets.iter().any(|target| target.format.shows_all_sites())
     }
 
     /// Whether a progress bar may be drawn.
@@ -169,7 +192,7 @@ fn targets(args: &ViewArgs, reports: Vec<PathBuf>, default: Destination) -> Resu
         (None, None) => None,
     };
     for path in &reports {
-        let format = args.format.unwrap_or_else(|| format_of(path));
+        let format = args.format.unwrap_or_else(|| Format::of_file(path));
         targets.push(Target { format, destination: Destination::Whole(path.clone()) });
     }
     // With XML or a report file the usual place stays silent, unless it was asked for.
@@ -178,14 +201,6 @@ fn targets(args: &ViewArgs, reports: Vec<PathBuf>, default: Destination) -> Resu
         targets.push(Target { format, destination: log.unwrap_or(default) });
     }
     Ok(targets)
-}
-
-fn format_of(path: &Path) -> Format {
-    match path.extension().and_then(OsStr::to_str) {
-        Some("json") => Format::Json,
-        Some("xml") => Format::ValgrindXml,
-        _ => Format::Text,
-    }
 }
 
 /// Our own words of the command line, without the target's: for the XML.

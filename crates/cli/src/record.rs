@@ -2,14 +2,15 @@
 
 use std::fs::File;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressStyle};
-use leakscope_findings::recording::{BuildOptions, End, Host, ResolvedFrame};
+use leakscope_findings::recording::{BuildOptions, End, Host, Names, ResolvedFrame};
 use leakscope_findings::{Analysis, ProcessRecording, Recording, analyse};
 use leakscope_ledger::reader::{Module, Snapshot};
+use leakscope_process::allocator::{OwnAllocator, read_own_allocator};
 use leakscope_report::{json, text, valgrind_xml};
 use leakscope_symbols::{ModuleFile, Symbolizer};
 
@@ -40,6 +41,8 @@ pub struct Recorder {
     symbolizer: Symbolizer,
     all_symbols: bool,
     progress: bool,
+    /// What the last executable's symbol table says of its allocator: forked children have the same.
+    own_allocator: Option<(String, Option<String>)>,
 }
 
 impl Recorder {
@@ -48,27 +51,28 @@ impl Recorder {
         Self {
             symbolizer: Symbolizer::new(view.symbols.clone()),
             // A recording may be read on another machine, where the files are not.
-            all_symbols: !view.recordings.is_empty(),
+            all_symbols: !view.recordings.is_empty() || view.shows_all_sites(),
             progress: view.shows_progress(),
+            own_allocator: None,
         }
     }
 
-    /// Reads a ledger whose process ended in the given way.
+    /// Reads a ledger whose process ended in the given way; names what a recording or the reports of `view` need.
     ///
     /// # Errors
     /// When it is not a ledger that this build reads.
-    pub fn record(&mut self, ledger: &File, end: End) -> Result<ProcessRecording> {
+    pub fn record(&mut self, ledger: &File, end: End, view: &View) -> Result<ProcessRecording> {
         let bytes = ledger.metadata().context("the ledger: cannot look at it")?.len();
         let snapshot = Snapshot::read(ledger, bytes)
             .context("the ledger of the process; record again with the same version of leakscope")?;
         let options = BuildOptions {
-            all_symbols: self.all_symbols,
+            names: if self.all_symbols { Names::All } else { Names::For(&view.options, &view.suppressions) },
             hook_file_name: leakscope_launch::cache::FILE_NAME.to_owned(),
             end,
         };
         let mut progress = Progress::new(self.progress);
         let symbolizer = &mut self.symbolizer;
-        let recording = leakscope_findings::recording::build(&snapshot, &options, &mut |_, module, addresses| {
+        let mut recording = leakscope_findings::recording::build(&snapshot, &options, &mut |_, module, addresses| {
             let addresses: Vec<u64> = addresses.iter().map(|address| address.0).collect();
             progress.begin(module, addresses.len());
             let frames = symbolizer.resolve(&module_file(module), &addresses, &mut |done| progress.done(done));
@@ -76,8 +80,31 @@ impl Recorder {
         });
         // The bar goes away before anything else is written.
         drop(progress);
+        recording.problems.extend(self.own_allocator(&recording.process.executable));
         Ok(recording)
     }
+
+    /// A sentence on the allocator that an executable has in itself, if it has one.
+    fn own_allocator(&mut self, executable: &str) -> Option<String> {
+        let known = self.own_allocator.take().filter(|(path, _)| path == executable);
+        let (_, note) = self.own_allocator.insert(known.unwrap_or_else(|| {
+            let found = read_own_allocator(Path::new(executable)).ok().flatten();
+            (executable.to_owned(), found.map(|found| not_seen(executable, &found)))
+        }));
+        note.clone()
+    }
+}
+
+fn not_seen(executable: &str, allocator: &OwnAllocator) -> String {
+    let OwnAllocator { name, allocates, releases } = allocator;
+    let (what, instead) = match name {
+        Some(name) => (format!("{name} ({allocates}, {releases})"), "link it with the C library's malloc to see them"),
+        None => (
+            format!("an allocator of its own ({allocates}, {releases})"),
+            "`valgrind --soname-synonyms=somalloc=NONE` sees them",
+        ),
+    };
+    format!("{executable} has {what} linked into it, and blocks of that are not seen; {instead}")
 }
 
 fn module_file(module: &Module) -> ModuleFile {
@@ -88,7 +115,8 @@ fn module_file(module: &Module) -> ModuleFile {
     }
 }
 
-fn resolved(frame: leakscope_symbols::Frame) -> ResolvedFrame {
+/// A frame of the symbolizer, for recordings.
+pub fn resolved(frame: leakscope_symbols::Frame) -> ResolvedFrame {
     let leakscope_symbols::Frame { function, linkage_name, file, directory, line, column, inlined } = frame;
     ResolvedFrame {
         function: (!function.is_empty()).then_some(function),
@@ -157,7 +185,7 @@ pub fn report(
     outputs: &mut Outputs,
 ) -> Result<Analysis> {
     let analysis = analyse(tool_version, recording, &view.options, &view.suppressions);
-    for target in &view.targets {
+    for target in view.targets.iter().filter(|target| !target.format.is_document()) {
         let mut bytes = Vec::new();
         render(&mut bytes, &analysis, target.format, view, &target.destination).context("rendering in memory")?;
         outputs.write(target, analysis.process.pid, &bytes)?;
@@ -176,6 +204,8 @@ fn render(
         Format::Text => text::write(out, analysis, &view.text_style(place)),
         Format::Json => json::write(out, analysis),
         Format::ValgrindXml => valgrind_xml::write(out, analysis, view.xml_style()),
+        // `documents` writes the others, at the end.
+        _ => Ok(()),
     }
 }
 

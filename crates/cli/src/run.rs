@@ -8,7 +8,9 @@ use leakscope_findings::ProcessRecording;
 use leakscope_findings::recording::{self, ProcessFacts, State};
 use leakscope_launch::{End, Ended, Event, Request, Session, cache, die_by_signal, preflight};
 use leakscope_model::CheckTrigger;
+use leakscope_report::Metric;
 
+use crate::documents;
 use crate::flags::RunArgs;
 use crate::output::{Destination, Outputs, Replacement};
 use crate::plan::{View, config};
@@ -19,7 +21,8 @@ use crate::record::{self, Recorder};
 /// # Errors
 /// When the program cannot be traced or a report cannot be written.
 pub fn main(args: &RunArgs, matches: &ArgMatches) -> Result<ExitCode> {
-    let view = View::new(&args.view, matches, Destination::Stderr)?;
+    let mut view = View::new(&args.view, matches, Destination::Stderr)?;
+    view.limit_detail();
     let mut outputs = Outputs::default();
     outputs.prepare(&view.targets)?;
     let recordings = view.recordings.iter().map(|path| Replacement::create(path)).collect::<Result<Vec<_>>>()?;
@@ -133,7 +136,7 @@ impl Run {
     }
 
     fn report(&mut self, ended: &Ended) -> Result<()> {
-        let mut recorded = self.recorder.record(ended.ledger.file(), recorded_end(ended.end))?;
+        let mut recorded = self.recorder.record(ended.ledger.file(), recorded_end(ended.end), &self.view)?;
         // A check before exec is the last one unless exec failed and the program went on.
         if !self.follows_exec && recorded.checks.last().is_some_and(|check| check.trigger == CheckTrigger::Exec) {
             recorded.end = recording::End::Exec;
@@ -159,14 +162,16 @@ impl Run {
     fn keep(&mut self, recorded: ProcessRecording) -> Result<()> {
         let analysis = record::report(&recorded, &self.recording.tool_version, &self.view, &mut self.outputs)?;
         self.errors |= analysis.has_errors();
-        if !self.view.recordings.is_empty() {
+        if !self.view.recordings.is_empty() || self.view.has_documents() {
             self.recording.processes.push(recorded);
         }
         Ok(())
     }
 
-    fn finish(self, recordings: Vec<Replacement>, end: End) -> Result<ExitCode> {
-        let saved = record::save(&self.recording, recordings).and_then(|()| self.outputs.finish());
+    fn finish(mut self, recordings: Vec<Replacement>, end: End) -> Result<ExitCode> {
+        let saved = documents::write(&self.recording, &self.view, Metric::Leaked, &mut self.outputs)
+            .and_then(|()| record::save(&self.recording, recordings))
+            .and_then(|()| self.outputs.finish());
         if let Some(error) = self.failure {
             return Err(error);
         }

@@ -377,3 +377,97 @@ fn defaults_come_before_the_command_line() {
         assert!(stderr(&output).contains("LEAKSCOPE_OPTS"), "{}", stderr(&output));
     }
 }
+
+/// A program that links its own `malloc`: its blocks are not seen, and the report says so in every format.
+#[test]
+fn an_allocator_inside_the_program_is_told() {
+    let directory = scratch();
+    let at = |name: &str| directory.path().join(name);
+    let text = "#include <stddef.h>\n\
+        static char room[1 << 20];\n\
+        static size_t used;\n\
+        void *malloc(size_t bytes) { void *block = room + used; used += (bytes + 15) & ~15ul; return block; }\n\
+        void free(void *block) { (void)block; }\n\
+        static void *volatile sink;\n\
+        int main(void) { for (int i = 0; i < 1000; i++) sink = malloc(100); sink = NULL; return 0; }\n";
+    std::fs::write(at("own.c"), text).unwrap();
+    let status = Command::new("gcc").arg("-fno-builtin").arg(at("own.c")).arg("-o").arg(at("own")).status().unwrap();
+    assert!(status.success());
+    let program = at("own");
+    let words = "has an allocator of its own (malloc, free) linked into it, and blocks of that are not seen";
+    let text = stderr(&run(&[program.to_str().unwrap()]));
+    assert_eq!(text.lines().filter(|line| line.contains(words)).count(), 1, "{text}");
+    assert!(text.contains("in use at exit: 0 bytes in 0 blocks"), "the claim is true: {text}");
+    let json = stderr(&run(&["--format=json", program.to_str().unwrap()]));
+    assert!(json.contains(words), "{json}");
+    let other = stderr(&run(&[leaky()]));
+    assert!(!other.contains("not seen"), "{other}");
+    // Without symbols nothing is claimed.
+    assert!(Command::new("strip").arg(&program).status().unwrap().success());
+    assert!(!stderr(&run(&[program.to_str().unwrap()])).contains("not seen"));
+}
+
+#[test]
+fn quiet_runs_say_only_what_was_found() {
+    let clean = run(&["-q", "/bin/true"]);
+    assert_eq!((clean.status.code(), stderr(&clean).as_str()), (Some(0), ""));
+    let found = stderr(&run(&["-q", leaky()]));
+    assert!(found.contains("300 bytes in 3 blocks are definitely lost"), "{found}");
+    assert!(!found.contains("SUMMARY"), "{found}");
+}
+
+#[test]
+fn unknown_options_are_refused_before_the_program_starts() {
+    for (command, words) in [
+        ("run", &["--no-such-option", "/bin/echo", "started"][..]),
+        ("run", &["--leak-chek=full", "/bin/echo", "started"]),
+        ("run", &["--default-suppressions=maybe", "/bin/echo", "started"]),
+        ("run", &["-z", "/bin/echo", "started"]),
+        ("snapshot", &["--no-such-option", "1"]),
+        ("report", &["--no-such-option", "x.leak"]),
+    ] {
+        let output = leakscope().arg(command).args(words).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{words:?}");
+        assert!(stderr(&output).contains(words[0].split('=').next().unwrap()), "{}", stderr(&output));
+        assert!(output.stdout.is_empty(), "{words:?}");
+    }
+    let other = leakscope().arg("no-such-command").output().unwrap();
+    assert_eq!(other.status.code(), Some(2));
+}
+
+/// Thread-local storage of a library that was loaded later: hidden by default, as Memcheck does, and shown on demand.
+#[test]
+fn default_suppressions_hide_what_the_loader_keeps() {
+    let directory = scratch();
+    let at = |name: &str| directory.path().join(name);
+    std::fs::write(at("tls.c"), "__thread char room[5000];\nchar *touch(void) { return room; }\n").unwrap();
+    let main = "#include <dlfcn.h>\n#include <pthread.h>\n#include <stdio.h>\n#include <unistd.h>\n\
+        static void *(*touch)(void);\n\
+        static pthread_barrier_t ready;\n\
+        static void *live(void *arg) { touch(); pthread_barrier_wait(&ready); for (;;) pause(); return arg; }\n\
+        int main(int argc, char **argv) {\n\
+            touch = (void *(*)(void))dlsym(dlopen(argv[argc - 1], RTLD_NOW), \"touch\");\n\
+            pthread_barrier_init(&ready, 0, 2);\n\
+            pthread_t thread;\n\
+            pthread_create(&thread, 0, live, 0);\n\
+            pthread_barrier_wait(&ready);\n\
+            return 0;\n\
+        }\n";
+    std::fs::write(at("main.c"), main).unwrap();
+    for arguments in [&["-shared", "-fPIC", "tls.c", "-o", "tls.so"][..], &["-pthread", "main.c", "-o", "main"]] {
+        assert!(Command::new("gcc").current_dir(directory.path()).args(arguments).status().unwrap().success());
+    }
+    let (program, library) = (at("main"), at("tls.so"));
+    let report = |option: &str| {
+        stderr(&run(&["--show-leak-kinds=all", option, program.to_str().unwrap(), library.to_str().unwrap()]))
+    };
+    let has_tls = |text: &str| text.lines().any(|line| line.contains("__tls_get_addr"));
+    let hidden = report("--default-suppressions=yes");
+    assert!(!has_tls(&hidden), "{hidden}");
+    assert!(
+        hidden.contains("by glibc: thread-local storage of a library that was loaded later (built-in rules:"),
+        "{hidden}"
+    );
+    let shown = report("--default-suppressions=no");
+    assert!(has_tls(&shown) && !shown.contains("built-in rules"), "{shown}");
+}

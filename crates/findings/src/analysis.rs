@@ -6,17 +6,19 @@
 //! are numbered smallest first. Suppressed records count neither in the totals by kind nor as errors.
 
 mod leaks;
+mod memory_errors;
 mod misuses;
 mod stacks;
 
 use std::sync::Arc;
 
-use leakscope_model::{AllocFn, CheckTrigger, LeakKind, LeakKindSet, MisuseKind};
+use leakscope_model::{AllocFn, CheckTrigger, LeakKind, LeakKindSet, MisuseKind, Tool};
 
 use crate::fingerprint::Fingerprint;
 use crate::recording::{self, CheckState, End, Lost, ProcessFacts, ProcessRecording, Totals};
-use crate::suppressions::{RuleId, Suppressions};
+use crate::suppressions::{Error, Matcher, RuleId, Suppressions};
 
+pub use memory_errors::MemoryError;
 pub use stacks::{Frame, Stack};
 
 /// How much the leak check says: `--leak-check`.
@@ -43,6 +45,17 @@ pub enum Resolution {
     High,
 }
 
+/// How much of each loss record an analysis holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Detail {
+    /// Everything.
+    #[default]
+    All,
+    /// Stack, fingerprint, addresses and totals only of records that are shown or count as errors; the others have
+    /// their number, kind, bytes and blocks. A compiler run has 10,000 records and shows six.
+    Shown,
+}
+
 /// The user's wishes. [`Options::default`] is Memcheck's default.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
@@ -62,6 +75,8 @@ pub struct Options {
     pub show_mismatched_frees: bool,
     /// Number of the leak check to report; `None` for the last complete one.
     pub check: Option<u32>,
+    /// How much of each record is wanted.
+    pub detail: Detail,
 }
 
 impl Default for Options {
@@ -75,6 +90,7 @@ impl Default for Options {
             show_below_main: false,
             show_mismatched_frees: true,
             check: None,
+            detail: Detail::All,
         }
     }
 }
@@ -111,6 +127,10 @@ pub struct Analysis {
     pub problems: Vec<String>,
     /// The heap over time.
     pub series: Vec<recording::Sample>,
+    /// Which tool saw all this.
+    pub witness: recording::Witness,
+    /// Memory errors that another tool found, suppressed ones included.
+    pub memory_errors: Vec<MemoryError>,
 }
 
 impl Analysis {
@@ -122,6 +142,11 @@ impl Analysis {
     /// Wrong calls that are not suppressed.
     pub fn shown_misuses(&self) -> impl Iterator<Item = &MisuseError> {
         self.misuses.iter().filter(|misuse| misuse.suppressed_by.is_none())
+    }
+
+    /// Memory errors that are not suppressed.
+    pub fn shown_memory_errors(&self) -> impl Iterator<Item = &MemoryError> {
+        self.memory_errors.iter().filter(|error| error.suppressed_by.is_none())
     }
 
     /// Whether `--error-exitcode` applies.
@@ -193,7 +218,7 @@ pub struct Amount {
 }
 
 impl Amount {
-    fn add(&mut self, bytes: u64, blocks: u64) {
+    pub(crate) fn add(&mut self, bytes: u64, blocks: u64) {
         self.bytes = self.bytes.saturating_add(bytes);
         self.blocks = self.blocks.saturating_add(blocks);
     }
@@ -335,16 +360,22 @@ pub fn analyse(
 ) -> Analysis {
     let stacks = stacks::Stacks::new(recorded, options);
     let mut uses = Uses::default();
-    let misuses = misuses::merge(recorded, &stacks, suppressions, options, &mut uses);
+    let mut matcher = Matcher::new(suppressions);
+    let misuses = misuses::merge(recorded, &stacks, &mut matcher, options, &mut uses);
     let outcome = outcome(recorded, options);
     let leaks = match &outcome {
         Outcome::Classified(facts) => {
-            leaks::classified(recorded, facts.number, &stacks, suppressions, options, &mut uses)
+            leaks::classified(recorded, facts.number, &stacks, &mut matcher, options, &mut uses)
         }
         Outcome::NotClassified(_) => leaks::live(recorded, &stacks, options),
         Outcome::NotChecked => leaks::Leaks::default(),
     };
+    let memory_errors = memory_errors::errors(recorded, &stacks, &mut matcher, &mut uses);
     let mut errors = uses.errors;
+    for error in memory_errors.iter().filter(|error| error.suppressed_by.is_none()) {
+        errors.errors += error.count;
+        errors.contexts += 1;
+    }
     for misuse in misuses.iter().filter(|misuse| misuse.suppressed_by.is_none()) {
         errors.errors += misuse.count;
         errors.contexts += 1;
@@ -369,7 +400,49 @@ pub fn analyse(
         lost: recorded.lost,
         problems,
         series: recorded.series.clone(),
+        witness: recorded.witness.clone(),
+        memory_errors,
     }
+}
+
+/// Sites whose stacks need names.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SitesToName {
+    /// Of these as far as a report shows it.
+    pub shown: Vec<u32>,
+    /// Of these the whole stack, because rules may look at all of it.
+    pub whole: Vec<u32>,
+}
+
+/// The sites whose stacks an analysis with these wishes names; numbers may repeat. Records are merged by address, so
+/// that no name is needed to find out, and most rules name an object that most stacks do not pass.
+pub fn sites_to_name(recorded: &ProcessRecording, options: &Options, suppressions: &Suppressions) -> SitesToName {
+    let mut sites = SitesToName::default();
+    let called = recorded.misuses.iter().map(|misuse| misuse.site);
+    if suppressions.rules().is_empty() { &mut sites.shown } else { &mut sites.whole }.extend(called);
+    sites.shown.extend(recorded.misuses.iter().flat_map(|misuse| [misuse.allocation_site, misuse.free_site]));
+    match outcome(recorded, options) {
+        Outcome::Classified(facts) => {
+            let records = recorded.checks.iter().find(|check| check.number == facts.number);
+            let records = records.and_then(|check| check.records.as_deref()).unwrap_or_default();
+            let stacks = stacks::Stacks::new(recorded, options);
+            let mut matcher = Matcher::before_naming(suppressions);
+            for record in records {
+                if matcher.find(&Error::Leak(record.kind), stacks.frames(record.site)).is_some() {
+                    sites.whole.push(record.site);
+                }
+                if leaks::is_detailed(Some(record.kind), options) {
+                    sites.shown.push(record.site);
+                }
+            }
+        }
+        Outcome::NotClassified(_) if leaks::is_detailed(None, options) => {
+            let live = recorded.sites.iter().enumerate().filter(|(_, site)| site.totals.live_blocks > 0);
+            sites.shown.extend(live.map(|(number, _)| number as u32));
+        }
+        Outcome::NotClassified(_) | Outcome::NotChecked => {}
+    }
+    sites
 }
 
 /// Hits by rule while an analysis is made.
@@ -440,6 +513,9 @@ fn outcome(recorded: &ProcessRecording, options: &Options) -> Outcome {
         End::Signalled(signal) => format!("the process was killed by {}", signal_name(signal)),
         _ if given_up.is_some() => {
             format!("the leak check was given up: {}", given_up.map_or("", |check| &check.failure))
+        }
+        _ if recorded.witness.tool != Tool::Leakscope => {
+            format!("{} told nothing of how blocks can be reached", recorded.witness.tool.name())
         }
         _ if recorded.process.state == recording::State::Ended => return Outcome::NotChecked,
         End::Running => "the process is still running".to_owned(),

@@ -32,7 +32,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
-use leakscope_model::MisuseKind;
+use leakscope_model::{ErrorKind, MisuseKind};
 
 use crate::analysis::Frame;
 
@@ -76,6 +76,8 @@ pub fn of_misuse(kind: MisuseKind, frames: &[Frame]) -> Fingerprint {
 pub(crate) struct Step {
     /// Normalised name; `None` for code without one.
     name: Option<String>,
+    /// Of the name, so that different names are told apart without a look at them.
+    hash: u64,
     /// Whether the name starts programs or threads.
     below_main: bool,
     object: Arc<str>,
@@ -87,6 +89,7 @@ impl Step {
         let name = frame.function.as_deref().filter(|name| !name.is_empty()).map(normalise);
         Self {
             below_main: name.as_deref().is_some_and(is_below_main),
+            hash: name.as_deref().map_or(0, |name| xxhash_rust::xxh3::xxh3_64(name.as_bytes())),
             name,
             object: frame.object.clone(),
             svma: frame.svma,
@@ -104,6 +107,11 @@ pub(crate) fn misuse_at(kind: MisuseKind, steps: &mut dyn Iterator<Item = &Step>
     of(class(kind), steps)
 }
 
+/// The fingerprint of a memory error by the steps of its stack, all of them.
+pub(crate) fn memory_error_at(kind: ErrorKind, steps: &mut dyn Iterator<Item = &Step>) -> Fingerprint {
+    of(kind.name(), steps)
+}
+
 /// The class of a wrong call. Double frees and other wrong frees differ: they are different bugs.
 fn class(kind: MisuseKind) -> &'static str {
     match kind {
@@ -119,9 +127,10 @@ fn class(kind: MisuseKind) -> &'static str {
 }
 
 fn of(class: &str, steps: &mut dyn Iterator<Item = &Step>) -> Fingerprint {
-    let mut text = format!("lks1\n{class}\n");
-    for function in path_of(steps) {
-        text.push_str(&function);
+    let path = path_of(steps);
+    let mut text = String::with_capacity(path.iter().map(|function| function.name.len() + 1).sum::<usize>() + 32);
+    for line in ["lks1", class].into_iter().chain(path.iter().map(|function| &*function.name)) {
+        text.push_str(line);
         text.push('\n');
     }
     Fingerprint(xxhash_rust::xxh3::xxh3_64(text.as_bytes()))
@@ -130,17 +139,24 @@ fn of(class: &str, steps: &mut dyn Iterator<Item = &Step>) -> Fingerprint {
 /// The normalised call path of a stack, innermost first, without the allocation function.
 pub fn call_path(frames: &[Frame]) -> Vec<String> {
     let steps: Vec<Step> = frames.iter().skip(1).map(Step::of).collect();
-    path_of(&mut steps.iter()).into_iter().map(Cow::into_owned).collect()
+    path_of(&mut steps.iter()).into_iter().map(|function| function.name.into_owned()).collect()
 }
 
-fn path_of<'a>(steps: &mut dyn Iterator<Item = &'a Step>) -> Vec<Cow<'a, str>> {
-    let mut path: Vec<Cow<'a, str>> = Vec::new();
+/// A function of a path; equal ones have equal hashes.
+#[derive(PartialEq)]
+struct Function<'a> {
+    hash: u64,
+    name: Cow<'a, str>,
+}
+
+fn path_of<'a>(steps: &mut dyn Iterator<Item = &'a Step>) -> Vec<Function<'a>> {
+    let mut path: Vec<Function<'a>> = Vec::with_capacity(MOST_FUNCTIONS + LONGEST_CYCLE);
     let mut nameless_in: Option<&Arc<str>> = None;
     for step in steps {
         let Some(name) = &step.name else {
             let object = step.object.rsplit('/').next().unwrap_or_default();
             if nameless_in != Some(&step.object) {
-                path.push(format!("{object}+{:#x}", step.svma).into());
+                path.push(Function { hash: step.svma, name: format!("{object}+{:#x}", step.svma).into() });
             }
             nameless_in = Some(&step.object);
             continue;
@@ -150,7 +166,7 @@ fn path_of<'a>(steps: &mut dyn Iterator<Item = &'a Step>) -> Vec<Cow<'a, str>> {
             break;
         }
         let end = name == "main";
-        path.push(name.as_str().into());
+        path.push(Function { hash: step.hash, name: name.as_str().into() });
         collapse_recursion(&mut path);
         // A cycle that is still open may shorten the path by its length.
         if end || path.len() >= MOST_FUNCTIONS + LONGEST_CYCLE {
@@ -162,7 +178,7 @@ fn path_of<'a>(steps: &mut dyn Iterator<Item = &'a Step>) -> Vec<Cow<'a, str>> {
 }
 
 /// Drops the last functions when they repeat those just before.
-fn collapse_recursion(path: &mut Vec<Cow<'_, str>>) {
+fn collapse_recursion(path: &mut Vec<Function<'_>>) {
     for cycle in 1..=LONGEST_CYCLE.min(path.len() / 2) {
         let (rest, last) = path.split_at(path.len() - cycle);
         if rest.ends_with(last) {
@@ -174,7 +190,11 @@ fn collapse_recursion(path: &mut Vec<Cow<'_, str>>) {
 
 /// What starts a program or a thread, normalised.
 fn is_below_main(name: &str) -> bool {
-    const NAMES: [&str; 22] = [
+    const NAMES: [&str; 26] = [
+        "asan_thread_start",
+        "lsan_thread_start",
+        "__asan::AsanThread::ThreadStart",
+        "__lsan_thread_start_func",
         "(below main)",
         "__libc_start_main",
         "__libc_start_main_impl",

@@ -14,15 +14,19 @@
 //! * [`recording`]: a self-contained recording: what the ledger held, with symbols.
 //! * [`container`]: the bytes of a `.leak` file.
 //! * [`analysis`]: loss records, misuse errors and totals, as Memcheck makes them.
+//! * [`diff`]: what changed between two recordings.
 //! * [`suppressions`]: Valgrind's suppression files.
+//! * [`witness`]: one finding that several tools saw.
 //! * [`fingerprint`]: the identity of a finding across builds and machines.
 #![forbid(unsafe_code)]
 
 pub mod analysis;
 pub mod container;
+pub mod diff;
 pub mod fingerprint;
 pub mod recording;
 pub mod suppressions;
+pub mod witness;
 
 pub use analysis::{Analysis, Options, analyse};
 pub use container::{DecodeError, Problem, decode, encode};

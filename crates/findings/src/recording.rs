@@ -5,13 +5,15 @@
 
 mod build;
 mod codes;
+mod foreign;
 
 use std::sync::Arc;
 
 use leakscope_model::{AllocFn, CheckTrigger, Heuristic, LeakKind, MisuseKind};
 use serde::{Deserialize, Serialize};
 
-pub use build::{BuildOptions, Resolve, ResolvedFrame, build};
+pub use build::{BuildOptions, Names, Resolve, ResolvedFrame, build};
+pub use foreign::{Access, AuxiliaryStack, MemoryError, Witness};
 
 /// The ledgers of one run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -76,6 +78,12 @@ pub struct ProcessRecording {
     pub checks: Vec<Check>,
     /// The heap over time, oldest first.
     pub series: Vec<Sample>,
+    /// Which tool saw all this.
+    #[serde(default)]
+    pub witness: Witness,
+    /// Memory errors that another tool found.
+    #[serde(default)]
+    pub memory_errors: Vec<MemoryError>,
 }
 
 /// Facts about a process. Paths and arguments are shown, not opened: bytes that are not UTF-8 are replaced.
@@ -448,12 +456,23 @@ impl ProcessRecording {
 
     /// Numbers of the locations of a site's stack, innermost first.
     pub fn stack(&self, site: u32) -> impl Iterator<Item = u32> {
-        let mut next = self.sites.get(site as usize).map_or(0, |site| site.leaf);
+        self.stack_nodes(site).map(|node| self.nodes[node as usize].location)
+    }
+
+    /// Numbers of the nodes of a site's stack, innermost first; each is there.
+    pub(crate) fn stack_nodes(&self, site: u32) -> impl Iterator<Item = u32> {
+        self.nodes_from(self.sites.get(site as usize).map_or(0, |site| site.leaf))
+    }
+
+    /// Numbers of the nodes from `leaf` outwards; each is there.
+    pub(crate) fn nodes_from(&self, leaf: u32) -> impl Iterator<Item = u32> {
+        let mut next = leaf;
         std::iter::from_fn(move || {
-            let node = self.nodes.get(next as usize).filter(|_| next != 0)?;
+            let number = next;
+            let node = self.nodes.get(number as usize).filter(|_| number != 0)?;
             // A decoded recording is as hostile as a ledger: only a smaller number is a caller.
-            next = if node.parent < next { node.parent } else { 0 };
-            Some(node.location)
+            next = if node.parent < number { node.parent } else { 0 };
+            Some(number)
         })
     }
 

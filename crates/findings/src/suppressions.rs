@@ -19,6 +19,7 @@
 //! ```
 
 mod generate;
+mod matcher;
 mod matching;
 mod parse;
 
@@ -26,11 +27,30 @@ use std::borrow::Borrow;
 use std::fmt;
 use std::sync::Arc;
 
-use leakscope_model::{LeakKind, LeakKindSet, MisuseKind};
+use leakscope_model::{ErrorKind, LeakKind, LeakKindSet, MisuseKind};
 
 use crate::analysis::Frame;
 
 pub use generate::{Generated, generate};
+pub use matcher::Matcher;
+
+/// The rules that `--default-suppressions=yes` adds: blocks that no program can release, and that Memcheck hides too.
+///
+/// The loader allocates the thread-local storage of libraries that were loaded later when a thread first uses it, and
+/// keeps pointers into the middle of the blocks. It is released with the thread; of a thread that lives to the end it is
+/// possibly lost or still reachable, whatever the program does. That `ld.so` stands in the second frame spares the names
+/// of all other stacks.
+pub const BUILT_IN: &str = "\
+{
+   glibc: thread-local storage of a library that was loaded later
+   Memcheck:Leak
+   match-leak-kinds: possible,reachable
+   fun:*alloc
+   obj:*/ld-*.so*
+   ...
+   fun:__tls_get_addr
+}
+";
 
 /// A rule's number in its [`Suppressions`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -102,6 +122,15 @@ pub enum Error {
     Leak(LeakKind),
     /// A wrong call.
     Misuse(MisuseKind),
+    /// A memory error that another tool found.
+    Memory {
+        /// Its kind.
+        kind: ErrorKind,
+        /// Bytes of the access, 0 when unknown.
+        bytes: u64,
+        /// What the tool said of it.
+        message: String,
+    },
 }
 
 /// A mistake in a suppression file. The words name the file and the line.
@@ -152,7 +181,8 @@ impl Suppressions {
         self.rules.get(id.0 as usize)
     }
 
-    /// The rule that hides `error` with this stack, innermost frame first.
+    /// The rule that hides `error` with this stack, innermost frame first: rule after rule is tried, the last one first.
+    /// For very many stacks there is [`Matcher`].
     pub fn find(&self, error: &Error, frames: &[impl Borrow<Frame>]) -> Option<RuleId> {
         let called = frames.first().map(Borrow::borrow);
         let found = self
@@ -176,9 +206,41 @@ impl RuleKind {
             }
             (Self::Free, Error::Misuse(kind)) => !matches!(kind, MisuseKind::FishySize | MisuseKind::ReallocZero),
             (Self::ReallocZero, Error::Misuse(MisuseKind::ReallocZero)) => true,
+            (Self::Other(word), Error::Memory { kind, bytes, message }) => is_rule_for(word, *kind, *bytes, message),
             _ => false,
         }
     }
+}
+
+/// Whether a rule of Memcheck's kind `word` is about such a memory error.
+fn is_rule_for(word: &str, kind: ErrorKind, bytes: u64, message: &str) -> bool {
+    match kind {
+        ErrorKind::InvalidRead | ErrorKind::InvalidWrite => word.strip_prefix("Addr") == Some(&bytes.to_string()),
+        ErrorKind::UninitValue => word.strip_prefix("Value") == Some(&bytes.to_string()),
+        ErrorKind::UninitCondition => matches!(word, "Cond" | "Value0"),
+        ErrorKind::SyscallParam => word.strip_prefix("Param ").is_some_and(|call| message.contains(call)),
+        ErrorKind::InvalidJump => word == "Jump",
+        ErrorKind::Overlap => word == "Overlap",
+        ErrorKind::ClientCheck => word == "User",
+        _ => false,
+    }
+}
+
+/// The kind of rule that hides such a memory error.
+fn rule_for(kind: ErrorKind, bytes: u64, message: &str) -> (String, Option<String>) {
+    let word = match kind {
+        ErrorKind::UninitCondition => "Cond".to_owned(),
+        ErrorKind::UninitValue => format!("Value{bytes}"),
+        ErrorKind::InvalidJump => "Jump".to_owned(),
+        ErrorKind::Overlap => "Overlap".to_owned(),
+        ErrorKind::ClientCheck => "User".to_owned(),
+        ErrorKind::SyscallParam => {
+            let call = message.strip_prefix("Syscall param ").and_then(|rest| rest.split(' ').next());
+            return ("Memcheck:Param".to_owned(), Some(call.unwrap_or("*").to_owned()));
+        }
+        _ => format!("Addr{bytes}"),
+    };
+    (format!("Memcheck:{word}"), None)
 }
 
 /// What Memcheck calls an allocation function and its arguments in a FishyValue error.

@@ -2,7 +2,9 @@
 
 mod support;
 
-use leakscope_findings::analysis::{Amount, LeakCheck, Outcome, Resolution, analyse};
+use leakscope_findings::analysis::{
+    Amount, Detail, LeakCheck, Outcome, Resolution, SitesToName, analyse, sites_to_name,
+};
 use leakscope_findings::recording::{End, State};
 use leakscope_findings::{Analysis, Options, ProcessRecording, Suppressions};
 use leakscope_model::{AllocFn, CheckTrigger, Heuristic, LeakKind, LeakKindSet, MisuseKind};
@@ -205,4 +207,74 @@ fn fingerprints_depend_on_no_option_and_no_line() {
     // Merged by twelve callers: the least, in whatever order the sites came.
     assert_eq!(of(&deep(10, false), 12), apart[..1]);
     assert_eq!(of(&deep(10, true), 12), apart[..1]);
+}
+
+/// What is shown, and every total, must not depend on how much is kept of what is not shown.
+#[test]
+fn less_detail_changes_nothing_that_is_shown() {
+    let mut killed = sample();
+    killed.end = End::Signalled(9);
+    killed.process.state = State::Running;
+    killed.checks.clear();
+    for recorded in [sample(), killed] {
+        for kinds in [LeakKindSet::DEFAULT, LeakKindSet::ALL, LeakKindSet::NONE] {
+            for leak_check in [LeakCheck::Full, LeakCheck::Summary] {
+                let all = Options { leak_check, show_leak_kinds: kinds, ..Options::default() };
+                let shown = Options { detail: Detail::Shown, ..all.clone() };
+                let (all, mut part) = (run(&recorded, &all), run(&recorded, &shown));
+                part.options.detail = Detail::All;
+                for (whole, part) in all.records.iter().zip(&mut part.records) {
+                    if !whole.shown && !whole.is_error {
+                        assert!(part.stack.frames().is_empty());
+                        part.stack = whole.stack.clone();
+                        part.fingerprint = whole.fingerprint;
+                        part.addresses = whole.addresses.clone();
+                        part.totals = whole.totals.clone();
+                    }
+                }
+                assert_eq!(format!("{all:?}"), format!("{part:?}"));
+            }
+        }
+    }
+}
+
+#[test]
+fn sites_to_name_are_those_on_shown_stacks() {
+    let mut recorded = sample();
+    recorded.misuses.clear();
+    // As it is before names are looked up.
+    recorded.locations.iter_mut().for_each(|location| location.frames = 0);
+    let kinds = LeakKindSet::NONE.with(LeakKind::PossiblyLost);
+    let options = Options {
+        leak_check: LeakCheck::Full,
+        show_leak_kinds: kinds,
+        errors_for_leak_kinds: LeakKindSet::NONE,
+        detail: Detail::Shown,
+        ..Options::default()
+    };
+    let of_check: Vec<u32> = recorded.checks[0].records.as_ref().unwrap().iter().map(|record| record.site).collect();
+    let named = |options: &Options, rules: &Suppressions| {
+        let SitesToName { shown, whole } = sites_to_name(&recorded, options, rules);
+        let count = |sites: &[u32]| of_check.iter().filter(|site| sites.contains(site)).count();
+        [count(&shown), count(&whole)]
+    };
+    let of_kind = |kind: LeakKind| {
+        recorded.checks[0].records.as_ref().unwrap().iter().filter(|record| record.kind == kind).count()
+    };
+    let possible = of_kind(LeakKind::PossiblyLost);
+    assert!(possible > 0 && possible < of_check.len());
+    assert_eq!(named(&options, &Suppressions::new()), [possible, 0]);
+    assert_eq!(named(&Options { detail: Detail::All, ..options.clone() }, &Suppressions::new()), [of_check.len(), 0]);
+    // A rule for another kind must see the stacks of that kind, as long as they pass the objects that it names.
+    let rule = |line: &str| {
+        let mut rules = Suppressions::new();
+        let text = format!("{{\nr\nMemcheck:Leak\nmatch-leak-kinds: reachable\nfun:*\n{line}\n}}\n");
+        rules.add("x", &text).unwrap();
+        rules
+    };
+    let reachable = of_kind(LeakKind::StillReachable);
+    assert_eq!(named(&options, &rule("fun:f")), [possible, reachable]);
+    assert_eq!(named(&options, &rule("src:f.c")), [possible, reachable]);
+    assert_eq!(named(&options, &rule("obj:*")), [possible, reachable]);
+    assert_eq!(named(&options, &rule("obj:/lib/ld.so")), [possible, 0]);
 }

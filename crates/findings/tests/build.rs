@@ -2,9 +2,12 @@
 
 use std::time::Instant;
 
-use leakscope_findings::recording::{BuildOptions, ProcessRecording, ResolvedFrame, build};
+use leakscope_findings::analysis::{Detail, LeakCheck};
+use leakscope_findings::recording::{BuildOptions, Names, ProcessRecording, ResolvedFrame, build};
 use leakscope_findings::{Options, Suppressions, analyse, decode, encode};
-use leakscope_ledger::reader::{Check, CheckRecord, CheckState, Misuse, Module, Node, Site, SiteTotals, Snapshot};
+use leakscope_ledger::reader::{
+    Check, CheckRecord, CheckState, Misuse, Module, Node, Process, Site, SiteTotals, Snapshot,
+};
 use leakscope_model::{AllocFn, CheckTrigger, LeakKind, MisuseKind, NodeId, SiteId, ThreadId};
 
 fn module(path: &str, start: u64, loaded_epoch: u32, unloaded_epoch: u32) -> Module {
@@ -127,7 +130,9 @@ fn built(options: &BuildOptions) -> (ProcessRecording, Vec<(u32, Vec<u64>)>) {
 
 #[test]
 fn each_address_is_looked_up_once_in_the_module_of_its_time() {
-    let options = BuildOptions { hook_file_name: "pre.so".into(), ..BuildOptions::default() };
+    let (wishes, rules) = (Options::default(), Suppressions::new());
+    let names = Names::For(&wishes, &rules);
+    let options = BuildOptions { names, hook_file_name: "pre.so".into(), ..BuildOptions::default() };
     let (recording, asked) = built(&options);
     // One less than the return address; nothing for node 4, which no report names by default.
     assert_eq!(asked, [(0, vec![0x100]), (1, vec![0x200]), (2, vec![0x200])]);
@@ -149,8 +154,49 @@ fn each_address_is_looked_up_once_in_the_module_of_its_time() {
 
 #[test]
 fn all_symbols_are_looked_up_when_asked_for() {
-    let (_, asked) = built(&BuildOptions { all_symbols: true, ..BuildOptions::default() });
+    let (_, asked) = built(&BuildOptions::default());
     assert_eq!(asked, [(0, vec![0x100, 0x300]), (1, vec![0x200]), (2, vec![0x200])]);
+}
+
+/// Stacks of libc (module 1) below and above `main` of the program: what is below `main` is not looked up for a report,
+/// unless the stack never passes `main`, the user wants it shown, or rules may name it.
+#[test]
+fn callers_of_main_are_not_looked_up_for_a_report() {
+    let snapshot = Snapshot {
+        process: Process { executable: b"/app".to_vec(), ..Process::default() },
+        modules: vec![module("/app", 0x1_0000, 0, u32::MAX), module("/libc.so.6", 0x9_0000, 0, u32::MAX)],
+        nodes: vec![
+            node(0, 0, 0),
+            node(0x9_0101, 0, 0), // __libc_start_main
+            node(0x1_0101, 1, 0), // main
+            node(0x9_0201, 2, 0), // a function of libc that main calls
+            node(0x9_0301, 0, 0), // a start of a thread
+            node(0x1_0201, 4, 0), // a function of the program in that thread
+        ],
+        sites: vec![site(0), site(3), site(5)],
+        totals: vec![totals(0, 0), totals(1, 0), totals(1, 0)],
+        checks: vec![check(vec![record(1, 30, 3), record(2, 40, 4)])],
+        ..Snapshot::default()
+    };
+    let asked = |wishes: &Options, rules: &Suppressions| {
+        let mut asked = Vec::new();
+        let options = BuildOptions { names: Names::For(wishes, rules), ..BuildOptions::default() };
+        build(&snapshot, &options, &mut |id, _, addresses| {
+            asked.push((id.0, addresses.iter().map(|svma| svma.0).collect::<Vec<u64>>()));
+            let name = |svma: u64| if (id.0, svma) == (0, 0x100) { "main".to_owned() } else { format!("f{svma:x}") };
+            let frame = |svma| ResolvedFrame { function: Some(name(svma)), ..ResolvedFrame::default() };
+            addresses.iter().map(|svma| vec![frame(svma.0)]).collect()
+        });
+        asked
+    };
+    let mut rules = Suppressions::new();
+    rules.add("x", "{\nr\nMemcheck:Leak\nfun:malloc\nfun:f*\n}\n").unwrap();
+    let shown = Options { leak_check: LeakCheck::Full, detail: Detail::Shown, ..Options::default() };
+    let all = vec![(0, vec![0x100, 0x200]), (1, vec![0x100, 0x200, 0x300])];
+    assert_eq!(asked(&shown, &Suppressions::new()), [(0, vec![0x100, 0x200]), (1, vec![0x200, 0x300])]);
+    assert_eq!(asked(&shown, &rules), all);
+    assert_eq!(asked(&Options { show_below_main: true, ..shown.clone() }, &Suppressions::new()), all);
+    assert_eq!(asked(&Options { detail: Detail::All, ..shown }, &Suppressions::new()), all);
 }
 
 /// A program with many sites, as cc1plus: `sites` stacks 20 deep over a tenth as many addresses.
@@ -203,11 +249,10 @@ fn speed_with_100_000_sites() {
     let timed = |what: &str, start: Instant| eprintln!("{what}: {:.0} ms", start.elapsed().as_secs_f64() * 1000.0);
     let start = Instant::now();
     let mut addresses = 0;
-    let process =
-        build(&snapshot, &BuildOptions { all_symbols: true, ..BuildOptions::default() }, &mut |_, _, asked| {
-            addresses += asked.len();
-            asked.iter().map(|svma| resolved(svma.0)).collect()
-        });
+    let process = build(&snapshot, &BuildOptions::default(), &mut |_, _, asked| {
+        addresses += asked.len();
+        asked.iter().map(|svma| resolved(svma.0)).collect()
+    });
     timed("build", start);
     eprintln!("{} sites, {} nodes, {addresses} addresses", process.sites.len(), process.nodes.len());
     let recording = leakscope_findings::Recording { processes: vec![process], ..Default::default() };
@@ -224,7 +269,7 @@ fn speed_with_100_000_sites() {
         let rule = format!("{{\nr\nMemcheck:Leak\n...\nfun:none{number}\n}}\n");
         suppressions.add("x", &rule).unwrap();
     }
-    let options = Options { leak_check: leakscope_findings::analysis::LeakCheck::Full, ..Options::default() };
+    let options = Options { leak_check: LeakCheck::Full, ..Options::default() };
     let start = Instant::now();
     let analysis = analyse("0", &read.processes[0], &options, &Suppressions::new());
     timed("analyse", start);

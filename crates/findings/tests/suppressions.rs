@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use leakscope_findings::Suppressions;
 use leakscope_findings::analysis::Frame;
-use leakscope_findings::suppressions::{Error, FramePattern, RuleKind, generate};
+use leakscope_findings::suppressions::{Error, FramePattern, Matcher, RuleKind, generate};
 use leakscope_model::{LeakKind, LeakKindSet, MisuseKind};
 use proptest::prelude::*;
 
@@ -257,6 +257,57 @@ proptest! {
         }
     }
 
+    /// Many rules at once, with remembered names, against one rule after the other.
+    #[test]
+    fn a_matcher_equals_the_rules_one_by_one(
+        rules in proptest::collection::vec(
+            (
+                "(Leak\nmatch-leak-kinds: (definite|reachable)|Leak|Free|FishyValue\nmalloc\\(size\\))",
+                proptest::collection::vec(
+                    "(\\.\\.\\.|fun:[ab*?]{1,3}|fun:malloc|obj:[xy*]{1,2}|src:[fg*]{1,2}(:[12])?)", 1..7,
+                ),
+            ),
+            0..40,
+        ),
+        stacks in proptest::collection::vec(
+            proptest::collection::vec(("[ab]{0,3}", "[ab]{0,2}", "[xy]", "[fg]?", 0_u32..3, any::<bool>()), 0..8),
+            1..12,
+        ),
+    ) {
+        let mut suppressions = Suppressions::new();
+        for (kind, lines) in &rules {
+            // A rule that Valgrind would refuse is none.
+            let _ = suppressions.add("x", &format!("{{\nn\nMemcheck:{kind}\n{}\n}}\n", lines.join("\n")));
+        }
+        let errors = [
+            LEAK,
+            Error::Leak(LeakKind::StillReachable),
+            Error::Misuse(MisuseKind::DoubleFree),
+            Error::Misuse(MisuseKind::FishySize),
+        ];
+        let mut matcher = Matcher::new(&suppressions);
+        let mut before_naming = Matcher::before_naming(&suppressions);
+        for stack in &stacks {
+            let mut frames = vec![Arc::new(frame("malloc", "", HOOK))];
+            frames.extend(stack.iter().map(|(function, linkage, object, file, line, inlined)| {
+                let file = (!file.is_empty()).then(|| Arc::from(file.as_str()));
+                Arc::new(Frame { file, line: *line, inlined: *inlined, ..frame(function, linkage, object) })
+            }));
+            let nameless: Vec<Arc<Frame>> = frames
+                .iter()
+                .map(|frame| match frame.hook {
+                    true => frame.clone(),
+                    false => Arc::new(Frame { function: None, linkage_name: None, file: None, ..(**frame).clone() }),
+                })
+                .collect();
+            for error in &errors {
+                let found = matcher.find(error, &frames);
+                prop_assert!(found.is_none() || before_naming.find(error, &nameless).is_some(), "{:?}", &frames);
+                prop_assert_eq!(found, suppressions.find(error, &frames), "{:?}", &frames);
+            }
+        }
+    }
+
     #[test]
     fn random_text_never_panics(text in "([{}#]|Memcheck:|Leak|fun:|obj:|src:|\\.\\.\\.|match-leak-kinds:|[a-z:(),]|\n|\\PC){0,60}") {
         let mut suppressions = Suppressions::new();
@@ -272,6 +323,9 @@ fn long_rules_match_too() {
     let frames: Vec<Frame> = names.iter().map(|name| frame(name, "", "")).collect();
     let exact: Vec<String> = names.iter().map(|name| format!("fun:{name}")).collect();
     assert!(leak_rule(&exact.join("\n")).find(&LEAK, &frames).is_some());
+    let shared: Vec<Arc<Frame>> = frames.iter().cloned().map(Arc::new).collect();
+    assert!(Matcher::new(&leak_rule(&exact.join("\n"))).find(&LEAK, &shared).is_some());
+    assert!(Matcher::new(&leak_rule(&exact[1..].join("\n"))).find(&LEAK, &shared).is_none());
     let gaps: Vec<String> = names.iter().step_by(2).map(|name| format!("fun:{name}\n...")).collect();
     assert!(leak_rule(&gaps.join("\n")).find(&LEAK, &frames).is_some());
     assert!(leak_rule(&format!("{}\nfun:f0", gaps.join("\n"))).find(&LEAK, &frames).is_none());

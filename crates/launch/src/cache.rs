@@ -4,20 +4,23 @@
 //! used when it belongs to us with mode 0700, was reached without following a link in its last two parts,
 //! and nobody else can rename what lies above it. A shared `/tmp` with something in our way is refused, and
 //! the next candidate is taken. The name holds the content's hash, so versions do not disturb each other; the
-//! content is compared byte by byte before each use.
+//! content is compared byte by byte before each use. Whoever uses a file holds a shared lock on it, and its time of
+//! modification is that of its last use; other versions that nobody has used for a month are removed.
 //!
 //! Where nothing can be written (a read-only container without a `/tmp`), a memfd of our own process serves,
 //! as `/proc/PID/fd/N`.
 
-use std::ffi::OsString;
+use std::borrow::Cow;
+use std::ffi::{CStr, OsString};
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use rustix::fs::{AtFlags, MemfdFlags, Mode, OFlags, SealFlags};
+use rustix::fs::{AtFlags, FlockOperation, MemfdFlags, Mode, OFlags, SealFlags, Timespec, Timestamps};
 use rustix::mm::{MapFlags, ProtFlags};
 
 use crate::Error;
@@ -28,6 +31,8 @@ static PRELOAD: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/preload.so"));
 const PRELOAD_SHA256: &str = env!("LEAKSCOPE_PRELOAD_SHA256");
 /// The library's file name, by which it is known among the modules of a target.
 pub const FILE_NAME: &str = "libleakscope_preload.so";
+/// Versions that were not used for so long are removed.
+const UNUSED: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 /// A file to load instead, for work on the library itself.
 const OVERRIDE: &str = "LEAKSCOPE_PRELOAD_SO";
 
@@ -36,8 +41,8 @@ const OVERRIDE: &str = "LEAKSCOPE_PRELOAD_SO";
 pub struct Library {
     /// Its path.
     pub path: PathBuf,
-    /// Keeps a memfd open; the path dies with it.
-    _memfd: Option<OwnedFd>,
+    /// Keeps a memfd open, with which the path dies, or the lock on a file.
+    _held: Option<OwnedFd>,
 }
 
 /// Puts the library in place.
@@ -47,13 +52,19 @@ pub struct Library {
 pub fn unpack() -> Result<Library, Error> {
     if let Some(path) = std::env::var_os(OVERRIDE) {
         return match std::fs::metadata(&path) {
-            Ok(_) => Ok(Library { path: path.into(), _memfd: None }),
+            Ok(_) => Ok(Library { path: path.into(), _held: None }),
             Err(error) => {
                 Err(Error::NoPlace(vec![(path.into(), format!("{OVERRIDE} names it, and it cannot be read: {error}"))]))
             }
         };
     }
     unpack_to(&candidates(|name| std::env::var_os(name)), PRELOAD, PRELOAD_SHA256)
+}
+
+/// The bytes of the library that [`unpack`] puts in place.
+pub(crate) fn content() -> Cow<'static, [u8]> {
+    let other = std::env::var_os(OVERRIDE).and_then(|path| std::fs::read(path).ok());
+    other.map_or(Cow::Borrowed(PRELOAD), Cow::Owned)
 }
 
 /// The directories to try, in order; the last part of each is ours to create.
@@ -77,7 +88,7 @@ fn unpack_to(candidates: &[PathBuf], content: &[u8], hash: &str) -> Result<Libra
     let mut refusals = Vec::new();
     for candidate in candidates {
         match place_in(candidate, content, hash) {
-            Ok(path) => return Ok(Library { path, _memfd: None }),
+            Ok(library) => return Ok(library),
             Err(reason) => refusals.push((candidate.clone(), reason)),
         }
     }
@@ -90,8 +101,8 @@ fn unpack_to(candidates: &[PathBuf], content: &[u8], hash: &str) -> Result<Libra
     }
 }
 
-/// Puts the file under `<base>/<hash>/`; gives its path, or why it cannot be there.
-fn place_in(base: &Path, content: &[u8], hash: &str) -> Result<PathBuf, String> {
+/// Puts the file under `<base>/<hash>/`; gives it, or why it cannot be there.
+fn place_in(base: &Path, content: &[u8], hash: &str) -> Result<Library, String> {
     // LD_PRELOAD is a list separated by spaces and colons, and a dollar sign begins a token.
     if base.as_os_str().as_bytes().iter().any(|byte| byte.is_ascii_whitespace() || matches!(byte, b':' | b'$')) {
         return Err("LD_PRELOAD cannot hold a path with a space, a colon or a dollar sign".into());
@@ -113,7 +124,47 @@ fn place_in(base: &Path, content: &[u8], hash: &str) -> Result<PathBuf, String> 
             return Err("what was written reads back differently".into());
         }
     }
-    Ok(parent.join(name).join(hash).join(FILE_NAME))
+    let held = use_now(&directory);
+    remove_unused(&base_fd, hash);
+    Ok(Library { path: parent.join(name).join(hash).join(FILE_NAME), _held: held })
+}
+
+/// Marks the file as used now, and until the descriptor is closed. Where that cannot be, it only grows old sooner.
+fn use_now(directory: &OwnedFd) -> Option<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(directory, FILE_NAME, flags, Mode::empty()).ok()?;
+    let now = Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_NOW };
+    let _ = rustix::fs::futimens(&file, &Timestamps { last_access: now, last_modification: now });
+    rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared).ok()?;
+    Some(file)
+}
+
+/// Removes other versions that were not used for [`UNUSED`] and are not in use. What cannot be removed stays.
+fn remove_unused(base: &OwnedFd, own_hash: &str) {
+    let Ok(entries) = rustix::fs::Dir::read_from(base) else { return };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let is_hash = name.to_bytes().len() >= 16 && name.to_bytes().iter().all(u8::is_ascii_hexdigit);
+        if is_hash && name.to_bytes() != own_hash.as_bytes() {
+            remove_version(base, name);
+        }
+    }
+}
+
+fn remove_version(base: &OwnedFd, name: &CStr) -> Option<()> {
+    let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::RDONLY;
+    let directory = rustix::fs::openat(base, name, flags, Mode::empty()).ok()?;
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = File::from(rustix::fs::openat(&directory, FILE_NAME, flags, Mode::empty()).ok()?);
+    let unused_for = file.metadata().ok()?.modified().ok()?.elapsed().ok()?;
+    if unused_for < UNUSED {
+        return None;
+    }
+    // A leakscope that uses it holds a shared lock. One that takes it up in this moment writes it again if it is gone.
+    rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).ok()?;
+    rustix::fs::unlinkat(&directory, FILE_NAME, AtFlags::empty()).ok()?;
+    // Stays when something else is in it.
+    rustix::fs::unlinkat(base, name, AtFlags::REMOVEDIR).ok()
 }
 
 /// Nobody but root and us may rename a part of the path: each directory belongs to one of us, and is not
@@ -235,7 +286,7 @@ fn place_in_memfd(content: &[u8]) -> io::Result<Library> {
     }
     let path = PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), file.as_fd().as_raw_fd()));
     File::open(&path)?;
-    Ok(Library { path, _memfd: Some(file.into()) })
+    Ok(Library { path, _held: Some(file.into()) })
 }
 
 #[cfg(test)]
@@ -248,6 +299,10 @@ mod tests {
 
     fn library() -> Vec<u8> {
         std::fs::read("/proc/self/exe").unwrap()[..8192].to_vec()
+    }
+
+    fn place(base: &Path, content: &[u8], hash: &str) -> Result<PathBuf, String> {
+        place_in(base, content, hash).map(|library| library.path)
     }
 
     /// A directory whose ancestors nobody else can write to; the build directory may be anywhere.
@@ -265,12 +320,12 @@ mod tests {
     fn a_fresh_place_is_made_private_and_used_again() {
         let scratch = scratch();
         let base = scratch.path().join("leakscope");
-        let path = place_in(&base, &library(), HASH).unwrap();
+        let path = place(&base, &library(), HASH).unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), library());
         assert_eq!((mode(&base), mode(path.parent().unwrap())), (0o700, 0o700));
         assert!(mode(&path) & 0o077 == 0);
         let inode = std::fs::metadata(&path).unwrap().ino();
-        assert_eq!(place_in(&base, &library(), HASH).unwrap(), path);
+        assert_eq!(place(&base, &library(), HASH).unwrap(), path);
         assert_eq!(std::fs::metadata(&path).unwrap().ino(), inode, "it was not written again");
         let names: Vec<_> = std::fs::read_dir(path.parent().unwrap()).unwrap().collect();
         assert_eq!(names.len(), 1, "no temporary file is left");
@@ -280,12 +335,12 @@ mod tests {
     fn a_changed_file_is_replaced() {
         let scratch = scratch();
         let base = scratch.path().join("leakscope");
-        let path = place_in(&base, &library(), HASH).unwrap();
+        let path = place(&base, &library(), HASH).unwrap();
         let mut other = library();
         other[100] ^= 1;
         for content in [other, library()[..100].to_vec(), Vec::new()] {
             std::fs::write(&path, content).unwrap();
-            assert_eq!(std::fs::read(place_in(&base, &library(), HASH).unwrap()).unwrap(), library());
+            assert_eq!(std::fs::read(place(&base, &library(), HASH).unwrap()).unwrap(), library());
         }
     }
 
@@ -293,10 +348,10 @@ mod tests {
     fn a_file_that_others_may_write_is_replaced() {
         let scratch = scratch();
         let base = scratch.path().join("leakscope");
-        let path = place_in(&base, &library(), HASH).unwrap();
+        let path = place(&base, &library(), HASH).unwrap();
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o666)).unwrap();
         let keeper = File::options().write(true).open(&path).unwrap();
-        let again = place_in(&base, &library(), HASH).unwrap();
+        let again = place(&base, &library(), HASH).unwrap();
         assert_ne!(std::fs::metadata(&again).unwrap().ino(), keeper.metadata().unwrap().ino());
     }
 
@@ -308,15 +363,15 @@ mod tests {
         std::fs::set_permissions(&elsewhere, std::fs::Permissions::from_mode(0o700)).unwrap();
         let base = scratch.path().join("leakscope");
         symlink(&elsewhere, &base).unwrap();
-        assert!(place_in(&base, &library(), HASH).unwrap_err().contains("link"));
+        assert!(place(&base, &library(), HASH).unwrap_err().contains("link"));
         std::fs::remove_file(&base).unwrap();
         // A link in place of the file is not followed but replaced.
-        let path = place_in(&base, &library(), HASH).unwrap();
+        let path = place(&base, &library(), HASH).unwrap();
         let target = scratch.path().join("victim");
         std::fs::write(&target, library()).unwrap();
         std::fs::remove_file(&path).unwrap();
         symlink(&target, &path).unwrap();
-        place_in(&base, &library(), HASH).unwrap();
+        place(&base, &library(), HASH).unwrap();
         assert!(!path.is_symlink());
         assert!(std::fs::read_dir(&elsewhere).unwrap().next().is_none());
     }
@@ -351,12 +406,46 @@ mod tests {
             std::os::unix::fs::chown(at("theirs2"), Some(1234), None).unwrap();
             places.push(at("theirs2/leakscope"));
         }
-        for place in &places {
-            assert!(place_in(place, &library(), HASH).is_err(), "{}", place.display());
+        for hostile in &places {
+            assert!(place(hostile, &library(), HASH).is_err(), "{}", hostile.display());
         }
         places.push(at("good"));
         let found = unpack_to(&places, &library(), HASH).unwrap();
         assert!(found.path.starts_with(at("good")), "{}", found.path.display());
+    }
+
+    #[test]
+    fn versions_that_nobody_used_for_a_month_are_removed() {
+        let scratch = scratch();
+        let base = scratch.path().join("leakscope");
+        let hash = |digit: &str| digit.repeat(64);
+        let age = |path: &Path, days: u64| {
+            let time = std::time::SystemTime::now() - Duration::from_secs(days * 24 * 60 * 60);
+            File::open(path).unwrap().set_modified(time).unwrap();
+        };
+        let old = place(&base, &library(), &hash("a")).unwrap();
+        let young = place(&base, &library(), &hash("b")).unwrap();
+        let in_use = place_in(&base, &library(), &hash("c")).unwrap();
+        let shared = place(&base, &library(), &hash("d")).unwrap();
+        std::fs::write(shared.with_file_name("other"), "x").unwrap();
+        let foreign = base.join("notes");
+        std::fs::create_dir(&foreign).unwrap();
+        std::fs::write(foreign.join(FILE_NAME), "x").unwrap();
+        for (path, days) in
+            [(&old, 31), (&young, 29), (&in_use.path, 31), (&shared, 31), (&foreign.join(FILE_NAME), 99)]
+        {
+            age(path, days);
+        }
+        let own = place_in(&base, &library(), &hash("e")).unwrap();
+        assert!(!old.parent().unwrap().exists());
+        assert!(young.exists() && in_use.path.exists() && own.path.exists() && foreign.join(FILE_NAME).exists());
+        assert!(!shared.exists() && shared.with_file_name("other").exists());
+        // To be used makes it young, and it goes once nobody uses it.
+        age(&own.path, 31);
+        let again = place_in(&base, &library(), &hash("e")).unwrap();
+        drop((own, again, in_use));
+        place(&base, &library(), &hash("f")).unwrap();
+        assert!(base.join(hash("e")).exists() && !base.join(hash("c")).exists());
     }
 
     #[test]
@@ -365,7 +454,7 @@ mod tests {
         let shared = scratch.path().join("tmp");
         std::fs::create_dir(&shared).unwrap();
         std::fs::set_permissions(&shared, std::fs::Permissions::from_mode(0o1777)).unwrap();
-        assert!(place_in(&shared.join("leakscope-0"), &library(), HASH).is_ok());
+        assert!(place(&shared.join("leakscope-0"), &library(), HASH).is_ok());
     }
 
     #[test]

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use leakscope_process::elf::{CLibrary, Class, ElfError, ElfFacts, Linkage, ProgramKind, read_program_kind};
 use leakscope_process::privileges::{Raise, read_raise};
+use leakscope_process::versions::{decode_needed_versions, find_library, read_defined_versions};
 use rustix::fs::{Access, AtFlags, StatVfsMountFlags};
 
 use crate::Error;
@@ -57,6 +58,7 @@ pub fn check(program: &OsStr) -> Result<Checked, Error> {
             ProgramKind::Elf(facts) => {
                 check_elf(&image, &facts)?;
                 check_privileges(&image)?;
+                check_versions(&image, &facts)?;
                 return Ok(Checked { program: found, image });
             }
         }
@@ -214,6 +216,44 @@ fn check_elf(path: &Path, facts: &ElfFacts) -> Result<(), Error> {
             }
         }
     }
+}
+
+/// Whether the C library that the program will load has the symbol versions that the injected library needs: without
+/// them the dynamic loader would end the program before `main`.
+fn check_versions(path: &Path, facts: &ElfFacts) -> Result<(), Error> {
+    const C_LIBRARY: &str = "libc.so.6";
+    let interpreter = match &facts.linkage {
+        Linkage::Dynamic { interpreter } => interpreter.as_path(),
+        Linkage::Loader => path,
+        _ => return Ok(()),
+    };
+    // What cannot be found out here is left to the loader.
+    let library_path = std::env::var_os("LD_LIBRARY_PATH");
+    let found = find_library(path, interpreter, C_LIBRARY, library_path.as_deref());
+    let Ok(Some(library)) = found else { return Ok(()) };
+    let (Ok(needed), Ok(defined)) =
+        (decode_needed_versions(&crate::cache::content(), C_LIBRARY), read_defined_versions(&library))
+    else {
+        return Ok(());
+    };
+    let newest = |versions: &[String]| versions.iter().filter_map(|version| glibc_version(version)).max();
+    let missing: Vec<String> = needed.into_iter().filter(|version| !defined.contains(version)).collect();
+    let Some((major, minor)) = newest(&missing) else { return Ok(()) };
+    let has =
+        newest(&defined).map_or("no version of glibc".to_owned(), |(major, minor)| format!("glibc {major}.{minor}"));
+    refused(
+        path,
+        &format!(
+            "its C library {} is {has}, and leakscope's injected library needs glibc {major}.{minor} or later; build leakscope on a system with that C library, or use `valgrind`",
+            library.display()
+        ),
+    )
+}
+
+/// `(2, 34)` of `GLIBC_2.34`; `GLIBC_2.2.5` counts as `(2, 2)`.
+fn glibc_version(version: &str) -> Option<(u32, u32)> {
+    let mut parts = version.strip_prefix("GLIBC_")?.split('.').map(str::parse);
+    Some((parts.next()?.ok()?, parts.next()?.ok()?))
 }
 
 fn check_privileges(path: &Path) -> Result<(), Error> {

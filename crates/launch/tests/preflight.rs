@@ -126,3 +126,55 @@ fn programs_that_are_fine() {
     assert!(by_name.program.is_absolute() && by_name.program.ends_with("true"));
     check(OsStr::new("/lib64/ld-linux-x86-64.so.2")).unwrap();
 }
+
+/// A loader of our own folder with a C library beside it that is older than what the injected library needs.
+#[test]
+fn an_older_c_library_is_refused() {
+    let directory = scratch();
+    let at = |name: &str| directory.path().join(name);
+    let gcc = |arguments: &[&str]| {
+        let status = Command::new("gcc").current_dir(directory.path()).args(arguments).status();
+        assert!(status.unwrap_or_else(|error| panic!("gcc: {error}; apt-get install gcc")).success());
+    };
+    std::fs::copy(std::fs::canonicalize("/lib64/ld-linux-x86-64.so.2").unwrap(), at("ld-linux-x86-64.so.2")).unwrap();
+    std::fs::write(at("p.c"), "int main(void) { return 0; }\n").unwrap();
+    std::fs::write(at("libc.c"), "void a(void) {}\nvoid b(void) {}\nvoid c(void) {}\n").unwrap();
+    let library = |newest: &str, out: &str| {
+        let old = "GLIBC_2.2.5 { a; };\nGLIBC_2.3.2 {} GLIBC_2.2.5;\nGLIBC_2.10 {} GLIBC_2.3.2;\n";
+        std::fs::write(at("map"), format!("{old}GLIBC_2.14 {{ b; }} GLIBC_2.10;\n{newest} {{ c; }} GLIBC_2.14;\n"))
+            .unwrap();
+        gcc(&[
+            "-shared",
+            "-fPIC",
+            "-nostdlib",
+            "-Wl,--version-script=map",
+            "-Wl,-soname,libc.so.6",
+            "libc.c",
+            "-o",
+            out,
+        ]);
+    };
+    let loader = format!("-Wl,--dynamic-linker={}", at("ld-linux-x86-64.so.2").display());
+    gcc(&["p.c", &loader, "-o", "beside"]);
+    // Nothing beside the loader: not known, so not refused.
+    check(at("beside").as_os_str()).unwrap();
+    library("GLIBC_2.31", "libc.so.6");
+    let sentence = refusal(&at("beside"));
+    for part in [at("libc.so.6").to_str().unwrap(), "is glibc 2.31", "needs glibc 2.34 or later", "; build leakscope"] {
+        assert!(sentence.contains(part), "{part}: {sentence}");
+    }
+    assert!(!sentence.contains('\n'), "{sentence}");
+    assert!(refusal(&at("ld-linux-x86-64.so.2")).contains("glibc 2.31"), "the loader itself as the program");
+    library("GLIBC_2.34", "libc.so.6");
+    check(at("beside").as_os_str()).unwrap();
+    // A run path comes before the loader's folder.
+    std::fs::create_dir(at("old")).unwrap();
+    library("GLIBC_2.17", "old/libc.so.6");
+    gcc(&["p.c", &loader, "-Wl,--enable-new-dtags,-rpath,$ORIGIN/old", "-o", "runpath"]);
+    gcc(&["p.c", &loader, "-Wl,--disable-new-dtags,-rpath,${ORIGIN}/old", "-o", "rpath"]);
+    assert!(refusal(&at("runpath")).contains("is glibc 2.17"));
+    assert!(refusal(&at("rpath")).contains("old/libc.so.6 is glibc 2.17"));
+    // What is no library for this machine is passed over, as the loader does.
+    std::fs::write(at("old/libc.so.6"), "GROUP ( libc.so.6 )").unwrap();
+    check(at("runpath").as_os_str()).unwrap();
+}

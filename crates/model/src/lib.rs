@@ -5,9 +5,11 @@
 #![forbid(unsafe_code)]
 
 mod alloc_fn;
+mod foreign;
 mod ids;
 mod kinds;
 
 pub use alloc_fn::{AllocFamily, AllocFn};
+pub use foreign::{ErrorKind, Tool};
 pub use ids::{Avma, CheckId, FileOffset, ModuleId, NodeId, SiteId, Svma, ThreadId};
 pub use kinds::{CheckTrigger, Heuristic, HeuristicSet, LeakKind, LeakKindSet, MisuseKind};

@@ -8,8 +8,9 @@ use core::sync::atomic::Ordering::Relaxed;
 use leakscope_ledger::layout::flags;
 use leakscope_model::{AllocFn, MisuseKind};
 use leakscope_rt::unwind::Registers;
+use leakscope_rt::waiting::{self, Waiting};
 use leakscope_rt::{blocks, misuse, runtime};
-use runtime::{Verdict, Waiting};
+use runtime::{Verdict, mode};
 
 /// Memory for allocations before the originals are known: `dlsym` itself allocates.
 const BOOTSTRAP_BYTES: usize = 64 << 10;
@@ -30,6 +31,11 @@ fn bootstrap(bytes: usize, alignment: usize) -> *mut c_void {
     }
     let start = BOOTSTRAP.0.get() as usize + at + 16;
     let aligned = start.next_multiple_of(step);
+    // Hooks written in assembly must not pass it to the original.
+    for page in (start..=start + bytes).step_by(4096) {
+        leakscope_rt::sampling::watch(page as u64);
+    }
+    leakscope_rt::sampling::watch((aligned + bytes) as u64);
     // SAFETY: the part [at, at + room) is ours alone; the word before the block holds its size, for realloc.
     unsafe { ((aligned - 8) as *mut usize).write(bytes) };
     aligned as *mut c_void
@@ -49,17 +55,31 @@ fn forwarded(bytes: usize) -> usize {
 /// Tells the run-time of a block that an original returned.
 #[inline(always)]
 fn made(block: *mut c_void, bytes: usize, function: AllocFn, regs: Registers) -> *mut c_void {
-    if let Some(ledger) = runtime::ledger() {
-        if block.is_null() {
-            failed(bytes, function, regs);
-        } else if runtime::sampling() {
-            leakscope_rt::sampling::allocated(ledger, block as u64, bytes, function, regs);
-        } else {
-            runtime::allocated(ledger, block as u64, bytes, function, regs);
+    let mode = runtime::mode();
+    if block.is_null() || mode & (mode::RECORDING | mode::SAMPLING) != mode::RECORDING {
+        return failed_or_sampled(block, bytes, function, regs);
+    }
+    runtime::allocated(block as u64, bytes, function, regs) as *mut c_void
+}
+
+#[cold]
+#[inline(never)]
+fn failed_or_sampled(block: *mut c_void, bytes: usize, function: AllocFn, regs: Registers) -> *mut c_void {
+    let Some(ledger) = runtime::ledger() else { return block };
+    if block.is_null() {
+        failed(bytes, function, regs);
+    } else if runtime::sampling() {
+        if !COUNTED_BY_HOOKS.contains(&function) {
+            leakscope_rt::sampling::count(bytes);
         }
+        leakscope_rt::sampling::allocated(ledger, block as u64, bytes, function, regs);
     }
     block
 }
+
+/// Functions whose hooks count the bytes towards the next sample by themselves.
+const COUNTED_BY_HOOKS: [AllocFn; 5] =
+    [AllocFn::Malloc, AllocFn::New, AllocFn::NewNothrow, AllocFn::NewArray, AllocFn::NewArrayNothrow];
 
 #[cold]
 #[inline(never)]
@@ -80,15 +100,27 @@ fn odd_size(bytes: usize, function: AllocFn, regs: Registers) {
 /// `malloc`, and `operator new` in all forms without alignment.
 #[inline(always)]
 pub unsafe fn allocate(bytes: usize, function: AllocFn, regs: Registers) -> *mut c_void {
-    let Some(original) = originals::malloc::get().filter(|_| runtime::ledger().is_some()) else {
-        return start::late(|| match originals::malloc::get() {
-            // SAFETY: the original's contract is malloc's.
-            Some(original) => made(unsafe { original(forwarded(bytes)) }, bytes, function, regs),
-            None => bootstrap(bytes, 16),
-        });
+    if runtime::mode() & mode::GLIBC_CHUNKS == 0 {
+        // SAFETY: passed on.
+        return unsafe { allocate_elsewhere(bytes, function, regs) };
+    }
+    match originals::malloc::get() {
+        // SAFETY: the original's contract is malloc's.
+        Some(original) => made(unsafe { original(bytes) }, bytes, function, regs),
+        None => core::ptr::null_mut(),
+    }
+}
+
+/// As [`allocate`], before recording has begun or with another allocator than glibc's.
+#[cold]
+#[inline(never)]
+unsafe fn allocate_elsewhere(bytes: usize, function: AllocFn, regs: Registers) -> *mut c_void {
+    let body = || match originals::malloc::get() {
+        // SAFETY: the original's contract is malloc's.
+        Some(original) => made(unsafe { original(forwarded(bytes)) }, bytes, function, regs),
+        None => bootstrap(bytes, 16),
     };
-    // SAFETY: the original's contract is malloc's.
-    made(unsafe { original(forwarded(bytes)) }, bytes, function, regs)
+    if runtime::ledger().is_some() { body() } else { start::late(body) }
 }
 
 /// `calloc`.
@@ -227,25 +259,41 @@ unsafe fn reallocate_sampled(
 /// `free`, `cfree`, and `operator delete` in all forms.
 #[inline(always)]
 pub unsafe fn release(block: *mut c_void, function: AllocFn, regs: Registers) {
+    let mut block = block;
+    if runtime::mode() & mode::WAIT != 0 {
+        // SAFETY: the hooks pass their caller's registers.
+        match unsafe { waiting::wait(block as u64, function, regs) } {
+            Waiting::Kept => return,
+            Waiting::Due(start) => block = start as *mut c_void,
+            // SAFETY: passed on.
+            Waiting::No => return unsafe { release_now(block, function, regs) },
+        }
+        if let Some(original) = originals::free::get() {
+            // SAFETY: the program has released this block.
+            unsafe { original(block) }
+        }
+        return;
+    }
+    // SAFETY: passed on.
+    unsafe { release_now(block, function, regs) }
+}
+
+/// As [`release`], for a block whose release does not wait.
+#[inline(never)]
+unsafe fn release_now(block: *mut c_void, function: AllocFn, regs: Registers) {
     if block.is_null() || is_bootstrap(block) {
         return;
     }
-    let mut block = block;
     let mut foreign = false;
     if let Some(ledger) = runtime::ledger() {
-        match runtime::wait(ledger, block as u64, function, regs) {
-            Waiting::Kept => return,
-            Waiting::Due(start) => {
-                block = start as *mut c_void;
-            }
-            Waiting::No if runtime::sampling() => {
-                leakscope_rt::sampling::released(ledger, block as u64, function, regs)
-            }
-            Waiting::No => match runtime::released(ledger, block as u64, function, regs) {
+        if runtime::sampling() {
+            leakscope_rt::sampling::released(ledger, block as u64, function, regs);
+        } else {
+            match runtime::released(ledger, block as u64, function, regs) {
                 Verdict::Refused => return,
                 Verdict::Known(_) => {}
                 Verdict::Foreign => foreign = true,
-            },
+            }
         }
     }
     if foreign && function.family() != leakscope_model::AllocFamily::Malloc {
@@ -270,7 +318,7 @@ pub unsafe fn release(block: *mut c_void, function: AllocFn, regs: Registers) {
 /// The calling thread is in a hook, and `regs` are those at its entry; no lock of the allocator is held.
 pub unsafe fn release_waiting(regs: Registers) {
     let (Some(ledger), Some(original)) = (runtime::ledger(), originals::free::get()) else { return };
-    while let Some(start) = runtime::next_due(ledger, regs) {
+    while let Some(start) = waiting::next_due(ledger, regs) {
         // SAFETY: the program has released this block.
         unsafe { original(start as *mut c_void) };
     }

@@ -3,11 +3,14 @@
 //! thrown with no frame of ours on the stack.
 
 use crate::allocator;
-use crate::hooks::hook1;
+use crate::hooks::release_hooks;
 use crate::originals;
 use core::arch::naked_asm;
 use core::ffi::c_void;
 use leakscope_model::AllocFn;
+use leakscope_rt::runtime::{MODE, mode};
+use leakscope_rt::sampling::RECORDED;
+use leakscope_rt::thread::UNTIL_SAMPLE;
 use leakscope_rt::unwind::Registers;
 
 /// `operator new` forms whose first argument is the size; the second, if any, is kept for the original.
@@ -24,9 +27,13 @@ macro_rules! new_hooks {
                 ".cfi_adjust_cfa_offset 8",
                 "sub rsp, 8",
                 ".cfi_adjust_cfa_offset 8",
+                "test dword ptr [rip + {mode}], {sampling}",
+                "jnz 3f",
+                "4:",
                 "lea rsi, [rsp + 24]",
                 "mov rdx, rbp",
                 "call {body}",
+                "5:",
                 "add rsp, 8",
                 ".cfi_adjust_cfa_offset -8",
                 "pop rsi",
@@ -37,8 +44,35 @@ macro_rules! new_hooks {
                 "jz 2f",
                 "ret",
                 "2:",
+                "cmp qword ptr [rip + {original}], 0",
+                "je 6f",
                 "jmp qword ptr [rip + {original}]",
+                // While only a sample is recorded, as in the hook of `malloc`.
+                "3:",
+                ".cfi_adjust_cfa_offset 24",
+                "mov rcx, rdi",
+                "cmp rcx, 1",
+                "adc rcx, 0",
+                "mov rax, qword ptr [rip + leakscope_tls@GOTTPOFF]",
+                "sub qword ptr fs:[rax + {until_sample}], rcx",
+                "jle 4b",
+                "call qword ptr [rip + {malloc}]",
+                "jmp 5b",
+                // The allocation has failed there, and the original is not known yet: our body fails too, and finds it.
+                "6:",
+                ".cfi_adjust_cfa_offset -24",
+                "push rdi",
+                ".cfi_adjust_cfa_offset 8",
+                "push rsi",
+                ".cfi_adjust_cfa_offset 8",
+                "sub rsp, 8",
+                ".cfi_adjust_cfa_offset 8",
+                "jmp 4b",
                 ".cfi_endproc",
+                mode = sym MODE,
+                sampling = const mode::SAMPLING,
+                until_sample = const UNTIL_SAMPLE,
+                malloc = sym originals::malloc::ORIGINAL,
                 body = sym $body,
                 original = sym originals::$original::ORIGINAL,
             )
@@ -125,7 +159,7 @@ macro_rules! delete_bodies {
     )* };
 }
 
-hook1! {
+release_hooks! {
     _ZdlPv => delete_body;
     _ZdlPvm => delete_sized_body;
     _ZdlPvRKSt9nothrow_t => delete_nothrow_body;

@@ -1,10 +1,13 @@
 //! The exported C symbols of the malloc family. Each is a naked function that adds the caller's stack pointer (which
 //! points at the return address) and frame pointer to the arguments: our own frames need no unwinding.
 
-use crate::allocator;
+use crate::{allocator, originals};
 use core::arch::naked_asm;
 use core::ffi::{c_int, c_void};
 use leakscope_model::AllocFn;
+use leakscope_rt::runtime::{MODE, mode};
+use leakscope_rt::sampling::RECORDED;
+use leakscope_rt::thread::UNTIL_SAMPLE;
 use leakscope_rt::unwind::Registers;
 
 /// A hook with one argument.
@@ -17,7 +20,6 @@ macro_rules! hook1 {
         }
     )* };
 }
-pub(crate) use hook1;
 
 /// A hook with two arguments.
 macro_rules! hook2 {
@@ -30,10 +32,80 @@ macro_rules! hook2 {
     )* };
 }
 
-hook1! {
-    malloc => malloc_body;
+/// The hook of a function that releases its first argument. While only a sample is recorded, nearly every block can be
+/// seen to be none of it at once (see `leakscope_rt::sampling::RECORDED`): then the original gets the call as it is.
+macro_rules! release_hooks {
+    ($($symbol:ident => $body:path;)*) => { $(
+        #[unsafe(naked)]
+        #[unsafe(no_mangle)]
+        unsafe extern "C" fn $symbol() {
+            naked_asm!(
+                ".cfi_startproc",
+                "test dword ptr [rip + {mode}], {sampling}",
+                "jnz 2f",
+                "3:",
+                "mov rsi, rsp",
+                "mov rdx, rbp",
+                "jmp {body}",
+                "2:",
+                "mov rax, rdi",
+                "mov rcx, rdi",
+                "shr rax, 12",
+                "shr rcx, 28",
+                "xor eax, ecx",
+                "movzx eax, ax",
+                "lea rcx, [rip + {recorded}]",
+                "cmp byte ptr [rcx + rax], 0",
+                "jne 3b",
+                "jmp qword ptr [rip + {original}]",
+                ".cfi_endproc",
+                mode = sym MODE,
+                sampling = const mode::SAMPLING,
+                recorded = sym RECORDED,
+                original = sym originals::free::ORIGINAL,
+                body = sym $body,
+            )
+        }
+    )* };
+}
+pub(crate) use release_hooks;
+
+/// While only a sample is recorded: counts the bytes and goes on with the original unless the sample is due.
+#[unsafe(naked)]
+#[unsafe(no_mangle)]
+unsafe extern "C" fn malloc() {
+    naked_asm!(
+        ".cfi_startproc",
+        "test dword ptr [rip + {mode}], {sampling}",
+        "jnz 2f",
+        "3:",
+        "mov rsi, rsp",
+        "mov rdx, rbp",
+        "jmp {body}",
+        "2:",
+        // As many bytes as are asked for, but at least one.
+        "mov rcx, rdi",
+        "cmp rcx, 1",
+        "adc rcx, 0",
+        "mov rax, qword ptr [rip + leakscope_tls@GOTTPOFF]",
+        "sub qword ptr fs:[rax + {until_sample}], rcx",
+        "jle 3b",
+        "jmp qword ptr [rip + {original}]",
+        ".cfi_endproc",
+        mode = sym MODE,
+        sampling = const mode::SAMPLING,
+        until_sample = const UNTIL_SAMPLE,
+        original = sym originals::malloc::ORIGINAL,
+        body = sym malloc_body,
+    )
+}
+
+release_hooks! {
     free => free_body;
     cfree => cfree_body;
+}
+
+hook1! {
     valloc => valloc_body;
     pvalloc => pvalloc_body;
 }

@@ -5,8 +5,10 @@
 //! Everything read is untrusted: parsers are total, sizes are bounded before anything is allocated for them.
 #![forbid(unsafe_code)]
 
+pub mod allocator;
 pub mod elf;
 pub mod maps;
 pub mod memory;
 pub mod privileges;
 pub mod status;
+pub mod versions;

@@ -39,3 +39,30 @@ pub(crate) fn xml(name: &str) -> String {
     }
     out
 }
+
+/// `name` inside of a `<code>` or `<pre>` element of Markdown: no character of it can begin markup, a link, a table
+/// cell or a mention, in any flavour. Numeric character references are text to every Markdown reader.
+pub(crate) fn markdown(name: &str) -> String {
+    let name: Vec<char> = terminal(name).chars().collect();
+    let mut out = String::with_capacity(name.len());
+    for (i, &c) in name.iter().enumerate() {
+        let before = i.checked_sub(1).map(|i| name[i]);
+        let after = name.get(i + 1).copied();
+        let is_word = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
+        let is_plain = match c {
+            ' ' | ',' | '(' | ')' | '/' | '=' | '+' => true,
+            // Some flavours make links of `www.` and of `scheme://`.
+            '.' => !matches!(before, Some('w' | 'W')),
+            ':' => after.is_some_and(|c| c == ':' || c.is_ascii_digit()) || before == Some(':') && is_word(after),
+            // Between letters it never is emphasis.
+            '_' => is_word(before) && is_word(after),
+            _ => c.is_ascii_alphanumeric() || !c.is_ascii(),
+        };
+        if is_plain {
+            out.push(c);
+        } else {
+            _ = write!(out, "&#{};", c as u32);
+        }
+    }
+    out
+}

@@ -7,9 +7,9 @@
 use std::io::{self, Write};
 
 use leakscope_findings::analysis::{
-    Amount, Analysis, Frame, LeakCheck, LossRecord, MisuseError, Outcome, Resolution, Stack, signal_name,
+    Amount, Analysis, Frame, LeakCheck, LossRecord, MemoryError, MisuseError, Outcome, Resolution, Stack, signal_name,
 };
-use leakscope_findings::recording::{End, Origin, Sample, State, Totals};
+use leakscope_findings::recording::{Access, End, Origin, Sample, State, Totals};
 use leakscope_model::{CheckTrigger, Heuristic, LeakKind, LeakKindSet, MisuseKind};
 use serde::Serialize;
 
@@ -38,6 +38,11 @@ struct Document<'a> {
     error_counts: ErrorCounts,
     records: Vec<Record<'a>>,
     errors: Vec<Misuse<'a>>,
+    /// Only of what another tool recorded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    witness: Option<Witness<'a>>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    memory_errors: Vec<MemoryErrorView<'a>>,
     suppressions: Vec<Suppression<'a>>,
     lost: Lost,
     problems: &'a [String],
@@ -223,6 +228,34 @@ struct Misuse<'a> {
 }
 
 #[derive(Serialize)]
+struct Witness<'a> {
+    name: &'static str,
+    version: &'a str,
+}
+
+#[derive(Serialize)]
+struct MemoryErrorView<'a> {
+    kind: &'static str,
+    access: Option<&'static str>,
+    access_bytes: u64,
+    address: String,
+    message: &'a str,
+    count: u64,
+    thread: u32,
+    tid: u32,
+    fingerprint: String,
+    suppressed_by: Option<u32>,
+    stack: StackView<'a>,
+    auxiliary: Vec<AuxiliaryView<'a>>,
+}
+
+#[derive(Serialize)]
+struct AuxiliaryView<'a> {
+    label: &'a str,
+    stack: Option<StackView<'a>>,
+}
+
+#[derive(Serialize)]
 struct Block<'a> {
     start: String,
     bytes: u64,
@@ -307,6 +340,9 @@ impl<'a> Document<'a> {
             },
             records: analysis.records.iter().map(record).collect(),
             errors: analysis.misuses.iter().map(misuse).collect(),
+            witness: (analysis.witness.tool != leakscope_model::Tool::Leakscope)
+                .then(|| Witness { name: analysis.witness.tool.name(), version: &analysis.witness.version }),
+            memory_errors: analysis.memory_errors.iter().map(memory_error).collect(),
             suppressions: suppressions(analysis),
             lost: Lost {
                 sites: lost.sites,
@@ -453,6 +489,31 @@ fn frame(frame: &Frame) -> FrameView<'_> {
         line: some_if(frame.line),
         column: some_if(frame.column),
         inlined: frame.inlined,
+    }
+}
+
+fn memory_error(error: &MemoryError) -> MemoryErrorView<'_> {
+    MemoryErrorView {
+        kind: error.kind.name(),
+        access: match error.access {
+            Access::None => None,
+            Access::Read => Some("read"),
+            Access::Write => Some("write"),
+        },
+        access_bytes: error.access_bytes,
+        address: hex(error.address),
+        message: &error.message,
+        count: error.count,
+        thread: error.thread,
+        tid: error.tid,
+        fingerprint: error.fingerprint.to_string(),
+        suppressed_by: error.suppressed_by.map(|rule| rule.0),
+        stack: stack(&error.stack),
+        auxiliary: error
+            .auxiliary
+            .iter()
+            .map(|(label, other)| AuxiliaryView { label, stack: other.as_ref().map(stack) })
+            .collect(),
     }
 }
 

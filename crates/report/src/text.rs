@@ -8,11 +8,11 @@ use std::io::{self, Write};
 
 use anstyle::{AnsiColor, Color};
 use leakscope_findings::analysis::{
-    Amount, Analysis, Frame, LeakCheck, LossRecord, MisuseError, Outcome, Stack, signal_name,
+    Amount, Analysis, Frame, LeakCheck, LossRecord, MemoryError, MisuseError, Outcome, Stack, signal_name,
 };
 use leakscope_findings::recording::{End, Origin, State};
 use leakscope_findings::suppressions::{Error, generate};
-use leakscope_model::{CheckTrigger, Heuristic, LeakKind};
+use leakscope_model::{CheckTrigger, Heuristic, LeakKind, Tool};
 
 use crate::escape::terminal;
 use crate::wording::{self, grouped};
@@ -89,6 +89,11 @@ pub fn write(out: &mut dyn Write, analysis: &Analysis, style: &Style) -> io::Res
     for misuse in analysis.shown_misuses() {
         misuse_error(&mut text, misuse)?;
         text.suppression(&Error::Misuse(misuse.kind), &misuse.stack)?;
+    }
+    for error in analysis.shown_memory_errors() {
+        memory_error(&mut text, error)?;
+        let (kind, bytes, message) = (error.kind, error.access_bytes, error.message.to_string());
+        text.suppression(&Error::Memory { kind, bytes, message }, &error.stack)?;
     }
     fatal_signal(&mut text, analysis)?;
     if style.verbosity > 0 {
@@ -185,7 +190,14 @@ impl Text<'_> {
 }
 
 fn heading(text: &mut Text<'_>, analysis: &Analysis) -> io::Result<()> {
-    text.line(HEADING, &format!("leakscope {}, a memory leak finder", terminal(&analysis.tool_version)))?;
+    let leakscope = format!("leakscope {}", terminal(&analysis.tool_version));
+    text.line(
+        HEADING,
+        &match analysis.witness.tool {
+            Tool::Leakscope => format!("{leakscope}, a memory leak finder"),
+            _ => format!("{}, imported by {leakscope}", terminal(&analysis.witness.to_string())),
+        },
+    )?;
     let command: Vec<String> = analysis.process.command_line.iter().map(|argument| terminal(argument)).collect();
     text.line(PLAIN, &format!("Command: {}", command.join(" ")))?;
     let how = match analysis.process.origin {
@@ -196,6 +208,23 @@ fn heading(text: &mut Text<'_>, analysis: &Analysis) -> io::Result<()> {
     if analysis.process.origin != Origin::Start || text.style.verbosity > 1 {
         text.line(PLAIN, &format!("Parent PID: {}{how}", analysis.process.parent_pid))?;
     }
+    text.blank()
+}
+
+/// An error of another tool, in its words.
+fn memory_error(text: &mut Text<'_>, error: &MemoryError) -> io::Result<()> {
+    if error.thread > 1 {
+        text.line(PLAIN, &format!("Thread {}:", error.thread))?;
+    }
+    text.line(ERROR, &terminal(&error.message))?;
+    text.stack(&error.stack)?;
+    for (label, stack) in &error.auxiliary {
+        text.line(PLAIN, &format!(" {}", terminal(label)))?;
+        if let Some(stack) = stack {
+            text.stack(stack)?;
+        }
+    }
+    text.fingerprint(error.fingerprint)?;
     text.blank()
 }
 

@@ -7,7 +7,9 @@
 
 use std::io::{self, Write};
 
-use leakscope_findings::analysis::{Analysis, Frame, LossRecord, MisuseError, Outcome, Stack, signal_name};
+use leakscope_findings::analysis::{
+    Analysis, Frame, LossRecord, MemoryError, MisuseError, Outcome, Stack, signal_name,
+};
 use leakscope_findings::suppressions::{Error, Generated, generate};
 use leakscope_model::LeakKind;
 
@@ -38,6 +40,10 @@ pub fn write(out: &mut dyn Write, analysis: &Analysis, style: &Style) -> io::Res
     for misuse in analysis.shown_misuses() {
         counts.push((misuse.count, document.unique));
         document.misuse(misuse)?;
+    }
+    for error in analysis.shown_memory_errors() {
+        counts.push((error.count, document.unique));
+        document.memory_error(error)?;
     }
     if let Some(signal) = ended_by_signal(analysis) {
         document.fatal_signal(signal)?;
@@ -149,6 +155,21 @@ impl Document<'_> {
             }
         }
         self.close_error(&Error::Misuse(error.kind), &error.stack)
+    }
+
+    /// An error that another tool found.
+    fn memory_error(&mut self, error: &MemoryError) -> io::Result<()> {
+        self.open_error(error.thread, error.kind.name())?;
+        self.element(2, "what", &error.message)?;
+        self.stack(&error.stack)?;
+        for (label, stack) in &error.auxiliary {
+            self.element(2, "auxwhat", label)?;
+            if let Some(stack) = stack {
+                self.stack(stack)?;
+            }
+        }
+        let (kind, bytes, message) = (error.kind, error.access_bytes, error.message.to_string());
+        self.close_error(&Error::Memory { kind, bytes, message }, &error.stack)
     }
 
     fn loss_record(&mut self, record: &LossRecord, of: usize) -> io::Result<()> {

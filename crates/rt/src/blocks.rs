@@ -154,19 +154,37 @@ pub fn sampled(start: u64) {
 #[inline(always)]
 pub(crate) fn hint_byte(start: u64) -> Option<&'static AtomicU8> {
     let words = region(start);
-    if words.is_null() {
-        return None;
-    }
+    // SAFETY: `words` is the region of `start`.
+    (!words.is_null()).then(|| unsafe { hint_in(words, start) })
+}
+
+/// The byte of the hint at `start`.
+///
+/// # Safety
+/// `words` is the region of `start`.
+#[inline(always)]
+unsafe fn hint_in(words: *mut AtomicU32, start: u64) -> &'static AtomicU8 {
     // SAFETY: a region is mapped with HINT_BYTES bytes at HINTS_AT, and never unmapped.
-    Some(unsafe { &*words.cast::<AtomicU8>().add(HINTS_AT + ((start >> 6) as usize & (HINT_BYTES - 1))) })
+    unsafe { &*words.cast::<AtomicU8>().add(HINTS_AT + ((start >> 6) as usize & (HINT_BYTES - 1))) }
+}
+
+/// As [`hints::claim`]; starts to load the table's word too.
+#[inline(always)]
+pub(crate) fn claim(start: u64, family: u8) -> bool {
+    let words = region(start);
+    if words.is_null() {
+        return false;
+    }
+    prefetch_word(words, start);
+    // SAFETY: `words` is the region of `start`.
+    hints::claim_in(unsafe { hint_in(words, start) }, start, family)
 }
 
 /// Starts to load the table's word for a release of `start`: it is mostly cold.
 #[inline(always)]
-pub fn prefetch(start: u64) {
+fn prefetch_word(words: *mut AtomicU32, start: u64) {
     use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-    let words = region(start);
-    // SAFETY: a prefetch never faults; a null region gives an address that is not mapped.
+    // SAFETY: a prefetch never faults.
     unsafe {
         _mm_prefetch::<_MM_HINT_T0>(words.wrapping_add(word_index(start)).cast());
     }
@@ -213,7 +231,8 @@ pub fn insert(start: u64, bytes: usize, site: u32, side: bool, hint: u8) -> bool
     let nowhere = AtomicU32::new(0);
     core::hint::select_unpredictable(large, next, &nowhere).store(size | SIZE_WORD, Relaxed);
     slot.store(entry, Release);
-    hints::set(start, hint);
+    // SAFETY: `words` is the region of `start`.
+    hints::set_in(unsafe { hint_in(words, start) }, start, hint);
     true
 }
 
@@ -255,9 +274,19 @@ unsafe fn decode(words: *mut AtomicU32, index: usize, entry: u32, granule_start:
     BlockInfo { start, bytes, site: entry & MAX_SITE, freed: entry & FREED != 0, side: entry & SIDE != 0 }
 }
 
-/// Marks the block that starts at `start` as freed.
+/// Marks the block that starts at `start` as freed, and forgets its hint.
 #[inline(always)]
 pub fn take(start: u64) -> Taken {
+    let taken = take_waiting(start);
+    if matches!(taken, Taken::Live(_)) {
+        hints::set(start, hints::NOTHING);
+    }
+    taken
+}
+
+/// As [`take`], for a block whose release has waited: its hint stays.
+#[inline(always)]
+pub fn take_waiting(start: u64) -> Taken {
     let words = region(start);
     if words.is_null() || start & 15 != 0 {
         return Taken::Unknown;
@@ -266,16 +295,16 @@ pub fn take(start: u64) -> Taken {
     // SAFETY: `words` is a region, the index less than REGION_WORDS.
     let slot = unsafe { word(words, index) };
     let entry = slot.load(Relaxed);
-    if entry == 0 || entry & SIZE_WORD != 0 || (entry & UPPER_HALF != 0) != (start & 16 != 0) {
+    let half = (start >> 4) as u32 % 2 * UPPER_HALF;
+    if entry == 0 || entry & (SIZE_WORD | UPPER_HALF) != half {
         return Taken::Unknown;
     }
     // SAFETY: as above.
-    let info = unsafe { decode(words, index, entry, start & !(GRANULE - 1)) };
+    let info = BlockInfo { start, ..unsafe { decode(words, index, entry, start & !(GRANULE - 1)) } };
     if info.freed {
         return Taken::Freed(info);
     }
     slot.store(entry | FREED, Release);
-    hints::set(start, hints::NOTHING);
     Taken::Live(info)
 }
 

@@ -12,6 +12,7 @@ use crate::roots::{self, HeapFinder, OwnMemory, Ranges};
 use crate::runtime::{self, MODULES, flag};
 use crate::stop;
 use crate::thread::for_each_state;
+use crate::waiting;
 use core::sync::atomic::AtomicU32;
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use leakscope_ledger::layout::{AreaId, CHECKS, CheckHeader, NO_HEURISTIC, check_state, flags};
@@ -61,7 +62,7 @@ pub fn run(ledger: &Ledger, trigger: CheckTrigger, status: i32, registers: &Regi
     header.threads_seen.store(stopped.seen + 1, Relaxed);
     header.threads_unseen.store(stopped.unseen, Relaxed);
     if trigger != CheckTrigger::OnDemand {
-        runtime::end_waiting(ledger, !goes_on);
+        waiting::end_waiting(!goes_on);
     }
     let job = Job { ledger, header, registers, surroundings, began };
     if trigger == CheckTrigger::OnDemand {
@@ -292,7 +293,7 @@ fn read_heap(ledger: &Ledger) -> Option<Heap> {
     let mut finder = HeapFinder::new(runtime::has_glibc_chunks());
     let (mut len, mut bytes, mut last_end) = (0usize, 0u64, 0u64);
     blocks::for_each(|info| {
-        let live = !info.freed && !runtime::is_waiting(info.start) || pending.contains(&info.start);
+        let live = !info.freed && !waiting::is_waiting(info.start) || pending.contains(&info.start);
         finder.block(info.start, info.bytes, !live, &mut excluded);
         if live && info.site == runtime::OUR_SITE {
             return;

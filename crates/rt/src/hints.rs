@@ -34,40 +34,52 @@ pub fn may_wait(start: u64, family: u8) -> u8 {
     1 + half(start) * 3 + family
 }
 
-/// The byte with the hint at `start`, and how far left its four bits stand.
+/// How far left the four bits of a start stand in their byte.
 #[inline(always)]
-fn place(start: u64) -> Option<(&'static AtomicU8, u32)> {
-    Some((blocks::hint_byte(start)?, (start >> 5) as u32 % 2 * 4))
+fn shift(start: u64) -> u32 {
+    (start >> 3) as u32 & 4
 }
 
 /// Stores a hint.
 #[inline(always)]
 pub fn set(start: u64, hint: u8) {
-    if let Some((byte, shift)) = place(start) {
-        let old = byte.load(Relaxed);
-        let new = old & !(15 << shift) | hint << shift;
-        if new != old {
-            byte.store(new, Relaxed);
-        }
+    if let Some(byte) = blocks::hint_byte(start) {
+        set_in(byte, start, hint);
+    }
+}
+
+#[inline(always)]
+pub(crate) fn set_in(byte: &AtomicU8, start: u64, hint: u8) {
+    let old = u32::from(byte.load(Relaxed));
+    // What is the same already is not written: most bytes are shared with other threads.
+    let difference = (old >> shift(start) ^ u32::from(hint)) & 15;
+    if difference != 0 {
+        byte.store((old ^ difference << shift(start)) as u8, Relaxed);
     }
 }
 
 /// Whether a block of this family starts at `start` and its release may wait; then it does from now on.
 #[inline(always)]
 pub fn claim(start: u64, family: u8) -> bool {
-    let Some((byte, shift)) = place(start) else { return false };
-    let old = byte.load(Relaxed);
-    if start & 15 != 0 || old >> shift & 15 != may_wait(start, family) {
+    blocks::claim(start, family)
+}
+
+#[inline(always)]
+pub(crate) fn claim_in(byte: &AtomicU8, start: u64, family: u8) -> bool {
+    let old = u32::from(byte.load(Relaxed));
+    let expected = u32::from(may_wait(start, family));
+    if start & 15 != 0 || old >> shift(start) & 15 != expected {
         return false;
     }
-    byte.store(old & !(15 << shift) | (WAITS + half(start)) << shift, Relaxed);
+    byte.store((old ^ (expected ^ u32::from(WAITS + half(start))) << shift(start)) as u8, Relaxed);
     true
 }
 
 /// Whether the hint says that a release of `start` waits. To be confirmed.
 #[inline(always)]
 pub fn says_waits(start: u64) -> bool {
-    place(start).is_some_and(|(byte, shift)| byte.load(Relaxed) >> shift & 15 == WAITS + half(start)) && start & 15 == 0
+    let hint = blocks::hint_byte(start).map_or(0, |byte| byte.load(Relaxed) >> shift(start) & 15);
+    hint == WAITS + half(start) && start & 15 == 0
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@
 #![cfg_attr(not(test), no_std)]
 
 pub mod blocks;
+pub mod canary;
 pub mod check;
 pub mod deferred;
 pub mod hints;
@@ -25,3 +26,4 @@ pub mod sites;
 pub mod stop;
 pub mod thread;
 pub mod unwind;
+pub mod waiting;

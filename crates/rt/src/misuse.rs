@@ -103,29 +103,34 @@ fn covering(address: u64) -> Option<BlockInfo> {
 /// [`covering`], with blocks whose release waits taken for freed.
 fn covering_now(address: u64) -> Option<BlockInfo> {
     let block = covering(address)?;
-    Some(BlockInfo { freed: block.freed || runtime::is_waiting(block.start), ..block })
+    Some(BlockInfo { freed: block.freed || crate::waiting::is_waiting(block.start), ..block })
 }
 
 /// The site of a release that has waited: of its stack only the return address is still known.
-fn late_site(ledger: &Ledger, release: &Release) -> u32 {
+fn late_site(ledger: &Ledger, release: Release) -> u32 {
     let modules = runtime::MODULES.read(ledger);
-    runtime::SITES.intern(ledger, &[release.caller], release.function, site_flags::BROKEN, |pc| modules.epoch_of(pc))
+    runtime::SITES.intern(ledger, &[release.caller], release.function(), site_flags::BROKEN, |pc| modules.epoch_of(pc))
 }
 
 /// A block whose release waited was released by somebody else meanwhile: two threads at the very same moment.
 #[cold]
 #[inline(never)]
-pub fn late_double_free(ledger: &Ledger, state: &ThreadState, release: &Release) {
-    let block = blocks::lookup(release.start);
-    let details = Details { address: release.start, block, ..Details::default() };
+pub fn late_double_free(ledger: &Ledger, state: &ThreadState, release: Release) {
+    let block = blocks::lookup(release.start());
+    let details = Details { address: release.start(), block, ..Details::default() };
     record_at(ledger, state, MisuseKind::DoubleFree, late_site(ledger, release), &details);
+}
+
+fn first_changed_byte(block: &BlockInfo) -> Option<u64> {
+    // SAFETY: the canary of this block was just found changed: it has one, and nobody has released it yet.
+    unsafe { crate::canary::first_changed_byte(block.start, block.bytes as usize) }
 }
 
 /// The bytes past the end of a block have changed, found when its release had waited.
 #[cold]
 #[inline(never)]
-pub fn late_overrun(ledger: &Ledger, state: &ThreadState, block: &BlockInfo, release: &Release) {
-    let Some(offset) = runtime::first_changed_byte(block.start, block.bytes as usize) else { return };
+pub fn late_overrun(ledger: &Ledger, state: &ThreadState, block: &BlockInfo, release: Release) {
+    let Some(offset) = first_changed_byte(block) else { return };
     let details = Details { address: block.start, block: Some(*block), overrun_offset: offset, ..Details::default() };
     record_at(ledger, state, MisuseKind::Overrun, late_site(ledger, release), &details);
 }
@@ -196,7 +201,7 @@ pub fn maybe_mismatch(
 #[cold]
 #[inline(never)]
 pub fn overrun(ledger: &Ledger, state: &mut ThreadState, block: &BlockInfo, function: AllocFn, regs: Registers) {
-    let Some(offset) = runtime::first_changed_byte(block.start, block.bytes as usize) else { return };
+    let Some(offset) = first_changed_byte(block) else { return };
     let details = Details { address: block.start, block: Some(*block), overrun_offset: offset, ..Details::default() };
     record(ledger, state, MisuseKind::Overrun, function, regs, &details);
 }

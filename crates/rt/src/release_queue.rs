@@ -27,13 +27,52 @@ pub const COMMON_BLOCKS: u64 = 8;
 
 const FUNCTION_SHIFT: u32 = 48;
 
-/// A release that waits.
+/// A release: the block's start, and above it the number of the function that was called.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Release {
+    word: u64,
+    /// Return address of the call.
+    pub caller: u64,
+}
+
+impl Release {
+    /// Of the block at `start`, which is not 0.
+    #[inline(always)]
+    pub fn new(start: u64, function: AllocFn, caller: u64) -> Self {
+        Self { word: start | (function as u64) << FUNCTION_SHIFT, caller }
+    }
+
+    /// Start of the block.
+    #[inline(always)]
+    pub fn start(self) -> u64 {
+        self.word & ((1 << FUNCTION_SHIFT) - 1)
+    }
+
+    /// The function that was called.
+    pub fn function(self) -> AllocFn {
+        AllocFn::from_u8((self.word >> FUNCTION_SHIFT) as u8).unwrap_or(AllocFn::Free)
+    }
+}
+
+/// A place in the queue; `word` is 0 when it is empty.
 #[derive(Default)]
 struct Entry {
-    /// Start of the block, and above it the number of the function; 0 when the place is empty.
     word: AtomicU64,
-    /// Return address of the call.
     caller: AtomicU64,
+}
+
+impl Entry {
+    #[inline(always)]
+    fn get(&self) -> Option<Release> {
+        let word = self.word.load(Relaxed);
+        (word != 0).then(|| Release { word, caller: self.caller.load(Relaxed) })
+    }
+
+    fn take(&self) -> Option<Release> {
+        let release = self.get();
+        self.word.store(0, Relaxed);
+        release
+    }
 }
 
 /// The releases that a thread keeps back. All-zero bytes are an empty queue.
@@ -43,62 +82,28 @@ pub struct ReleaseQueue {
     next: usize,
 }
 
-/// A release that has waited long enough.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Release {
-    /// Start of the block.
-    pub start: u64,
-    /// The function that was called.
-    pub function: AllocFn,
-    /// Return address of the call.
-    pub caller: u64,
-}
-
-impl Entry {
-    #[inline(always)]
-    fn take(&self) -> Option<Release> {
-        let word = self.word.load(Relaxed);
-        self.word.store(0, Relaxed);
-        Self::decode(word, self.caller.load(Relaxed))
-    }
-
-    #[inline(always)]
-    fn decode(word: u64, caller: u64) -> Option<Release> {
-        let start = word & ((1 << FUNCTION_SHIFT) - 1);
-        if start == 0 {
-            return None;
-        }
-        let function = AllocFn::from_u8((word >> FUNCTION_SHIFT) as u8).unwrap_or(AllocFn::Free);
-        Some(Release { start, function, caller })
-    }
-}
-
 impl ReleaseQueue {
     /// Takes a release in, and gives the one that waits longest, if the queue was full.
     #[inline(always)]
-    pub fn exchange(&mut self, start: u64, function: AllocFn, caller: u64) -> Option<Release> {
-        let entry = self.entries.get(self.next % LENGTH)?;
-        self.next = (self.next + 1) % LENGTH;
-        let oldest = Entry::decode(entry.word.load(Relaxed), entry.caller.load(Relaxed));
-        entry.caller.store(caller, Relaxed);
-        entry.word.store(start | (function as u64) << FUNCTION_SHIFT, Relaxed);
+    pub fn exchange(&mut self, release: Release) -> Option<Release> {
+        let entry = &self.entries[self.next % LENGTH];
+        self.next = self.next.wrapping_add(1);
+        let oldest = entry.get();
+        entry.caller.store(release.caller, Relaxed);
+        entry.word.store(release.word, Relaxed);
         oldest
     }
 
     /// Start of the block that waits half its time now; 0 when there is none.
     #[inline(always)]
     pub fn halfway(&self) -> u64 {
-        let entry = self.entries.get((self.next + LENGTH / 2) % LENGTH);
-        entry.map_or(0, |entry| entry.word.load(Relaxed) & ((1 << FUNCTION_SHIFT) - 1))
+        let word = self.entries[(self.next.wrapping_add(LENGTH / 2)) % LENGTH].word.load(Relaxed);
+        word & ((1 << FUNCTION_SHIFT) - 1)
     }
 
     /// Takes out the release that waits longest.
     pub fn take(&mut self) -> Option<Release> {
-        let found = (0..LENGTH).map(|i| (self.next + i) % LENGTH).find_map(|at| self.entries.get(at)?.take());
-        if found.is_none() {
-            self.next = 0;
-        }
-        found
+        (0..LENGTH).find_map(|i| self.entries[self.next.wrapping_add(i) % LENGTH].take())
     }
 
     /// Takes out what waits in the queue of another thread, which stands still for good.
@@ -108,7 +113,7 @@ impl ReleaseQueue {
 
     /// Whether a release of `start` waits. Any thread may ask.
     pub fn holds(&self, start: u64) -> bool {
-        self.entries.iter().any(|entry| entry.word.load(Relaxed) & ((1 << FUNCTION_SHIFT) - 1) == start)
+        self.entries.iter().any(|entry| entry.get().is_some_and(|release| release.start() == start))
     }
 }
 
@@ -128,15 +133,16 @@ mod tests {
                 assert_eq!(queue.take(), model.pop_front());
                 continue;
             }
-            let release = Release { start: i * 16, function: AllocFn::Delete, caller: random };
+            let release = Release::new(i * 16, AllocFn::Delete, random);
+            assert_eq!((release.start(), release.function()), (i * 16, AllocFn::Delete));
             // After a `take` the queue's places are not all full; what comes out is never out of turn.
-            let out = queue.exchange(release.start, release.function, release.caller);
+            let out = queue.exchange(release);
             if let Some(out) = out {
                 assert_eq!(Some(out), model.pop_front());
             }
             model.push_back(release);
             assert!(model.len() <= LENGTH);
-            assert!(queue.holds(release.start) && !queue.holds(release.start + 16));
+            assert!(queue.holds(release.start()) && !queue.holds(release.start() + 16));
         }
         while let Some(release) = model.pop_front() {
             assert_eq!(queue.take(), Some(release));

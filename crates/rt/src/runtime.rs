@@ -5,14 +5,15 @@
 //! behalf) is recorded too, but at a site without a stack and in shared counters.
 
 use crate::blocks::{self, BlockInfo, Taken};
+use crate::canary;
 use crate::hints;
 use crate::lifetimes;
 use crate::misuse;
 use crate::modules::ModuleList;
-use crate::release_queue::{self, Release};
 use crate::sites::{SiteTable, family};
 use crate::thread::{self, ThreadState, tls};
 use crate::unwind::{MAX_FRAMES, Registers, Unwinder, WalkEnd, stack_of};
+use crate::waiting::{self, is_waiting};
 use core::cell::UnsafeCell;
 use core::mem::MaybeUninit;
 use core::sync::atomic::Ordering::{self, Acquire, Relaxed};
@@ -29,15 +30,27 @@ pub static SITES: SiteTable = SiteTable::new();
 pub static MODULES: ModuleList = ModuleList::new();
 
 struct LedgerCell(UnsafeCell<MaybeUninit<Ledger>>);
-// SAFETY: written once, before READY is set; read only after.
+// SAFETY: written once, before MODE is set; read only after.
 unsafe impl Sync for LedgerCell {}
 static LEDGER: LedgerCell = LedgerCell(UnsafeCell::new(MaybeUninit::uninit()));
-static READY: AtomicU32 = AtomicU32::new(0);
+/// How this process is recorded: bits of [`mode`]; 0 until recording begins. Hooks written in assembly read it.
+pub static MODE: AtomicU32 = AtomicU32::new(0);
 static FLAGS: AtomicU64 = AtomicU64::new(0);
 static MAX_DEPTH: AtomicU32 = AtomicU32::new(MAX_FRAMES as u32);
-static SAMPLE_BYTES: AtomicU64 = AtomicU64::new(0);
-static GLIBC_CHUNKS: AtomicU32 = AtomicU32::new(0);
-static RELEASES_WAIT: AtomicU32 = AtomicU32::new(0);
+
+/// Bits of [`MODE`].
+pub mod mode {
+    /// Recording has begun, and the ledger is there.
+    pub const RECORDING: u32 = 1;
+    /// Only a sample of the allocations is recorded.
+    pub const SAMPLING: u32 = 2;
+    /// Blocks have glibc's chunk header in front of them.
+    pub const GLIBC_CHUNKS: u32 = 4;
+    /// Blocks have a canary.
+    pub const CANARY: u32 = 8;
+    /// Releases may wait (see [`crate::waiting`]).
+    pub const WAIT: u32 = 16;
+}
 
 /// Starts recording into `ledger`. `glibc_chunks` says that blocks have glibc's chunk header in front of them.
 /// False when there is no memory.
@@ -48,30 +61,39 @@ pub fn start(ledger: Ledger, glibc_chunks: bool) -> bool {
     let config = *ledger.config();
     FLAGS.store(config.flags, Relaxed);
     MAX_DEPTH.store(config.max_frames.clamp(1, MAX_FRAMES as u32), Relaxed);
-    SAMPLE_BYTES.store(config.sample_bytes, Relaxed);
-    GLIBC_CHUNKS.store(u32::from(glibc_chunks), Relaxed);
-    // The stack of every release is wanted, or only a few releases are looked at: then there is nothing to wait for.
-    let wait = glibc_chunks && config.flags & flags::FREE_STACKS == 0 && config.sample_bytes == 0;
-    RELEASES_WAIT.store(u32::from(wait), Relaxed);
-    // SAFETY: nobody reads before READY is set, and `start` is called once.
+    let mut mode = mode::RECORDING;
+    if glibc_chunks {
+        mode |= mode::GLIBC_CHUNKS;
+        if config.flags & flags::CANARY != 0 {
+            mode |= mode::CANARY;
+        }
+        // Where the stack of every release is wanted, no release may wait.
+        if config.flags & flags::FREE_STACKS == 0 {
+            mode |= mode::WAIT;
+        }
+    }
+    if config.sample_bytes != 0 {
+        mode = mode & mode::GLIBC_CHUNKS | mode::RECORDING | mode::SAMPLING;
+    }
+    // SAFETY: nobody reads before MODE is set, and `start` is called once.
     unsafe { (*LEDGER.0.get()).write(ledger) };
-    READY.store(1, Ordering::Release);
+    MODE.store(mode, Ordering::Release);
     true
 }
 
 /// The ledger, once recording has begun.
 #[inline(always)]
 pub fn ledger() -> Option<&'static Ledger> {
-    if READY.load(Acquire) == 0 {
+    if MODE.load(Acquire) == 0 {
         return None;
     }
-    // SAFETY: READY says that it was written.
+    // SAFETY: MODE says that it was written.
     Some(unsafe { (*LEDGER.0.get()).assume_init_ref() })
 }
 
 /// Stops recording for good (a forked child that must be silent).
 pub fn stop() {
-    READY.store(0, Ordering::Release);
+    MODE.store(0, Ordering::Release);
 }
 
 /// Whether all of these bits of `ledger::layout::flags` are set.
@@ -80,27 +102,27 @@ pub fn flag(bits: u64) -> bool {
     FLAGS.load(Relaxed) & bits == bits
 }
 
+/// How this process is recorded: bits of the module [`mode`]. 0 when it is not.
+#[inline(always)]
+pub fn mode() -> u32 {
+    MODE.load(Acquire)
+}
+
 /// Whether blocks have glibc's chunk header in front of them.
 #[inline(always)]
 pub fn has_glibc_chunks() -> bool {
-    GLIBC_CHUNKS.load(Relaxed) != 0
+    mode() & mode::GLIBC_CHUNKS != 0
 }
 
 /// Whether only a sample of the allocations is recorded.
 #[inline(always)]
 pub fn sampling() -> bool {
-    SAMPLE_BYTES.load(Relaxed) != 0
-}
-
-/// Whether releases may wait (see `release_queue`).
-#[inline(always)]
-pub fn releases_wait() -> bool {
-    RELEASES_WAIT.load(Relaxed) != 0
+    mode() & mode::SAMPLING != 0
 }
 
 /// Adds to a counter that only this thread writes.
 #[inline(always)]
-fn add(counter: &AtomicU64, by: u64) -> u64 {
+pub(crate) fn add(counter: &AtomicU64, by: u64) -> u64 {
     let sum = counter.load(Relaxed).wrapping_add(by);
     counter.store(sum, Relaxed);
     sum
@@ -233,12 +255,37 @@ pub fn refresh_modules(ledger: &Ledger) {
     }
 }
 
-/// Records a block that `function` has just returned: `start` is not 0. `regs` are those at the hook's entry.
-#[inline(always)]
-pub fn allocated(ledger: &Ledger, start: u64, bytes: usize, function: AllocFn, regs: Registers) {
+/// Records a block that `function` has just returned: `start` is not 0, and is given back. `regs` are those at the hook's
+/// entry. Only while every allocation is recorded.
+#[inline(never)]
+pub fn allocated(start: u64, bytes: usize, function: AllocFn, regs: Registers) -> u64 {
+    let mode = mode();
+    let Some(ledger) = ledger() else { return start };
+    let words = tls();
+    // SAFETY: the calling thread's own words; the busy mark keeps signal handlers of this thread away from the state.
+    unsafe {
+        match (*words).state.as_mut() {
+            Some(state) if (*words).busy == 0 => {
+                (*words).busy = 1;
+                compiler_fence(Ordering::SeqCst);
+                let site = site_of(ledger, state, function, regs);
+                enter(ledger, state, mode, start, bytes, site, regs);
+                compiler_fence(Ordering::SeqCst);
+                (*words).busy = 0;
+            }
+            _ => allocated_first_or_busy(ledger, mode, start, bytes, function, regs),
+        }
+    }
+    start
+}
+
+/// The first allocation of a thread, or one in a signal handler that has interrupted our own code.
+#[cold]
+#[inline(never)]
+fn allocated_first_or_busy(ledger: &Ledger, mode: u32, start: u64, bytes: usize, function: AllocFn, regs: Registers) {
     let done = with_state(ledger, regs, |state| {
         let site = site_of(ledger, state, function, regs);
-        enter(ledger, state, start, bytes, site, regs);
+        enter(ledger, state, mode, start, bytes, site, regs);
     });
     if done.is_none() {
         allocated_while_busy(ledger, start, bytes, function, regs);
@@ -246,59 +293,67 @@ pub fn allocated(ledger: &Ledger, start: u64, bytes: usize, function: AllocFn, r
 }
 
 #[inline(always)]
-fn enter(ledger: &Ledger, state: &mut ThreadState, start: u64, bytes: usize, site: u32, regs: Registers) {
-    if site == OUR_SITE {
-        blocks::insert(start, bytes, site, false, hints::NOTHING);
-        return;
+fn enter(ledger: &Ledger, state: &mut ThreadState, mode: u32, start: u64, bytes: usize, site: u32, regs: Registers) {
+    if mode & mode::CANARY != 0 {
+        // SAFETY: the mode says that the block is glibc's; nobody else knows it yet.
+        unsafe { canary::arm(start, bytes) };
     }
+    let Some((counters, block_family)) = state.counters(ledger, &SITES, site) else {
+        return enter_uncounted(ledger, start, bytes, site);
+    };
+    if site == OUR_SITE {
+        return enter_uncounted(ledger, start, bytes, site);
+    }
+    let allocated_blocks = count_allocation(counters, bytes as u64);
     state.until_lifetime = state.until_lifetime.wrapping_sub(1);
-    let (mut side, mut sampled) = (false, false);
-    if state.until_lifetime == 0 {
+    let sampled = state.until_lifetime == 0;
+    let mut side = false;
+    let mut hint = hints::NOTHING;
+    if sampled {
         state.until_lifetime = LIFETIME_SAMPLE;
         side = lifetimes::begin(start);
-        sampled = true;
-    }
-    if flag(flags::CANARY) {
-        arm_canary(start, bytes);
-    }
-    let mut hint = hints::NOTHING;
-    if let Some((counters, block_family)) = state.counters(ledger, &SITES, site) {
-        count_allocation(counters, bytes as u64);
-        let is_common = counters.allocated_blocks.load(Relaxed) > release_queue::COMMON_BLOCKS;
-        if releases_wait() & is_common & (bytes <= release_queue::MOST_BYTES) & !side & (block_family != family::MIXED)
-        {
-            hint = hints::may_wait(start, block_family);
-        }
+    } else if waiting::may_wait(mode, allocated_blocks, bytes, block_family) {
+        hint = hints::may_wait(start, block_family);
     }
     if !blocks::insert(start, bytes, site, side, hint) {
         ledger.header().lost.blocks.fetch_add(1, Relaxed);
+    }
+    state.last_block = start;
+    if let Some(record) = state.record() {
+        let live = add(&record.live_bytes, bytes as u64);
+        if live as i64 > record.peak_bytes.load(Relaxed) as i64 {
+            record.peak_bytes.store(live, Relaxed);
+        }
     }
     if sampled {
         blocks::sampled(start);
         look_outside(ledger, regs);
     }
-    state.last_block = start;
-    let bytes = bytes as u64;
-    if let Some(record) = state.record() {
-        let live = add(&record.live_bytes, bytes);
-        if live as i64 > record.peak_bytes.load(Relaxed) as i64 {
-            record.peak_bytes.store(live, Relaxed);
-        }
+}
+
+/// A block of our own, or one for whose site there are no counters.
+#[cold]
+#[inline(never)]
+fn enter_uncounted(ledger: &Ledger, start: u64, bytes: usize, site: u32) {
+    if !blocks::insert(start, bytes, site, false, hints::NOTHING) {
+        ledger.header().lost.blocks.fetch_add(1, Relaxed);
     }
 }
 
+/// Counts an allocation; gives the number of the site's allocations in this thread.
 #[inline(always)]
-fn count_allocation(counters: &SiteCounters, bytes: u64) {
-    count_allocations(counters, 1, bytes);
+fn count_allocation(counters: &SiteCounters, bytes: u64) -> u64 {
     if bytes > counters.largest_bytes.load(Relaxed) {
         counters.largest_bytes.store(bytes, Relaxed);
     }
+    count_allocations(counters, 1, bytes)
 }
 
-/// Adds allocations to counters that only this thread writes.
+/// Adds allocations to counters that only this thread writes; gives their number.
 #[inline(always)]
-pub(crate) fn count_allocations(counters: &SiteCounters, blocks: u64, bytes: u64) {
-    let blocks = add(&counters.allocated_blocks, blocks).wrapping_sub(counters.freed_blocks.load(Relaxed));
+pub(crate) fn count_allocations(counters: &SiteCounters, blocks: u64, bytes: u64) -> u64 {
+    let allocated_blocks = add(&counters.allocated_blocks, blocks);
+    let blocks = allocated_blocks.wrapping_sub(counters.freed_blocks.load(Relaxed));
     let live = add(&counters.allocated_bytes, bytes).wrapping_sub(counters.freed_bytes.load(Relaxed));
     if live as i64 > counters.peak_bytes.load(Relaxed) as i64 {
         counters.peak_bytes.store(live, Relaxed);
@@ -306,6 +361,7 @@ pub(crate) fn count_allocations(counters: &SiteCounters, blocks: u64, bytes: u64
     if blocks as i64 > counters.peak_blocks.load(Relaxed) as i64 {
         counters.peak_blocks.store(blocks, Relaxed);
     }
+    allocated_blocks
 }
 
 /// Site of blocks that libc holds on our behalf: known, so that their release is right, but none of the program's.
@@ -326,12 +382,17 @@ fn allocated_while_busy(ledger: &Ledger, start: u64, bytes: usize, function: All
     if !blocks::insert(start, bytes, site, false, hints::NOTHING) {
         ledger.header().lost.blocks.fetch_add(1, Relaxed);
     }
-    if flag(flags::CANARY) {
-        arm_canary(start, bytes);
-    }
+    arm_canary(start, bytes);
     if let Some(counters) = thread::shared_counters(ledger, site) {
         counters.allocated_blocks.fetch_add(1, Relaxed);
         counters.allocated_bytes.fetch_add(bytes as u64, Relaxed);
+    }
+}
+
+fn arm_canary(start: u64, bytes: usize) {
+    if mode() & mode::CANARY != 0 {
+        // SAFETY: the mode says that the block is glibc's; it is this thread's to fill.
+        unsafe { canary::arm(start, bytes) };
     }
 }
 
@@ -389,128 +450,6 @@ pub enum Verdict {
     Refused,
 }
 
-/// What became of a release that the program has asked for.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Waiting {
-    /// It waits; nothing is to be done now.
-    Kept,
-    /// It waits, and the block that starts here is to be passed to the original instead.
-    Due(u64),
-    /// It does not wait: [`released`] is to be called.
-    No,
-}
-
-/// Lets the release of the block at `start` wait, if it may.
-#[inline(always)]
-pub fn wait(ledger: &Ledger, start: u64, function: AllocFn, regs: Registers) -> Waiting {
-    if !releases_wait() {
-        return Waiting::No;
-    }
-    blocks::prefetch(start);
-    let words = tls();
-    // SAFETY: the calling thread's own words; the busy mark keeps signal handlers of this thread away from the state.
-    // The hook's caller has pushed the return address to which `rsp` points.
-    unsafe {
-        let Some(state) = (*words).state.as_mut().filter(|_| (*words).busy == 0) else { return Waiting::No };
-        // A block that is released right after its allocation is in the cache, and should stay there for the next.
-        if state.last_block == start || !hints::claim(start, family::of(function.family())) {
-            return Waiting::No;
-        }
-        (*words).busy = 1;
-        compiler_fence(Ordering::SeqCst);
-        prefetch(start.wrapping_sub(16));
-        let due = state.queue.exchange(start, function, *(regs.rsp as *const u64));
-        let halfway = state.queue.halfway();
-        if let Some((site, bytes)) = blocks::glance(halfway) {
-            state.prefetch_counters(site);
-            prefetch(halfway + bytes);
-        }
-        let passed = due.map(|due| carry_out(ledger, state, &due, true));
-        compiler_fence(Ordering::SeqCst);
-        (*words).busy = 0;
-        passed.map_or(Waiting::Kept, |start| if start == 0 { Waiting::Kept } else { Waiting::Due(start) })
-    }
-}
-
-#[inline(always)]
-fn prefetch(address: u64) {
-    use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-    // SAFETY: a prefetch never faults.
-    unsafe { _mm_prefetch::<_MM_HINT_T0>(address as *const i8) };
-}
-
-/// Records a release that has waited. Gives the block to pass to the original, or 0. What is wrong with it goes
-/// unreported where no lock may be taken.
-#[inline(always)]
-fn carry_out(ledger: &Ledger, state: &mut ThreadState, release: &Release, may_lock: bool) -> u64 {
-    let Taken::Live(info) = blocks::take(release.start) else {
-        if may_lock {
-            misuse::late_double_free(ledger, state, release);
-        }
-        return 0;
-    };
-    if let Some((counters, _)) = state.counters(ledger, &SITES, info.site) {
-        add(&counters.freed_blocks, 1);
-        add(&counters.freed_bytes, info.bytes);
-    }
-    if let Some(record) = state.record() {
-        add(&record.live_bytes, info.bytes.wrapping_neg());
-    }
-    if flag(flags::CANARY) && !canary_is_whole(info.start, info.bytes as usize) && may_lock {
-        misuse::late_overrun(ledger, state, &info, release);
-    }
-    info.start
-}
-
-/// The block whose release by this thread waits longest, to be passed to the original: it waits no more.
-#[cold]
-pub fn next_due(ledger: &Ledger, regs: Registers) -> Option<u64> {
-    let next = |state: &mut ThreadState| {
-        while let Some(due) = state.queue.take() {
-            let start = carry_out(ledger, state, &due, true);
-            if start != 0 {
-                return Some(start);
-            }
-        }
-        None
-    };
-    with_state(ledger, regs, next).flatten()
-}
-
-/// At the end of the program: records the releases of this thread that wait, those of `others` too if they stand still
-/// for good, and lets none wait any more. The originals never get these blocks. The busy mark must be set.
-pub fn end_waiting(ledger: &Ledger, others: bool) {
-    RELEASES_WAIT.store(0, Ordering::Release);
-    // SAFETY: the calling thread's own words; the busy mark is set. Its state counts for all.
-    let Some(state) = (unsafe { (*tls()).state.as_mut() }) else { return };
-    let may_lock = locks_are_free();
-    while let Some(due) = state.queue.take() {
-        carry_out(ledger, state, &due, may_lock);
-    }
-    thread::for_each_state(|other| {
-        if !others {
-            return;
-        }
-        for due in other.queue.drain_from_outside() {
-            carry_out(ledger, state, &due, may_lock);
-        }
-    });
-}
-
-/// Whether the release of `start` waits, in any thread.
-#[inline(always)]
-pub fn is_waiting(start: u64) -> bool {
-    hints::says_waits(start) && is_in_a_queue(start)
-}
-
-#[cold]
-#[inline(never)]
-fn is_in_a_queue(start: u64) -> bool {
-    let mut found = false;
-    thread::for_each_state(|state| found |= state.queue.holds(start));
-    found
-}
-
 /// Records that `function` is about to release the block at `start` (not 0).
 #[inline(always)]
 pub fn released(ledger: &Ledger, start: u64, function: AllocFn, regs: Registers) -> Verdict {
@@ -551,7 +490,8 @@ fn leave(ledger: &Ledger, state: &mut ThreadState, info: &BlockInfo, function: A
     if let Some(record) = state.record() {
         add(&record.live_bytes, info.bytes.wrapping_neg());
     }
-    if flag(flags::CANARY) && !canary_is_whole(info.start, info.bytes as usize) {
+    // SAFETY: the mode says that the block is glibc's and has a canary.
+    if mode() & mode::CANARY != 0 && !unsafe { canary::is_whole(info.start, info.bytes as usize) } {
         misuse::overrun(ledger, state, info, function, regs);
     }
     if flag(flags::FREE_STACKS) {
@@ -600,9 +540,7 @@ pub fn while_pending<R>(start: u64, body: impl FnOnce() -> R) -> R {
 #[cold]
 pub fn still_there(ledger: &Ledger, info: &BlockInfo, regs: Registers) {
     blocks::put_back(info.start);
-    if flag(flags::CANARY) {
-        arm_canary(info.start, info.bytes as usize);
-    }
+    arm_canary(info.start, info.bytes as usize);
     let done = with_state(ledger, regs, |state| {
         if let Some((counters, _)) = state.counters(ledger, &SITES, info.site) {
             add(&counters.freed_blocks, 1u64.wrapping_neg());
@@ -615,72 +553,4 @@ pub fn still_there(ledger: &Ledger, info: &BlockInfo, regs: Registers) {
         counters.freed_blocks.fetch_sub(1, Relaxed);
         counters.freed_bytes.fetch_sub(info.bytes, Relaxed);
     }
-}
-
-/// What stands past a block's requested end, up to 16 bytes of it.
-const CANARY: [u64; 2] = [0x5A3C_69D1_C396_E7A5, 0xA5C3_96E7_5A3C_69D1];
-
-/// Masks of the last `slack` bytes of two words.
-const CANARY_MASKS: [[u64; 2]; 17] = {
-    let mut masks = [[0; 2]; 17];
-    let mut slack = 1;
-    while slack <= 16 {
-        masks[slack] = if slack <= 8 { [0, !0 << (64 - 8 * slack)] } else { [!0 << (128 - 8 * slack), !0] };
-        slack += 1;
-    }
-    masks
-};
-
-/// Where a block's canary is: the 16 bytes that end with it, and the mask of its own bytes in them. The mask is empty
-/// when the allocator gave nothing past the requested end. Without a branch: sizes are as good as random.
-#[inline(always)]
-fn canary(start: u64, bytes: usize) -> (*mut [u64; 2], [u64; 2]) {
-    // SAFETY: glibc keeps the chunk's size, with flags in the low three bits, in the word before a block.
-    let size = unsafe { *((start - 8) as *const u64) };
-    // A chunk with a mapping of its own (bit 1) does not use the next chunk's first word.
-    let usable = ((size & !7) as usize).wrapping_sub(8 + (size as usize & 2) * 4);
-    let slack = usable.saturating_sub(bytes).min(16);
-    let end = start as usize + bytes.min(usable) + slack;
-    (end.wrapping_sub(16) as *mut [u64; 2], CANARY_MASKS.get(slack).copied().unwrap_or([0; 2]))
-}
-
-/// Fills what the allocator gave past the requested end, up to 16 bytes.
-#[inline(always)]
-fn arm_canary(start: u64, bytes: usize) {
-    if !has_glibc_chunks() {
-        return;
-    }
-    let (at, mask) = canary(start, bytes);
-    // SAFETY: a chunk has at least 24 usable bytes, so the 16 up to the canary's end lie in the block, which nobody
-    // but this thread knows yet.
-    unsafe {
-        let [low, high] = at.read_unaligned();
-        at.write_unaligned([low & !mask[0] | CANARY[0] & mask[0], high & !mask[1] | CANARY[1] & mask[1]]);
-    }
-}
-
-#[inline(always)]
-fn canary_is_whole(start: u64, bytes: usize) -> bool {
-    if !has_glibc_chunks() {
-        return true;
-    }
-    let (at, mask) = canary(start, bytes);
-    // SAFETY: as in `arm_canary`; the block is still the program's.
-    let [low, high] = unsafe { at.read_unaligned() };
-    ((low ^ CANARY[0]) & mask[0]) | ((high ^ CANARY[1]) & mask[1]) == 0
-}
-
-/// How many bytes past the requested end the first changed byte lies; `None` when the canary is whole.
-pub(crate) fn first_changed_byte(start: u64, bytes: usize) -> Option<u64> {
-    if !has_glibc_chunks() {
-        return None;
-    }
-    let (at, mask) = canary(start, bytes);
-    // SAFETY: as in `canary_is_whole`.
-    let found = unsafe { at.read_unaligned() };
-    (0..16u64)
-        .filter(|i| mask[*i as usize / 8] >> (i % 8 * 8) & 0xFF != 0)
-        .enumerate()
-        .find(|(_, i)| (found[*i as usize / 8] ^ CANARY[*i as usize / 8]) >> (i % 8 * 8) & 0xFF != 0)
-        .map(|(past, _)| past as u64)
 }

@@ -34,7 +34,15 @@ pub struct Tls {
     /// Nonzero while the thread runs our code: whatever allocates then (a signal handler, libc on our behalf) must
     /// not touch the state.
     pub busy: u32,
+    /// Whether `until_sample` means anything.
+    pub sampling_begun: u32,
+    /// Bytes until the next sampled allocation. Hooks written in assembly count it down.
+    pub until_sample: i64,
 }
+
+/// Where [`Tls::until_sample`] is, for assembly.
+pub const UNTIL_SAMPLE: usize = core::mem::offset_of!(Tls, until_sample);
+const _: () = assert!(size_of::<Tls>() <= 64);
 
 /// Value of the busy mark while libc works for us: its allocations are none of the program's.
 pub const OURS: u32 = 2;
@@ -102,8 +110,6 @@ pub struct ThreadState {
     pub pending_start: AtomicU64,
     /// Releases that wait.
     pub queue: ReleaseQueue,
-    /// Bytes until the next sampled allocation.
-    pub until_sample: i64,
     /// State of the sampling generator.
     pub random: u64,
     /// One past the highest address of the thread's stack (the thread control block of a pthread).

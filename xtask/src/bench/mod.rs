@@ -4,6 +4,7 @@ mod live;
 mod page;
 mod pairs;
 pub mod redis;
+mod stacks;
 pub mod tools;
 pub mod workloads;
 
@@ -13,20 +14,20 @@ use anyhow::{Context, Result, bail};
 use leakscope_e2e::target_dir;
 
 use self::page::Page;
-use self::pairs::Share;
+use self::pairs::{Rounds, Share};
 use self::tools::Tool;
 use crate::step::build_leakscope;
 
-const DEFAULT_ROUNDS: usize = 3;
-const QUICK_ROUNDS: usize = 2;
+const ROUNDS: Rounds = Rounds { least: 5, short: 11, very_short: 21 };
+const QUICK_ROUNDS: Rounds = Rounds { least: 3, short: 5, very_short: 9 };
 /// What the whole table may take, builds aside. Slow tools get what the others leave over.
-const BUDGET: Duration = Duration::from_secs(23 * 60);
-const QUICK_BUDGET: Duration = Duration::from_secs(7 * 60);
+const BUDGET: Duration = Duration::from_secs(40 * 60);
+const QUICK_BUDGET: Duration = Duration::from_secs(10 * 60);
 const REDIS_REQUESTS: u32 = 200_000;
 
 struct Options {
     names: Vec<String>,
-    rounds: usize,
+    rounds: Rounds,
     budget: Duration,
     write: bool,
     quick: bool,
@@ -62,7 +63,9 @@ pub fn run(words: &[String]) -> Result<()> {
             failed.push(name.as_str());
             page.row(name, &format!("not measured: {error:#}"), "-");
         }
-        println!("\n{}", page.last_row());
+        if name != "stacks" {
+            println!("\n{}", page.last_row());
+        }
         if options.write {
             page::write(&page.markdown(), &page.excerpt())?;
         }
@@ -85,6 +88,8 @@ fn one(name: &str, tools: &[Tool], options: &Options, share: Share, page: &mut P
         "exit-check" => exit_check(tools, share, page)?,
         "snapshot" if options.peers_only => {}
         "snapshot" => snapshot(page)?,
+        "stacks" if options.peers_only => {}
+        "stacks" => page.stacks(stacks::compare_all()?),
         "memory" => memory(tools, share, page)?,
         _ => {
             let workload = workloads::prepare(name)?;
@@ -99,7 +104,7 @@ fn parse(words: &[String]) -> Result<Options> {
     let quick = words.iter().any(|word| word == "--quick");
     let mut options = Options {
         names: Vec::new(),
-        rounds: if quick { QUICK_ROUNDS } else { DEFAULT_ROUNDS },
+        rounds: if quick { QUICK_ROUNDS } else { ROUNDS },
         budget: if quick { QUICK_BUDGET } else { BUDGET },
         write: false,
         quick,
@@ -108,22 +113,23 @@ fn parse(words: &[String]) -> Result<Options> {
     let mut rest = words.iter();
     while let Some(word) = rest.next() {
         match word.as_str() {
-            "--runs" => options.rounds = rest.next().context("--runs takes a number")?.parse().context("--runs")?,
+            "--runs" => match rest.next().context("--runs takes a number")?.parse().context("--runs")? {
+                0 => bail!("--runs 0: expected at least 1"),
+                number => options.rounds = Rounds::exactly(number),
+            },
+            "--only" => options.names.push(rest.next().context("--only takes the name of a workload")?.clone()),
             "--write" => options.write = true,
             "--peers" => options.peers_only = true,
             "--quick" => {}
             name if name.starts_with('-') => {
-                bail!("no option `{name}`; there are --runs N, --quick, --write and --peers")
+                bail!("no option `{name}`; there are --only NAME, --runs N, --quick, --write and --peers")
             }
             name => options.names.push(name.to_owned()),
         }
     }
-    if options.rounds == 0 {
-        bail!("--runs 0: expected at least 1");
-    }
     if options.names.is_empty() {
         options.names = workloads::NAMES.iter().map(|name| name.to_string()).collect();
-        options.names.extend(["redis", "exit-check", "snapshot", "memory"].map(str::to_owned));
+        options.names.extend(["redis", "exit-check", "snapshot", "memory", "stacks"].map(str::to_owned));
     }
     Ok(options)
 }

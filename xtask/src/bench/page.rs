@@ -6,6 +6,7 @@ use anyhow::Result;
 use leakscope_e2e::repo_root;
 
 use super::pairs::{Series, spread};
+use super::stacks::Compared;
 use super::tools::Tool;
 use crate::generated::rewrite;
 use crate::step::first_line;
@@ -16,6 +17,7 @@ pub struct Page {
     command: String,
     cells: BTreeMap<(String, Tool), String>,
     rows: Vec<Row>,
+    stacks: Vec<Result<Compared, String>>,
 }
 
 struct Row {
@@ -33,6 +35,7 @@ impl Page {
             command: command.filter(|word| *word != "--write").collect::<Vec<_>>().join(" "),
             cells: BTreeMap::new(),
             rows: Vec::new(),
+            stacks: Vec::new(),
         }
     }
 
@@ -53,6 +56,30 @@ impl Page {
             self.set(name, *tool, ratio_cell(*tool, series));
         }
         self.row(name, what, target);
+    }
+
+    /// Adds how recorded stacks compare with complete unwinding.
+    pub fn stacks(&mut self, stacks: Vec<Result<Compared, String>>) {
+        self.stacks = stacks;
+    }
+
+    fn stacks_table(&self) -> String {
+        if self.stacks.is_empty() {
+            return String::new();
+        }
+        let mut text = String::from(
+            "\nStacks: sampled allocations that the C library's `backtrace()` unwound too, in the same process, and those of \
+             them whose whole stack leakscope recorded (at least 99.9 % are to be reached).\n\n\
+             | workload | sampled | distinct stacks | equal | share |\n|---|---|---|---|---|\n",
+        );
+        for compared in &self.stacks {
+            match compared {
+                Ok(compared) => text += &compared.row(),
+                Err(reason) => text += &format!("| {} | - | - | - | - |", reason.replace(['\n', '|'], " ")),
+            }
+            text.push('\n');
+        }
+        text
     }
 
     /// The row that was added last, for the terminal.
@@ -83,10 +110,11 @@ impl Page {
         text += &self.table(&self.tools);
         text += "\nCells: median ratio of wall time to native (least to greatest over the rounds), then the ratio of user \
                  and system time of all processes; `native` is in seconds. In every round each tool runs once, and a ratio \
-                 is taken within its round; heaptrack's default mode and Memcheck run in one round only, with a time limit.\n\n";
+                 is taken within its round; the shorter a workload, the more rounds it has; heaptrack's default mode and Memcheck run in one round only, with a time limit.\n\n";
         for row in &self.rows {
             text += &format!("- **{}**: {}\n", row.name, row.what);
         }
+        text += &self.stacks_table();
         text += "\n| tool | version | command |\n|---|---|---|\n";
         for tool in &self.tools {
             text += &format!("| {} | {} | `{}` |\n", tool.title(), tool.version(), tool.command());

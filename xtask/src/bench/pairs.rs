@@ -74,6 +74,32 @@ impl Share {
     }
 }
 
+/// How many rounds a workload takes. The shorter it is, the more of a single run is chance.
+#[derive(Debug, Clone, Copy)]
+pub struct Rounds {
+    /// Of a workload that takes a second or more natively, and never fewer.
+    pub least: usize,
+    /// Of one that takes less than a second.
+    pub short: usize,
+    /// Of one that takes less than a third of a second.
+    pub very_short: usize,
+}
+
+impl Rounds {
+    /// So many for every workload.
+    pub fn exactly(number: usize) -> Rounds {
+        Rounds { least: number, short: number, very_short: number }
+    }
+
+    fn of(self, native: Cost) -> usize {
+        match native.wall {
+            wall if wall < 1.0 / 3.0 => self.very_short,
+            wall if wall < 1.0 => self.short,
+            _ => self.least,
+        }
+    }
+}
+
 /// The rounds of a workload: all tools in turn, slow ones in the last round only. `run` gives the cost or the reason
 /// why there is none.
 ///
@@ -81,14 +107,15 @@ impl Share {
 /// The native run fails: without it there is no pair.
 pub fn rounds(
     tools: &[Tool],
-    rounds: usize,
+    rounds: Rounds,
     share: Share,
     mut run: impl FnMut(Tool, Duration) -> Result<Cost, String>,
 ) -> Result<BTreeMap<Tool, Series>> {
     let mut all: BTreeMap<Tool, Series> = tools.iter().map(|tool| (*tool, Series::default())).collect();
-    for round in 1..=rounds {
-        // A round that is not the last becomes it when time runs out, so that slow tools have their turn.
-        let is_last = round == rounds || share.is_over();
+    let mut wanted = rounds.least;
+    for round in 1.. {
+        // When time runs out a round becomes the last one once there are enough, so that slow tools have their turn.
+        let is_last = round >= wanted || share.is_over() && round >= rounds.least;
         let mut native = None;
         for tool in tools {
             let series = all.get_mut(tool).expect("every tool has a series");
@@ -106,6 +133,9 @@ pub fn rounds(
             };
             eprintln!("  {:20} wall {:7.3} s  cpu {:7.3} s", tool.title(), cost.wall, cost.cpu);
             let pair = *native.get_or_insert(cost);
+            if *tool == Tool::Native && round == 1 {
+                wanted = rounds.of(cost);
+            }
             series.wall.push(cost.wall / pair.wall);
             series.cpu.push(cost.cpu / pair.cpu);
             series.costs.push(cost);
@@ -117,13 +147,13 @@ pub fn rounds(
     Ok(all)
 }
 
-/// Runs `rounds` rounds. `start` gives a tool's command for a scratch folder.
+/// Runs the rounds. `start` gives a tool's command for a scratch folder.
 ///
 /// # Errors
 /// The native run fails: without it there is no pair.
 pub fn measure(
     tools: &[Tool],
-    count: usize,
+    count: Rounds,
     share: Share,
     start: impl Fn(Tool, &Path) -> Run,
 ) -> Result<BTreeMap<Tool, Series>> {
@@ -160,17 +190,29 @@ mod tests {
     fn slow_tools_run_once_and_a_failure_ends_only_its_own_series() {
         let tools = [Tool::Native, Tool::Leakscope, Tool::Lsan, Tool::Memcheck];
         let share = Share::of(Instant::now(), Duration::from_secs(60), 0, 1);
-        let all = rounds(&tools, 3, share, all_at_once).unwrap();
+        let all = rounds(&tools, Rounds::exactly(3), share, all_at_once).unwrap();
         let runs: Vec<usize> = tools.iter().map(|tool| all[tool].costs.len()).collect();
         assert_eq!(runs, [3, 3, 0, 1]);
         assert_eq!(all[&Tool::Lsan].failed.as_deref(), Some("exit 1"));
     }
 
     #[test]
-    fn a_share_that_is_used_up_still_gives_every_tool_one_run() {
+    fn a_share_that_is_used_up_still_gives_every_tool_the_least_number_of_rounds() {
         let tools = [Tool::Native, Tool::Leakscope, Tool::Memcheck];
-        let all = rounds(&tools, 3, Share::of(Instant::now(), Duration::ZERO, 0, 1), all_at_once).unwrap();
-        assert!(tools.iter().all(|tool| all[tool].costs.len() == 1), "{all:?}");
+        let short = |_: Tool, _: Duration| Ok(Cost { wall: 0.1, cpu: 0.1 });
+        let share = Share::of(Instant::now(), Duration::ZERO, 0, 1);
+        let all = rounds(&tools, Rounds { least: 2, short: 5, very_short: 9 }, share, short).unwrap();
+        assert_eq!(tools.map(|tool| all[&tool].costs.len()), [2, 2, 1]);
+    }
+
+    #[test]
+    fn short_workloads_take_more_rounds() {
+        for (wall, expected) in [(0.1, 9), (0.5, 5), (1.0, 3), (20.0, 3)] {
+            let share = Share::of(Instant::now(), Duration::from_secs(60), 0, 1);
+            let cost = |_: Tool, _: Duration| Ok(Cost { wall, cpu: wall });
+            let all = rounds(&[Tool::Native], Rounds { least: 3, short: 5, very_short: 9 }, share, cost).unwrap();
+            assert_eq!(all[&Tool::Native].costs.len(), expected, "{wall} s");
+        }
     }
 
     #[test]

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use leakscope_e2e::Run;
 use rustix::process::{Pid, Signal, kill_process_group};
 
-use super::pairs::{Cost, Series, Share, rounds};
+use super::pairs::{Cost, Rounds, Series, Share, rounds};
 use super::tools::Tool;
 use super::workloads::installed;
 
@@ -143,7 +143,7 @@ pub fn free_port() -> Result<u16> {
 ///
 /// # Errors
 /// The native server fails.
-pub fn measure(tools: &[Tool], count: usize, share: Share, requests: u32) -> Result<BTreeMap<Tool, Series>> {
+pub fn measure(tools: &[Tool], count: Rounds, share: Share, requests: u32) -> Result<BTreeMap<Tool, Series>> {
     let mut all =
         rounds(tools, count, share, |tool, limit| once(tool, requests, limit).map_err(|error| format!("{error:#}")))?;
     // Of the wall time the client, which is not measured, has the greater part.

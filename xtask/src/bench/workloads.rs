@@ -27,11 +27,21 @@ pub struct Workload {
 impl Workload {
     /// This workload under a tool.
     pub fn under(&self, tool: Tool, scratch: &Path) -> Run {
-        let run = tool.start(&self.program, scratch).args(&self.args).dir(scratch);
+        self.with(tool.start(&self.program, scratch), scratch)
+    }
+
+    /// The rest of a command that begins with the program: arguments, folder and input.
+    pub fn with(&self, beginning: Run, scratch: &Path) -> Run {
+        let run = beginning.args(&self.args).dir(scratch);
         match &self.stdin {
             Some(path) => run.stdin(path),
             None => run,
         }
+    }
+
+    /// The program.
+    pub fn program(&self) -> &Path {
+        &self.program
     }
 }
 
@@ -90,7 +100,9 @@ pub fn prepare(name: &str) -> Result<Workload> {
                 None,
             )
         }
-        other => bail!("no workload `{other}`; there are {}, redis, exit-check, snapshot, memory", NAMES.join(", ")),
+        other => {
+            bail!("no workload `{other}`; there are {}, redis, exit-check, snapshot, memory, stacks", NAMES.join(", "))
+        }
     })
 }
 

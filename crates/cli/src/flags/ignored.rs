@@ -28,7 +28,6 @@ const IGNORED: &[(&str, Value)] = &[
     ("core-redzone-size", Value::Number),
     ("debug-dump", Value::Words(&["syms", "line", "frames"])),
     ("debuginfo-server", Value::Text),
-    ("default-suppressions", Value::Bool),
     ("dsymutil", Value::Bool),
     ("dump-error", Value::Number),
     ("error-limit", Value::Bool),
@@ -115,15 +114,7 @@ const IGNORED: &[(&str, Value)] = &[
 ];
 
 /// Of these nobody needs to be warned: what they ask for is what happens anyway, or nothing is lost.
-const SILENT: &[&str] = &[
-    "default-suppressions",
-    "dsymutil",
-    "error-limit",
-    "keep-debuginfo",
-    "max-stackframe",
-    "read-inline-info",
-    "vgdb",
-];
+const SILENT: &[&str] = &["dsymutil", "error-limit", "keep-debuginfo", "max-stackframe", "read-inline-info", "vgdb"];
 
 /// The ignored options that were given.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

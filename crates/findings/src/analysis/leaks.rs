@@ -2,12 +2,14 @@
 
 use std::collections::HashMap;
 
-use leakscope_model::{AllocFn, Heuristic, LeakKind};
+use foldhash::fast::RandomState;
+use leakscope_model::{AllocFn, Heuristic, LeakKind, LeakKindSet};
 
 use super::stacks::Stacks;
-use super::{Amount, LeakCheck, LeakTotals, LossRecord, Options, Resolution, Uses};
+use super::{Amount, Detail, LeakCheck, LeakTotals, LossRecord, Options, Resolution, Stack, Uses};
+use crate::fingerprint::Fingerprint;
 use crate::recording::{CheckRecord, ProcessRecording, Totals};
-use crate::suppressions::{Error, Suppressions};
+use crate::suppressions::{Error, Matcher};
 
 /// Records and their totals.
 #[derive(Default)]
@@ -34,7 +36,7 @@ type Key = (Option<LeakKind>, AllocFn, Vec<u32>);
 struct Merger<'a> {
     stacks: &'a Stacks<'a>,
     addresses: usize,
-    known: HashMap<Key, usize>,
+    known: HashMap<Key, usize, RandomState>,
     merged: Vec<Merged>,
 }
 
@@ -45,7 +47,7 @@ impl<'a> Merger<'a> {
             Resolution::Med => 4,
             Resolution::High => usize::MAX,
         };
-        Self { stacks, addresses, known: HashMap::new(), merged: Vec::new() }
+        Self { stacks, addresses, known: HashMap::default(), merged: Vec::new() }
     }
 
     fn entry(&mut self, kind: Option<LeakKind>, site: u32) -> &mut Merged {
@@ -89,7 +91,7 @@ pub(super) fn classified(
     recorded: &ProcessRecording,
     check: u32,
     stacks: &Stacks<'_>,
-    suppressions: &Suppressions,
+    matcher: &mut Matcher<'_>,
     options: &Options,
     uses: &mut Uses,
 ) -> Leaks {
@@ -107,9 +109,10 @@ pub(super) fn classified(
         .into_iter()
         .enumerate()
         .map(|(i, merged)| {
-            let mut record = loss_record(recorded, stacks, i, &merged);
-            judge(&mut record, suppressions, options, uses, &mut totals);
-            record
+            let mut record = bare_record(stacks, i, &merged);
+            judge(&mut record, &merged, stacks, matcher, options, uses, &mut totals);
+            let is_wanted = record.shown || record.is_error || options.detail == Detail::All;
+            if is_wanted { detailed(recorded, stacks, merged, record) } else { record }
         })
         .collect();
     Leaks { records, totals }
@@ -135,20 +138,29 @@ pub(super) fn live(recorded: &ProcessRecording, stacks: &Stacks<'_>, options: &O
             merger.entry(None, number as u32).direct.add(site.totals.live_bytes, site.totals.live_blocks);
         }
     }
-    let mut records: Vec<LossRecord> =
-        merger.finish().iter().enumerate().map(|(i, merged)| loss_record(recorded, stacks, i, merged)).collect();
-    for record in &mut records {
-        record.shown = options.leak_check == LeakCheck::Full;
-    }
+    let is_wanted = is_detailed(None, options);
+    let records = merger
+        .finish()
+        .into_iter()
+        .enumerate()
+        .map(|(i, merged)| {
+            let mut record = bare_record(stacks, i, &merged);
+            record.shown = options.leak_check == LeakCheck::Full;
+            if is_wanted { detailed(recorded, stacks, merged, record) } else { record }
+        })
+        .collect();
     Leaks { records, totals: LeakTotals::default() }
 }
 
-fn loss_record(recorded: &ProcessRecording, stacks: &Stacks<'_>, index: usize, merged: &Merged) -> LossRecord {
-    let stack = stacks.stack(merged.first_site);
-    let mut totals = Totals::default();
-    for site in merged.sites.iter().filter_map(|&site| recorded.sites.get(site as usize)) {
-        sum(&mut totals, &site.totals);
-    }
+/// Whether the stacks of records of this kind are wanted, unless a rule hides them.
+pub(super) fn is_detailed(kind: Option<LeakKind>, options: &Options) -> bool {
+    let is_of = |kinds: LeakKindSet| kind.is_none_or(|kind| kinds.contains(kind));
+    let full = options.leak_check == LeakCheck::Full;
+    options.detail == Detail::All || full && (is_of(options.show_leak_kinds) || is_of(options.errors_for_leak_kinds))
+}
+
+/// What is known without a stack.
+fn bare_record(stacks: &Stacks<'_>, index: usize, merged: &Merged) -> LossRecord {
     LossRecord {
         number: index as u32 + 1,
         kind: merged.kind,
@@ -157,14 +169,29 @@ fn loss_record(recorded: &ProcessRecording, stacks: &Stacks<'_>, index: usize, m
         indirect_bytes: merged.indirect.bytes,
         indirect_blocks: merged.indirect.blocks,
         function: stacks.function(merged.first_site),
-        fingerprint: stacks.leak_fingerprint(&merged.sites),
-        stack,
-        addresses: merged.addresses.clone(),
+        fingerprint: Fingerprint::default(),
+        stack: Stack::default(),
+        addresses: Vec::new(),
         suppressed_by: None,
         shown: false,
         is_error: false,
         heuristics: merged.heuristics,
+        totals: Totals::default(),
+    }
+}
+
+/// Adds the rest.
+fn detailed(recorded: &ProcessRecording, stacks: &Stacks<'_>, merged: Merged, record: LossRecord) -> LossRecord {
+    let mut totals = Totals::default();
+    for site in merged.sites.iter().filter_map(|&site| recorded.sites.get(site as usize)) {
+        sum(&mut totals, &site.totals);
+    }
+    LossRecord {
+        stack: stacks.stack(merged.first_site),
+        fingerprint: stacks.leak_fingerprint(&merged.sites),
+        addresses: merged.addresses,
         totals,
+        ..record
     }
 }
 
@@ -190,7 +217,9 @@ fn sum(into: &mut Totals, from: &Totals) {
 /// Suppressed, shown, an error? And into which total.
 fn judge(
     record: &mut LossRecord,
-    suppressions: &Suppressions,
+    merged: &Merged,
+    stacks: &Stacks<'_>,
+    matcher: &mut Matcher<'_>,
     options: &Options,
     uses: &mut Uses,
     totals: &mut LeakTotals,
@@ -199,7 +228,7 @@ fn judge(
     let full = options.leak_check == LeakCheck::Full;
     let is_error = full && options.errors_for_leak_kinds.contains(kind);
     let amount = Amount { bytes: record.bytes, blocks: record.blocks };
-    record.suppressed_by = suppressions.find(&Error::Leak(kind), record.stack.all_frames());
+    record.suppressed_by = matcher.find(&Error::Leak(kind), stacks.frames(merged.first_site));
     if let Some(rule) = record.suppressed_by {
         totals.suppressed.add(amount.bytes, amount.blocks);
         uses.hit(rule, 1, amount);

@@ -7,7 +7,7 @@ use leakscope_model::{AllocFn, MisuseKind};
 use super::stacks::Stacks;
 use super::{Amount, Block, MisuseError, Options, Uses};
 use crate::recording::{Misuse, ProcessRecording};
-use crate::suppressions::{Error, Suppressions};
+use crate::suppressions::{Error, Matcher};
 
 /// Addresses that must agree for two errors to be one; Memcheck compares four.
 const SAME_ADDRESSES: usize = 4;
@@ -23,7 +23,7 @@ fn merged_kind(kind: MisuseKind) -> MisuseKind {
 pub(super) fn merge(
     recorded: &ProcessRecording,
     stacks: &Stacks<'_>,
-    suppressions: &Suppressions,
+    matcher: &mut Matcher<'_>,
     options: &Options,
     uses: &mut Uses,
 ) -> Vec<MisuseError> {
@@ -38,7 +38,7 @@ pub(super) fn merge(
         let next = out.len();
         let at = *known.entry((merged_kind(misuse.kind), function, locations)).or_insert(next);
         if at == next {
-            out.push(error(recorded, stacks, suppressions, misuse));
+            out.push(error(recorded, stacks, matcher, misuse));
         } else {
             out[at].count += count;
         }
@@ -52,12 +52,7 @@ pub(super) fn merge(
     out
 }
 
-fn error(
-    recorded: &ProcessRecording,
-    stacks: &Stacks<'_>,
-    suppressions: &Suppressions,
-    misuse: &Misuse,
-) -> MisuseError {
+fn error(recorded: &ProcessRecording, stacks: &Stacks<'_>, matcher: &mut Matcher<'_>, misuse: &Misuse) -> MisuseError {
     let stack = stacks.stack(misuse.site);
     let other = |site: u32| (site != 0).then(|| stacks.stack(site));
     let known_block = misuse.block_start != 0 && misuse.kind != MisuseKind::FishySize;
@@ -77,7 +72,7 @@ fn error(
         requested_bytes: if misuse.kind == MisuseKind::FishySize { misuse.block_bytes } else { 0 },
         overrun_offset: misuse.overrun_offset,
         fingerprint: stacks.misuse_fingerprint(misuse.kind, misuse.site),
-        suppressed_by: suppressions.find(&Error::Misuse(misuse.kind), stack.all_frames()),
+        suppressed_by: matcher.find(&Error::Misuse(misuse.kind), stack.all_frames()),
         stack,
     }
 }

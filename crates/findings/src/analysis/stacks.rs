@@ -4,7 +4,7 @@ use std::cell::OnceCell;
 use std::sync::Arc;
 
 use leakscope_ledger::layout::site_flags;
-use leakscope_model::{AllocFn, MisuseKind};
+use leakscope_model::{AllocFn, ErrorKind, MisuseKind};
 
 use super::Options;
 use crate::fingerprint::{self, Fingerprint, Step};
@@ -78,13 +78,19 @@ impl Stack {
     }
 }
 
+/// A location's frames, innermost first, and what the function means that the inlined ones are in.
+struct Named {
+    frames: Box<[Arc<Frame>]>,
+    kind: Kind,
+}
+
 /// Makes stacks; each location is named once.
 pub(super) struct Stacks<'a> {
     recorded: &'a ProcessRecording,
     num_callers: usize,
     show_below_main: bool,
-    named: Vec<OnceCell<Arc<[Arc<Frame>]>>>,
-    steps: Vec<OnceCell<Arc<[Step]>>>,
+    named: Vec<OnceCell<Named>>,
+    steps: Vec<OnceCell<Box<[Step]>>>,
     hooks: Vec<OnceCell<Arc<Frame>>>,
     hook_object: Arc<str>,
     hook_start: u64,
@@ -97,8 +103,8 @@ impl<'a> Stacks<'a> {
             recorded,
             num_callers: options.num_callers.clamp(1, DEEPEST),
             show_below_main: options.show_below_main,
-            named: vec![OnceCell::new(); recorded.locations.len()],
-            steps: vec![OnceCell::new(); recorded.locations.len()],
+            named: (0..recorded.locations.len()).map(|_| OnceCell::new()).collect(),
+            steps: (0..recorded.locations.len()).map(|_| OnceCell::new()).collect(),
             hooks: vec![OnceCell::new(); AllocFn::ALL.len()],
             hook_object: hook.map_or_else(|| HOOK_OBJECT.into(), |module| file_name(&module.path).into()),
             hook_start: hook.map_or(0, |module| module.start),
@@ -117,16 +123,26 @@ impl<'a> Stacks<'a> {
 
     /// The stack of a site.
     pub(super) fn stack(&self, site: u32) -> Stack {
-        let function = self.function(site);
-        let hook = self.hooks[function as usize].get_or_init(|| Arc::new(self.hook_frame(function)));
-        let mut frames = vec![hook.clone()];
+        let flags = self.recorded.sites.get(site as usize).map_or(0, |site| site.flags);
+        let callers = self.recorded.stack(site).take(self.num_callers - 1);
+        self.stack_of(Some(self.hook(site).clone()), callers, flags)
+    }
+
+    /// The stack of a node, with no allocation function in front.
+    pub(super) fn bare(&self, leaf: u32) -> Stack {
+        let nodes = self.recorded.nodes_from(leaf).take(self.num_callers);
+        self.stack_of(None, nodes.map(|node| self.recorded.nodes[node as usize].location), 0)
+    }
+
+    fn stack_of(&self, first: Option<Arc<Frame>>, locations: impl Iterator<Item = u32>, flags: u32) -> Stack {
+        let mut frames = Vec::with_capacity(2 * self.num_callers.min(16));
+        frames.extend(first);
         let mut shown = None;
-        for number in self.recorded.stack(site).take(self.num_callers - 1) {
-            let named = self.location(number);
-            frames.extend(named.iter().cloned());
+        for number in locations {
+            let Some(named) = self.named(number) else { continue };
+            frames.extend(named.frames.iter().cloned());
             // Inlined functions do not end a stack: the physical function of the address counts.
-            let kind = named.last().map_or(Kind::Normal, |frame| kind(frame));
-            match (kind, shown) {
+            match (named.kind, shown) {
                 // Of several, the outermost `main` ends the stack, else the innermost function below main.
                 (Kind::Main, _) => shown = Some((frames.len(), Kind::Main)),
                 (Kind::BelowMain, None) => shown = Some((frames.len(), Kind::BelowMain)),
@@ -137,32 +153,47 @@ impl<'a> Stacks<'a> {
             Some((shown, _)) if !self.show_below_main => shown,
             _ => frames.len(),
         };
-        let flags = self.recorded.sites.get(site as usize).map_or(0, |site| site.flags);
         Stack { frames, shown, flags }
+    }
+
+    /// The frames of a site's stack, as [`Stack::all_frames`] has them.
+    pub(super) fn frames(&self, site: u32) -> impl Iterator<Item = &Arc<Frame>> {
+        let callers = self.recorded.stack(site).take(self.num_callers - 1).flat_map(|number| self.location(number));
+        std::iter::once(self.hook(site)).chain(callers)
+    }
+
+    fn hook(&self, site: u32) -> &Arc<Frame> {
+        let function = self.function(site);
+        self.hooks[function as usize].get_or_init(|| Arc::new(self.hook_frame(function)))
     }
 
     /// The fingerprint of a leak at `sites`: the least, so that their order does not matter.
     pub(super) fn leak_fingerprint(&self, sites: &[u32]) -> Fingerprint {
-        let of_site = |&site: &u32| fingerprint::leak_at(&mut self.path(site).iter().flat_map(|steps| steps.iter()));
+        let of_site = |&site: &u32| fingerprint::leak_at(&mut self.path(site));
         sites.iter().map(of_site).min().unwrap_or_default()
     }
 
     /// The fingerprint of a wrong call.
     pub(super) fn misuse_fingerprint(&self, kind: MisuseKind, site: u32) -> Fingerprint {
-        fingerprint::misuse_at(kind, &mut self.path(site).iter().flat_map(|steps| steps.iter()))
+        fingerprint::misuse_at(kind, &mut self.path(site))
+    }
+
+    /// The fingerprint of a memory error at a node.
+    pub(super) fn memory_fingerprint(&self, kind: ErrorKind, leaf: u32) -> Fingerprint {
+        let locations =
+            self.recorded.nodes_from(leaf).take(DEEPEST).map(|node| self.recorded.nodes[node as usize].location);
+        fingerprint::memory_error_at(kind, &mut locations.flat_map(|number| self.steps(number)))
     }
 
     /// The whole recorded stack of a site, as far as fingerprints care.
-    fn path(&self, site: u32) -> Vec<Arc<[Step]>> {
-        self.recorded.stack(site).take(DEEPEST).map(|number| self.steps(number)).collect()
+    fn path(&self, site: u32) -> impl Iterator<Item = &Step> {
+        self.recorded.stack(site).take(DEEPEST).flat_map(|number| self.steps(number))
     }
 
-    fn steps(&self, number: u32) -> Arc<[Step]> {
+    fn steps(&self, number: u32) -> &[Step] {
         match self.steps.get(number as usize) {
-            Some(cell) => {
-                cell.get_or_init(|| self.location(number).iter().map(|frame| Step::of(frame)).collect()).clone()
-            }
-            None => Arc::from([]),
+            Some(cell) => cell.get_or_init(|| self.location(number).iter().map(|frame| Step::of(frame)).collect()),
+            None => &[],
         }
     }
 
@@ -183,14 +214,20 @@ impl<'a> Stacks<'a> {
         }
     }
 
-    fn location(&self, number: u32) -> Arc<[Arc<Frame>]> {
-        match (self.recorded.locations.get(number as usize), self.named.get(number as usize)) {
-            (Some(location), Some(cell)) => cell.get_or_init(|| self.name(location)).clone(),
-            _ => Arc::from([]),
-        }
+    fn location(&self, number: u32) -> &[Arc<Frame>] {
+        self.named(number).map_or(&[], |named| &named.frames)
     }
 
-    fn name(&self, location: &Location) -> Arc<[Arc<Frame>]> {
+    fn named(&self, number: u32) -> Option<&Named> {
+        let location = self.recorded.locations.get(number as usize)?;
+        Some(self.named.get(number as usize)?.get_or_init(|| {
+            let frames = self.name(location);
+            let kind = frames.last().map_or(Kind::Normal, |frame| kind(frame));
+            Named { frames, kind }
+        }))
+    }
+
+    fn name(&self, location: &Location) -> Box<[Arc<Frame>]> {
         let module = self.recorded.module_of(location);
         let bare = Frame {
             ip: location.pc,
@@ -208,7 +245,7 @@ impl<'a> Stacks<'a> {
         };
         let frames = self.recorded.frames_of(location);
         if frames.is_empty() {
-            return Arc::from([Arc::new(bare)]);
+            return Box::from([Arc::new(bare)]);
         }
         frames.iter().map(|frame| Arc::new(self.frame(frame, bare.clone()))).collect()
     }

@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::{DecodeError, MAGIC, MOST_RAW_BYTES, Problem, VERSION};
-use crate::recording::{Host, ProcessRecording, Recording};
+use crate::recording::{Host, ProcessRecording, Recording, Witness};
 
 const FILE_HEADER_BYTES: usize = 16;
 const SECTION_HEADER_BYTES: usize = 24;
@@ -50,6 +50,8 @@ pub(super) fn encode(recording: &Recording) -> Vec<u8> {
             misuses,
             checks,
             series,
+            witness,
+            memory_errors,
         } = process;
         section(
             &mut out,
@@ -59,6 +61,10 @@ pub(super) fn encode(recording: &Recording) -> Vec<u8> {
         section(&mut out, *b"SYMS", &(strings, frames, locations));
         section(&mut out, *b"TREE", nodes);
         section(&mut out, *b"SITE", sites);
+        // Only imported processes have it: what an earlier build wrote and what it reads stays the same.
+        if *witness != Witness::default() || !memory_errors.is_empty() {
+            section(&mut out, *b"WITN", &(witness, memory_errors));
+        }
     }
     section(&mut out, *b"DONE", &());
     out
@@ -104,6 +110,7 @@ fn name(tag: [u8; 4]) -> &'static str {
         b"SYMS" => "the symbols",
         b"TREE" => "the stacks",
         b"SITE" => "the allocation sites",
+        b"WITN" => "what the other tool found",
         b"DONE" => "the end mark",
         _ => "a section",
     }
@@ -218,6 +225,11 @@ fn part(section: &Section<'_>, processes: &mut Vec<ProcessRecording>, budget: &m
         }
         b"TREE" => process.nodes = section.payload(budget, problems).unwrap_or_default(),
         b"SITE" => process.sites = section.payload(budget, problems).unwrap_or_default(),
+        b"WITN" => {
+            if let Some(seen) = section.payload(budget, problems) {
+                (process.witness, process.memory_errors) = seen;
+            }
+        }
         _ => {}
     }
 }

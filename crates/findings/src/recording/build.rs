@@ -3,13 +3,16 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use foldhash::fast::RandomState;
 use leakscope_ledger::reader::{self, Snapshot};
-use leakscope_model::{ModuleId, SiteId, Svma};
+use leakscope_model::{ModuleId, Svma};
 
 use super::{
     Check, CheckRecord, CheckState, End, FrameRecord, Location, Lost, Misuse, Module, Node, Origin, ProcessFacts,
-    ProcessRecording, Sample, Site, State, Thread, Totals,
+    ProcessRecording, Sample, Site, State, Thread, Totals, Witness,
 };
+use crate::analysis::{Detail, Options, SitesToName, sites_to_name};
+use crate::suppressions::Suppressions;
 
 /// A frame as a symboliser gives it, innermost inlined function first.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -33,30 +36,31 @@ pub struct ResolvedFrame {
 /// Gives the frames of each address of a module, innermost first, in the order of the addresses.
 pub type Resolve<'a> = dyn FnMut(ModuleId, &reader::Module, &[Svma]) -> Vec<Vec<ResolvedFrame>> + 'a;
 
+/// Which addresses get names; the others keep module and offset.
+#[derive(Clone, Copy, Debug, Default)]
+pub enum Names<'a> {
+    /// All of them: for recordings, which may be read where the binaries are not.
+    #[default]
+    All,
+    /// Those that an analysis with these wishes names.
+    For(&'a Options, &'a Suppressions),
+}
+
 /// What to put into a recording.
 #[derive(Clone, Debug, Default)]
-pub struct BuildOptions {
-    /// Look up every site (for views of all allocations), not only those that a leak check, a wrong call or a
-    /// live block at the end refers to. Sites that are not looked up keep module and offset.
-    pub all_symbols: bool,
+pub struct BuildOptions<'a> {
+    /// Which addresses are looked up.
+    pub names: Names<'a>,
     /// File name of our preloaded library, to find it among the modules.
     pub hook_file_name: String,
     /// How the process ended.
     pub end: End,
 }
 
-/// Makes a recording of one process. `resolve` is called once per module with sorted, distinct link-time
+/// Makes a recording of one process. `resolve` is called at most once per module with sorted, distinct link-time
 /// addresses (already inside of the call instruction) and gives the frames of each, in the same order.
-pub fn build(snapshot: &Snapshot, options: &BuildOptions, resolve: &mut Resolve<'_>) -> ProcessRecording {
-    let wanted = if options.all_symbols { vec![true; snapshot.nodes.len()] } else { reported_nodes(snapshot) };
-    let (nodes, mut locations) = locate(snapshot);
-    let mut names = Names::default();
-    let mut frames = Vec::new();
-    let mut needed = vec![false; locations.len()];
-    for (node, &wanted) in nodes.iter().zip(&wanted) {
-        needed[node.location as usize] |= wanted;
-    }
-    symbolise(snapshot, &mut locations, &needed, &mut names, &mut frames, resolve);
+pub fn build(snapshot: &Snapshot, options: &BuildOptions<'_>, resolve: &mut Resolve<'_>) -> ProcessRecording {
+    let (nodes, locations) = locate(snapshot);
     let hook_module = snapshot
         .modules
         .iter()
@@ -65,15 +69,15 @@ pub fn build(snapshot: &Snapshot, options: &BuildOptions, resolve: &mut Resolve<
                 && module.path.rsplit(|&byte| byte == b'/').next() == Some(options.hook_file_name.as_bytes())
         })
         .map(|number| number as u32);
-    ProcessRecording {
+    let mut recording = ProcessRecording {
         process: facts(&snapshot.process),
         end: options.end,
         lost: lost(&snapshot.lost),
         problems: snapshot.problems.clone(),
         modules: snapshot.modules.iter().map(module).collect(),
         hook_module,
-        strings: names.strings,
-        frames,
+        strings: Vec::new(),
+        frames: Vec::new(),
         locations,
         nodes,
         sites: snapshot.sites.iter().zip(&snapshot.totals).map(|(site, totals)| self::site(site, totals)).collect(),
@@ -81,40 +85,75 @@ pub fn build(snapshot: &Snapshot, options: &BuildOptions, resolve: &mut Resolve<
         misuses: snapshot.misuses.iter().map(misuse).collect(),
         checks: snapshot.checks.iter().map(check).collect(),
         series: snapshot.series.iter().map(sample).collect(),
+        witness: Witness::default(),
+        memory_errors: Vec::new(),
+    };
+    let mut symbols = Symbols { snapshot, strings: Strings::default(), resolve };
+    match options.names {
+        Names::All => symbols.name(&mut recording, |_, _| true),
+        Names::For(wishes, rules) => name_for(&mut recording, &mut symbols, wishes, rules),
     }
+    recording.strings = symbols.strings.list;
+    recording
 }
 
-/// Which nodes are on the stack of a site that a report names by default.
-fn reported_nodes(snapshot: &Snapshot) -> Vec<bool> {
-    let mut wanted = vec![false; snapshot.nodes.len()];
-    let mut mark = |site: SiteId| {
-        for (id, _) in snapshot.stack(site) {
-            // A marked node's callers are marked.
-            if std::mem::replace(&mut wanted[id.0 as usize], true) {
+/// Names what an analysis with these wishes names.
+fn name_for(recording: &mut ProcessRecording, symbols: &mut Symbols<'_, '_>, wishes: &Options, rules: &Suppressions) {
+    let SitesToName { mut shown, mut whole } = sites_to_name(recording, wishes, rules);
+    let executable = recording.modules.iter().position(|module| *module.path == *recording.process.executable);
+    let executable = executable.map_or(0, |number| number as u32 + 1);
+    // What is below `main` is not shown, and to name it may mean to unpack the C library's debug file. So the
+    // executable comes first, and then the callers of `main` are left out.
+    if executable == 0 || wishes.detail == Detail::All || wishes.show_below_main {
+        whole.append(&mut shown);
+    }
+    let mut needed = whole_stacks(recording, whole.iter().chain(&shown));
+    symbols.name(recording, |number, location| location.module == executable && needed[number]);
+    if !shown.is_empty() {
+        needed = whole_stacks(recording, whole.iter());
+        let main = symbols.strings.number(Some("main"));
+        add_up_to_main(recording, &shown, main, &mut needed);
+    }
+    symbols.name(recording, |number, location| location.module != executable && needed[number]);
+}
+
+/// Which locations are on the stacks of these sites.
+fn whole_stacks<'a>(recording: &ProcessRecording, sites: impl Iterator<Item = &'a u32>) -> Vec<bool> {
+    let mut needed = vec![false; recording.locations.len()];
+    let mut seen = vec![false; recording.nodes.len()];
+    for &site in sites {
+        for node in recording.stack_nodes(site) {
+            // A node that was seen has callers that were seen.
+            if std::mem::replace(&mut seen[node as usize], true) {
                 break;
             }
+            needed[recording.nodes[node as usize].location as usize] = true;
         }
+    }
+    needed
+}
+
+/// Adds the locations of these sites' stacks up to the outermost `main` (the string of this number), or all of a stack
+/// without one. A linker's name is kept only where it is another.
+fn add_up_to_main(recording: &ProcessRecording, sites: &[u32], main: u32, needed: &mut [bool]) {
+    let is_main = |location| {
+        let frame = recording.frames_of(location).last();
+        frame.is_some_and(|frame| frame.function == main && frame.linkage_name == 0)
     };
-    for (number, totals) in snapshot.totals.iter().enumerate() {
-        if totals.live_blocks() > 0 {
-            mark(SiteId(number as u32));
-        }
+    let mains: Vec<bool> = recording.locations.iter().map(is_main).collect();
+    let mut stack = Vec::new();
+    for &site in sites {
+        stack.clear();
+        stack.extend(recording.stack(site));
+        let end = stack.iter().rposition(|&location| mains[location as usize]).map_or(stack.len(), |at| at + 1);
+        stack[..end].iter().for_each(|&location| needed[location as usize] = true);
     }
-    for record in snapshot.checks.iter().flat_map(|check| check.records.iter().flatten()) {
-        mark(record.site);
-    }
-    for misuse in &snapshot.misuses {
-        mark(misuse.site);
-        mark(misuse.allocation_site);
-        mark(misuse.free_site);
-    }
-    wanted
 }
 
 /// The tree with location numbers, and the unique locations; 0 is the location of the root.
 fn locate(snapshot: &Snapshot) -> (Vec<Node>, Vec<Location>) {
     let index = snapshot.module_index();
-    let mut known: HashMap<(u32, u64), u32> = HashMap::new();
+    let mut known: HashMap<(u32, u64), u32, RandomState> = HashMap::default();
     let mut locations = vec![Location::default()];
     let nodes = snapshot
         .nodes
@@ -136,64 +175,67 @@ fn locate(snapshot: &Snapshot) -> (Vec<Node>, Vec<Location>) {
     (nodes, locations)
 }
 
-/// Names by number.
-struct Names {
-    strings: Vec<Arc<str>>,
-    numbers: HashMap<Arc<str>, u32>,
+/// Strings by number.
+struct Strings {
+    list: Vec<Arc<str>>,
+    numbers: HashMap<Arc<str>, u32, RandomState>,
 }
 
-impl Default for Names {
+impl Default for Strings {
     fn default() -> Self {
         let empty: Arc<str> = Arc::from("");
-        Self { strings: vec![empty.clone()], numbers: HashMap::from([(empty, 0)]) }
+        Self { list: vec![empty.clone()], numbers: HashMap::from_iter([(empty, 0)]) }
     }
 }
 
-impl Names {
+impl Strings {
     fn number(&mut self, name: Option<&str>) -> u32 {
         let name = name.unwrap_or_default();
         if let Some(&number) = self.numbers.get(name) {
             return number;
         }
         let name: Arc<str> = Arc::from(name);
-        let number = self.strings.len() as u32;
-        self.strings.push(name.clone());
+        let number = self.list.len() as u32;
+        self.list.push(name.clone());
         self.numbers.insert(name, number);
         number
     }
 }
 
-/// Looks up the needed locations, module by module.
-fn symbolise(
-    snapshot: &Snapshot,
-    locations: &mut [Location],
-    needed: &[bool],
-    names: &mut Names,
-    frames: &mut Vec<FrameRecord>,
-    resolve: &mut Resolve<'_>,
-) {
-    let mut by_module: Vec<(u32, u64, u32)> = locations
-        .iter()
-        .enumerate()
-        .filter(|&(number, location)| needed[number] && location.module != 0)
-        .map(|(number, location)| (location.module, location.pc, number as u32))
-        .collect();
-    by_module.sort_unstable();
-    for run in by_module.chunk_by(|a, b| a.0 == b.0) {
-        let id = ModuleId(run[0].0 - 1);
-        let module = &snapshot.modules[id.0 as usize];
-        let addresses: Vec<Svma> = run.iter().map(|&(_, pc, _)| module.svma(pc)).collect();
-        let resolved = resolve(id, module, &addresses);
-        for (&(_, _, number), resolved) in run.iter().zip(resolved) {
-            let location = &mut locations[number as usize];
-            location.first_frame = frames.len() as u32;
-            location.frames = resolved.len() as u32;
-            frames.extend(resolved.iter().map(|frame| frame_record(frame, names)));
+/// Where names come from, and those that are there already.
+struct Symbols<'a, 'r> {
+    snapshot: &'a Snapshot,
+    strings: Strings,
+    resolve: &'a mut Resolve<'r>,
+}
+
+impl Symbols<'_, '_> {
+    /// Looks up the locations that are `wanted` by number, module by module.
+    fn name(&mut self, recording: &mut ProcessRecording, wanted: impl Fn(usize, &Location) -> bool) {
+        let mut by_module: Vec<(u32, u64, u32)> = recording
+            .locations
+            .iter()
+            .enumerate()
+            .filter(|&(number, location)| location.module != 0 && wanted(number, location))
+            .map(|(number, location)| (location.module, location.pc, number as u32))
+            .collect();
+        by_module.sort_unstable();
+        for run in by_module.chunk_by(|a, b| a.0 == b.0) {
+            let id = ModuleId(run[0].0 - 1);
+            let module = &self.snapshot.modules[id.0 as usize];
+            let addresses: Vec<Svma> = run.iter().map(|&(_, pc, _)| module.svma(pc)).collect();
+            let resolved = (self.resolve)(id, module, &addresses);
+            for (&(_, _, number), resolved) in run.iter().zip(resolved) {
+                let location = &mut recording.locations[number as usize];
+                location.first_frame = recording.frames.len() as u32;
+                location.frames = resolved.len() as u32;
+                recording.frames.extend(resolved.iter().map(|frame| frame_record(frame, &mut self.strings)));
+            }
         }
     }
 }
 
-fn frame_record(frame: &ResolvedFrame, names: &mut Names) -> FrameRecord {
+fn frame_record(frame: &ResolvedFrame, names: &mut Strings) -> FrameRecord {
     let linkage_name = frame.linkage_name.as_deref().filter(|name| frame.function.as_deref() != Some(*name));
     FrameRecord {
         function: names.number(frame.function.as_deref()),

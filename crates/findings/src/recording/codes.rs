@@ -21,6 +21,8 @@ code!(alloc_fn, leakscope_model::AllocFn);
 code!(misuse_kind, leakscope_model::MisuseKind);
 code!(leak_kind, leakscope_model::LeakKind);
 code!(check_trigger, leakscope_model::CheckTrigger);
+code!(tool, leakscope_model::Tool);
+code!(error_kind, leakscope_model::ErrorKind);
 
 /// `Option<Heuristic>` as its number plus one.
 pub(crate) mod heuristic {

@@ -40,14 +40,18 @@ impl Generated {
 /// Valgrind; here by the linker's, which both match.
 pub fn generate(error: &Error, frames: &[impl Borrow<Frame>]) -> Generated {
     let (kind, extra) = match error {
-        Error::Leak(kind) => ("Memcheck:Leak", Some(format!("match-leak-kinds: {}", kind.option_word()))),
+        Error::Leak(kind) => ("Memcheck:Leak".to_owned(), Some(format!("match-leak-kinds: {}", kind.option_word()))),
         Error::Misuse(MisuseKind::FishySize) => {
             let called = frames.first().and_then(|frame| frame.borrow().function.as_deref()).unwrap_or_default();
             let (function, arguments) = fishy_names(called);
-            ("Memcheck:FishyValue", Some(format!("{function}({})", arguments[0])))
+            ("Memcheck:FishyValue".to_owned(), Some(format!("{function}({})", arguments[0])))
         }
-        Error::Misuse(MisuseKind::ReallocZero) => ("Memcheck:ReallocZero", None),
-        Error::Misuse(_) => ("Memcheck:Free", None),
+        Error::Misuse(MisuseKind::ReallocZero) => ("Memcheck:ReallocZero".to_owned(), None),
+        Error::Misuse(_) => ("Memcheck:Free".to_owned(), None),
+        Error::Memory { kind, bytes, message } => {
+            let (kind, extra) = super::rule_for(*kind, *bytes, message);
+            (kind, extra.map(|extra| one_line(&extra)))
+        }
     };
     let frames = frames
         .iter()
@@ -61,7 +65,7 @@ pub fn generate(error: &Error, frames: &[impl Borrow<Frame>]) -> Generated {
             }
         })
         .collect();
-    Generated { kind: kind.to_owned(), extra, frames }
+    Generated { kind, extra, frames }
 }
 
 /// A hostile name must not end its line: `?` matches any one byte.

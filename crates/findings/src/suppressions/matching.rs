@@ -85,7 +85,7 @@ const UNKNOWN: &str = "???";
 /// Where Memcheck's own hooks are, on Debian: rules written for it name this object for the allocation function.
 const MEMCHECKS_HOOKS: &str = "/usr/libexec/valgrind/vgpreload_memcheck-amd64-linux.so";
 
-fn frame_matches(pattern: &FramePattern, frame: &Frame) -> bool {
+pub(super) fn frame_matches(pattern: &FramePattern, frame: &Frame) -> bool {
     match pattern {
         FramePattern::AnyFrames => true,
         FramePattern::Function(pattern) => {

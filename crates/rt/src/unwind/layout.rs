@@ -107,13 +107,17 @@ impl Layout {
         // SAFETY: indices are below `SLOTS` (return addresses), or below MAX_FRAMES + SLOTS (saved registers).
         let multiplier = |i: usize| unsafe { *MULTIPLIERS.get_unchecked(i) };
         let mut sum = self.seed.get();
+        // Two sums: the loads and the multiplications of a group do not wait for those of the group before.
+        let mut second = 0u64;
         let mut i = 0;
         while i < count {
             for k in i..i + GROUP {
-                sum = sum.wrapping_add(word(k).wrapping_mul(multiplier(k)));
+                let product = word(k).wrapping_mul(multiplier(k));
+                if k % 2 == 0 { sum = sum.wrapping_add(product) } else { second = second.wrapping_add(product) }
             }
             i += GROUP;
         }
+        sum = sum.wrapping_add(second);
         let live = regs.rbp.wrapping_sub(regs.rsp).wrapping_mul(0xC2B2_AE3D_27D4_EB4F);
         sum = sum.wrapping_add(live & i64::from(self.rbp_mask.get()) as u64);
         for k in 0..usize::from(self.saved_registers.get()) {
@@ -222,28 +226,60 @@ pub(super) unsafe fn recall<T>(
     // SAFETY: the hook's return address is there.
     let return_address = unsafe { *(regs.rsp as *const u64) };
     let key = key(return_address, epoch);
-    let mut found = None;
     let (set, first) = cache.set(return_address, regs.rsp);
     // The way that was right last time comes first.
-    let hint = usize::from(first.get());
-    for i in 0..WAYS {
-        let way = (hint + i) % WAYS;
-        // SAFETY: below `WAYS`.
-        let layout = unsafe { set.get_unchecked(way) };
-        if layout.rsp.load(Ordering::Relaxed) == regs.rsp && layout.key.get() == key {
-            // SAFETY: remembered for this rsp; the stack is alive by the caller's contract.
-            found = lookup(unsafe { layout.signature(regs) });
-            if found.is_some() {
-                if i != 0 {
-                    first.set(way as u8);
-                }
-                break;
-            }
-        }
-    }
+    // SAFETY: masked; remembered for this rsp, and the stack is alive by the caller's contract.
+    let found = unsafe { recall_way(set.get_unchecked(usize::from(first.get()) % WAYS), key, regs, &mut lookup) };
+    let found = match found {
+        // SAFETY: as above.
+        None => unsafe { recall_elsewhere(set, first, key, regs, &mut lookup) },
+        found => found,
+    };
     compiler_fence(Ordering::SeqCst);
     cache.busy.store(0, Ordering::Relaxed);
     found
+}
+
+/// The stack's site, if this layout is the stack's.
+///
+/// # Safety
+/// As for [`Layout::signature`], if the layout was remembered for `regs.rsp`.
+#[inline(always)]
+unsafe fn recall_way<T>(
+    layout: &Layout,
+    key: u64,
+    regs: Registers,
+    lookup: &mut impl FnMut(NonZeroU64) -> Option<T>,
+) -> Option<T> {
+    if layout.rsp.load(Ordering::Relaxed) != regs.rsp || layout.key.get() != key {
+        return None;
+    }
+    // SAFETY: this function's contract.
+    lookup(unsafe { layout.signature(regs) })
+}
+
+/// As [`recall_way`] for the ways that were not right last time.
+///
+/// # Safety
+/// As there.
+#[cold]
+#[inline(never)]
+unsafe fn recall_elsewhere<T>(
+    set: &[Layout; WAYS],
+    first: &Cell<u8>,
+    key: u64,
+    regs: Registers,
+    lookup: &mut impl FnMut(NonZeroU64) -> Option<T>,
+) -> Option<T> {
+    let tried = usize::from(first.get()) % WAYS;
+    for (way, layout) in set.iter().enumerate().filter(|&(way, _)| way != tried) {
+        // SAFETY: this function's contract.
+        if let Some(found) = unsafe { recall_way(layout, key, regs, lookup) } {
+            first.set(way as u8);
+            return Some(found);
+        }
+    }
+    None
 }
 
 impl ThreadCache {

@@ -1,0 +1,144 @@
+//! Every parser takes whatever bytes come: nothing panics, and no number in a file becomes memory.
+
+use std::fs;
+use std::io::Cursor;
+use std::path::PathBuf;
+
+use leakscope_findings::analysis::Options;
+use leakscope_findings::{Suppressions, analyse};
+use leakscope_import::{Format, NoNames, import, import_as, recognise};
+use proptest::prelude::*;
+
+/// Real files with the format that they are read as.
+fn seeds() -> Vec<(Format, Vec<u8>)> {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/data");
+    let mut paths: Vec<_> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    paths.sort();
+    paths
+        .into_iter()
+        .filter(|path| path.extension().is_none_or(|ending| ending != "expected"))
+        .map(|path| {
+            let bytes = fs::read(path).unwrap();
+            let mut plain = Vec::new();
+            let mut reader = leakscope_import::decompressed(Box::new(Cursor::new(bytes))).unwrap();
+            std::io::Read::read_to_end(&mut reader, &mut plain).unwrap();
+            (recognise(&plain).unwrap(), plain)
+        })
+        .collect()
+}
+
+/// Reads, and analyses what was read, which relies on what it says.
+fn read_all(format: Format, bytes: &[u8]) {
+    let imported = import_as(format, &mut Cursor::new(bytes), &mut NoNames).unwrap();
+    for process in &imported.processes {
+        analyse("0", process, &Options::default(), &Suppressions::new());
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Change {
+    Flip(u32, u8),
+    Cut(u32),
+    Drop(u32, u16),
+    Repeat(u32, u16),
+    Insert(u32, Vec<u8>),
+    Digits(u32),
+}
+
+fn change() -> impl Strategy<Value = Change> {
+    prop_oneof![
+        (any::<u32>(), any::<u8>()).prop_map(|(at, to)| Change::Flip(at, to)),
+        any::<u32>().prop_map(Change::Cut),
+        (any::<u32>(), 1..200_u16).prop_map(|(at, length)| Change::Drop(at, length)),
+        (any::<u32>(), 1..400_u16).prop_map(|(at, length)| Change::Repeat(at, length)),
+        (any::<u32>(), prop::collection::vec(any::<u8>(), 1..12)).prop_map(|(at, bytes)| Change::Insert(at, bytes)),
+        any::<u32>().prop_map(Change::Digits),
+    ]
+}
+
+fn apply(bytes: &mut Vec<u8>, change: &Change) {
+    if bytes.is_empty() {
+        return;
+    }
+    let place = |at: u32| at as usize % bytes.len();
+    match change {
+        Change::Flip(at, to) => {
+            let at = place(*at);
+            bytes[at] = *to;
+        }
+        Change::Cut(at) => bytes.truncate(place(*at)),
+        Change::Drop(at, length) => {
+            let at = place(*at);
+            let end = (at + usize::from(*length)).min(bytes.len());
+            bytes.drain(at..end);
+        }
+        Change::Repeat(at, length) => {
+            let at = place(*at);
+            let end = (at + usize::from(*length)).min(bytes.len());
+            let part = bytes[at..end].to_vec();
+            bytes.splice(at..at, part);
+        }
+        Change::Insert(at, new) => {
+            let at = place(*at);
+            bytes.splice(at..at, new.iter().copied());
+        }
+        // A number that is as large as it can be, in place of one that is there.
+        Change::Digits(at) => {
+            let from = place(*at);
+            if let Some(at) = bytes[from..].iter().position(u8::is_ascii_digit) {
+                bytes.splice(from + at..from + at, b"18446744073709551615".iter().copied());
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 1500, ..ProptestConfig::default() })]
+
+    #[test]
+    fn changed_files_are_read(which in any::<prop::sample::Index>(), changes in prop::collection::vec(change(), 1..6)) {
+        let seeds = seeds();
+        let (format, mut bytes) = seeds[which.index(seeds.len())].clone();
+        for change in &changes {
+            apply(&mut bytes, change);
+        }
+        read_all(format, &bytes);
+        let _ = import(Box::new(Cursor::new(bytes)), &mut NoNames);
+    }
+
+    #[test]
+    fn any_bytes_are_read_by_every_parser(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
+        for format in Format::ALL {
+            read_all(format, &bytes);
+        }
+    }
+}
+
+#[test]
+fn every_file_may_end_anywhere() {
+    for (format, bytes) in seeds() {
+        for end in (0..bytes.len()).step_by(7) {
+            read_all(format, &bytes[..end]);
+        }
+    }
+}
+
+#[test]
+fn every_parser_reads_every_file() {
+    for (_, bytes) in seeds() {
+        for format in Format::ALL {
+            read_all(format, &bytes);
+        }
+    }
+}
+
+#[test]
+fn compressed_files_may_end_anywhere() {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/data");
+    for name in ["go-heap.pb.gz", "heaptrack.zst", "heaptrack-raw.zst"] {
+        let bytes = fs::read(folder.join(name)).unwrap();
+        for end in 0..bytes.len() {
+            let _ = import(Box::new(Cursor::new(bytes[..end].to_vec())), &mut NoNames);
+        }
+    }
+}
