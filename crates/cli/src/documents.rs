@@ -46,7 +46,11 @@ pub fn write(recording: &Recording, view: &View, metric: Metric, outputs: &mut O
     Ok(())
 }
 
-fn render(out: &mut Vec<u8>, format: Format, processes: &[Process<'_>], metric: Metric) -> io::Result<()> {
+/// Renders a document on all processes.
+///
+/// # Errors
+/// Those of memory.
+pub fn render(out: &mut Vec<u8>, format: Format, processes: &[Process<'_>], metric: Metric) -> io::Result<()> {
     match format {
         Format::Sarif => sarif::write(out, processes, &sources()),
         Format::Junit => junit::write(out, processes),

@@ -2,6 +2,7 @@
 //!
 //! Options that Memcheck users know keep their names and their meaning.
 
+mod gate;
 pub mod ignored;
 mod import;
 mod report;
@@ -14,6 +15,10 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use leakscope_findings::analysis::{LeakCheck, Resolution};
 use leakscope_model::{HeuristicSet, LeakKindSet};
 
+pub use gate::{
+    BaselineArgs, BaselineCommand, CargoArgs, CheckArgs, GateArgs, GenerateArgs, PolicyArgs, SuppressionsArgs,
+    SuppressionsCommand, Syntax, UpdateArgs,
+};
 pub use import::{ImportArgs, MtraceArgs};
 pub use report::{DiffArgs, Format, ReportArgs};
 
@@ -50,6 +55,18 @@ pub enum Command {
     /// Compare two recordings: which sites are new, gone, grown or shrunk
     #[command(args_override_self = true)]
     Diff(Box<DiffArgs>),
+    /// Fail a build on new leaks: recordings against what the team has set aside, and budgets
+    #[command(args_override_self = true, after_help = gate::GATE_HELP)]
+    Gate(Box<GateArgs>),
+    /// The findings that are set aside: write them, check them, list them
+    #[command(args_override_self = true)]
+    Baseline(Box<BaselineArgs>),
+    /// Suppression files: what they hide, and rules for what was found
+    #[command(args_override_self = true)]
+    Suppressions(Box<SuppressionsArgs>),
+    /// Run cargo's tests under leakscope, and judge all of them together
+    #[command(args_override_self = true, after_help = gate::CARGO_HELP)]
+    Cargo(Box<CargoArgs>),
 }
 
 const RUN_HELP: &str = "\

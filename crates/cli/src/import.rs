@@ -52,7 +52,10 @@ pub fn main(args: &ImportArgs, matches: &ArgMatches) -> Result<ExitCode> {
 }
 
 /// The processes that a file holds; says on standard error what it is and what of it cannot be read.
-fn read(path: &Path, names: &mut FileNames, view: &View) -> Result<Recording> {
+///
+/// # Errors
+/// When the file cannot be read or is of no known format.
+pub fn read(path: &Path, names: &mut FileNames, view: &View) -> Result<Recording> {
     let name = path.display();
     let mut input = open(path, view)?;
     let first = input.fill_buf().with_context(|| format!("{name}: cannot read it"))?;

@@ -3,11 +3,15 @@
 //! Layers: `flags` (the words) -> `plan` (decisions) -> one file per subcommand. Exit codes: 0 or the
 //! target's own, `--error-exitcode` on findings, 2 when the usage is wrong or the tool failed.
 
+mod baseline;
+mod cargo_test;
 mod defaults;
 mod diff;
 mod documents;
 mod file_names;
 mod flags;
+mod gate;
+mod gate_words;
 mod import;
 mod log_name;
 mod mtrace;
@@ -17,6 +21,7 @@ mod record;
 mod report;
 mod run;
 mod snapshot;
+mod suppressions;
 mod tui;
 
 use std::ffi::OsString;
@@ -48,6 +53,7 @@ fn main() -> ExitCode {
 /// The command line, with the defaults of file and environment in front of the options of `run`.
 fn parse() -> Result<(Cli, ArgMatches)> {
     let mut words: Vec<OsString> = std::env::args_os().collect();
+    name_subcommand(&mut words);
     if words.get(1).is_some_and(|word| word == "run") {
         let mut at = 2;
         for defaults in defaults::read()? {
@@ -59,6 +65,23 @@ fn parse() -> Result<(Cli, ArgMatches)> {
     }
     let matches = Cli::command().try_get_matches_from(words)?;
     Ok((Cli::from_arg_matches(&matches)?, matches))
+}
+
+/// Puts in the subcommand that the command line means without saying so.
+///
+/// `cargo leakscope test` is `cargo-leakscope leakscope test` here. And options in front of everything are those of
+/// `run`: CTest, and whoever else knows Valgrind, writes `MEMORYCHECK_COMMAND --log-file=FILE ... PROGRAM`.
+fn name_subcommand(words: &mut Vec<OsString>) {
+    let program = words.first().map(std::path::PathBuf::from);
+    let is_cargo = program.as_deref().and_then(|path| path.file_name()).is_some_and(|name| name == "cargo-leakscope");
+    if is_cargo && words.get(1).is_some_and(|word| word == "leakscope") {
+        words[1] = "cargo".into();
+        return;
+    }
+    let first = words.get(1).and_then(|word| word.to_str()).unwrap_or_default();
+    if first.len() > 1 && first.starts_with('-') && !matches!(first, "-h" | "--help" | "-V" | "--version") {
+        words.insert(1, "run".into());
+    }
 }
 
 /// Stands for the program where defaults are parsed alone.
@@ -97,5 +120,9 @@ fn dispatch(cli: &Cli, matches: &ArgMatches) -> Result<ExitCode> {
         Command::Import(args) => import::main(args, matches),
         Command::Mtrace(args) => mtrace::main(args),
         Command::Diff(args) => diff::main(args, matches),
+        Command::Gate(args) => gate::main(args, matches),
+        Command::Baseline(args) => baseline::main(args, matches),
+        Command::Suppressions(args) => suppressions::main(args, matches),
+        Command::Cargo(args) => cargo_test::main(args, matches),
     }
 }

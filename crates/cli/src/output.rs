@@ -178,6 +178,15 @@ fn descriptor(number: i32) -> io::Result<File> {
     Ok(File::from(rustix::io::fcntl_dupfd_cloexec(inherited, 3)?))
 }
 
+/// Writes text to standard output.
+///
+/// # Errors
+/// When it cannot be written, except to a pipe that nobody reads.
+pub fn print(text: &str) -> Result<()> {
+    let mut out = io::stdout().lock();
+    tolerant(out.write_all(text.as_bytes()).and_then(|()| out.flush())).context("standard output: cannot write to it")
+}
+
 /// A broken pipe is no error: the reader has seen enough.
 fn tolerant(result: io::Result<()>) -> io::Result<()> {
     match result {

@@ -2,13 +2,13 @@
 
 use std::ffi::OsStr;
 use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::ArgMatches;
 use leakscope_findings::Suppressions;
 use leakscope_findings::analysis::{Detail, LeakCheck, Options};
-use leakscope_findings::suppressions::BUILT_IN;
+use leakscope_findings::suppressions::{BUILT_IN, BUILT_IN_FILE};
 use leakscope_launch::ledger::{Config, flags as wishes};
 use leakscope_model::{LeakKind, LeakKindSet};
 use leakscope_report::{text, valgrind_xml};
@@ -64,19 +64,15 @@ impl View {
         };
         let mut suppressions = Suppressions::new();
         if args.default_suppressions {
-            suppressions.add("built-in rules", BUILT_IN).context("the built-in rules")?;
+            suppressions.add(BUILT_IN_FILE, BUILT_IN).context("the built-in rules")?;
         }
         for path in &args.suppressions {
-            let text = std::fs::read(path)
-                .with_context(|| format!("{}: cannot read the suppression file; check its path", path.display()))?;
-            suppressions
-                .add(&path.display().to_string(), &String::from_utf8_lossy(&text))
-                .context("correct that line, or leave the file out")?;
+            crate::suppressions::add(&mut suppressions, path)?;
         }
         let mut symbols = leakscope_symbols::Options { demangle: args.demangle, ..Default::default() };
         symbols.debug_dirs.extend(args.extra_debuginfo_path.iter().cloned());
         let (recordings, reports): (Vec<_>, Vec<_>) =
-            args.output.iter().cloned().partition(|path| path.extension() == Some(OsStr::new("leak")));
+            args.output.iter().map(|path| expanded(path)).collect::<Result<Vec<_>>>()?.into_iter().partition(|path| path.extension() == Some(OsStr::new("leak")));
         let gen_suppressions = args.gen_suppressions != GenSuppressions::No;
         let mut view = Self {
             options,
@@ -147,6 +143,17 @@ impl View {
     pub fn shows_progress(&self) -> bool {
         !self.quiet && std::io::stderr().is_terminal()
     }
+}
+
+/// A name for `-o` with the patterns of `--log-file`, so that the programs of a test suite leave a file each: `%p` is our
+/// process id, `%n` the first number that makes an unused name. Other percent signs stand for themselves.
+fn expanded(path: &Path) -> Result<PathBuf> {
+    let Some(pattern) = path.to_str().filter(|name| ["%p", "%n", "%q{"].iter().any(|sign| name.contains(sign))) else {
+        return Ok(path.to_owned());
+    };
+    let name = LogName::parse(pattern, |name| std::env::var_os(name)).with_context(|| format!("-o {pattern}"))?;
+    let number = if pattern.contains("%n") { (0..).find(|&n| !name.expand(std::process::id(), n).exists()).unwrap_or(0) } else { 0 };
+    Ok(name.expand(std::process::id(), number))
 }
 
 /// `--show-leak-kinds` and the two older options that change it, in the order in which they were written.

@@ -201,3 +201,19 @@ fn what_cannot_be_imported_is_refused_in_a_sentence() {
         assert!(!finished.stderr.contains("panicked"), "{}", finished.stderr);
     }
 }
+
+#[test]
+fn what_was_imported_survives_our_own_xml() {
+    if !is_asked() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../import/tests/data/valgrind-errors.xml");
+    let (leak, xml) = (dir.path().join("a.leak"), dir.path().join("a.xml"));
+    let first = leakscope(&["import", "-q", text(&data), "-o", text(&leak)]);
+    let written = leakscope(&["report", "--format", "valgrind-xml", "-o", text(&xml), text(&leak)]);
+    assert_eq!((first.ending, written.ending), (Ending::Exit(0), Ending::Exit(0)), "{}", written.stderr);
+    let again = leakscope(&["import", "-q", text(&xml)]);
+    assert!(stdout(&first).contains("Invalid read of size 1"), "{}", stdout(&first));
+    assert_eq!(stdout(&again), stdout(&first));
+}

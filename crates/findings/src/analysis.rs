@@ -515,6 +515,10 @@ fn outcome(recorded: &ProcessRecording, options: &Options) -> Outcome {
             format!("the leak check was given up: {}", given_up.map_or("", |check| &check.failure))
         }
         _ if recorded.witness.tool != Tool::Leakscope => {
+            // A report of errors alone says nothing of live blocks.
+            if recorded.sites.iter().all(|site| site.totals.live_blocks == 0) {
+                return Outcome::NotChecked;
+            }
             format!("{} told nothing of how blocks can be reached", recorded.witness.tool.name())
         }
         _ if recorded.process.state == recording::State::Ended => return Outcome::NotChecked,

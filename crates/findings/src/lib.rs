@@ -15,15 +15,18 @@
 //! * [`container`]: the bytes of a `.leak` file.
 //! * [`analysis`]: loss records, misuse errors and totals, as Memcheck makes them.
 //! * [`diff`]: what changed between two recordings.
-//! * [`suppressions`]: Valgrind's suppression files.
+//! * [`gate`], [`baseline`]: what must fail a build, and what a team has set aside.
+//! * [`suppressions`]: Valgrind's and LeakSanitizer's suppression files.
 //! * [`witness`]: one finding that several tools saw.
 //! * [`fingerprint`]: the identity of a finding across builds and machines.
 #![forbid(unsafe_code)]
 
 pub mod analysis;
+pub mod baseline;
 pub mod container;
 pub mod diff;
 pub mod fingerprint;
+pub mod gate;
 pub mod recording;
 pub mod suppressions;
 pub mod witness;

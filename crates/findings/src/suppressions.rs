@@ -17,8 +17,19 @@
 //!    src:foo.c:123
 //! }
 //! ```
+//!
+//! A comment inside of a rule, or above it, may bound it, and Valgrind reads the file all the same; what is bounded and
+//! how it is held to that stands in [`health`]:
+//!
+//! ```text
+//!    # leakscope: max-bytes=4096 max-blocks=10 until=2027-01-31
+//! ```
+//!
+//! Lines of LeakSanitizer's files (`leak:foo`) are rules too, in the same file or another: see [`lsan`].
 
 mod generate;
+pub mod health;
+mod lsan;
 mod matcher;
 mod matching;
 mod parse;
@@ -27,12 +38,17 @@ use std::borrow::Borrow;
 use std::fmt;
 use std::sync::Arc;
 
+use jiff::civil::Date;
 use leakscope_model::{ErrorKind, LeakKind, LeakKindSet, MisuseKind};
 
 use crate::analysis::Frame;
 
 pub use generate::{Generated, generate};
+pub use lsan::{Specific, specific};
 pub use matcher::Matcher;
+
+/// Stands for the file of [`BUILT_IN`].
+pub const BUILT_IN_FILE: &str = "built-in rules";
 
 /// The rules that `--default-suppressions=yes` adds: blocks that no program can release, and that Memcheck hides too.
 ///
@@ -60,6 +76,7 @@ pub struct RuleId(pub u32);
 #[derive(Clone, Debug, Default)]
 pub struct Suppressions {
     rules: Vec<Rule>,
+    notes: Vec<String>,
 }
 
 /// One rule.
@@ -75,6 +92,19 @@ pub struct Rule {
     pub kind: RuleKind,
     /// Its stack, innermost frame first.
     pub stack: Vec<FramePattern>,
+    /// What it may hide at most, and how long.
+    pub limits: Limits,
+}
+
+/// What a `# leakscope:` comment says of a rule.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// The most bytes that it may hide.
+    pub most_bytes: Option<u64>,
+    /// The most blocks that it may hide.
+    pub most_blocks: Option<u64>,
+    /// The last day on which it hides anything.
+    pub until: Option<Date>,
 }
 
 /// What a rule hides. Kinds that only a checker of every memory access finds are kept but never match.
@@ -111,6 +141,8 @@ pub enum FramePattern {
         /// Line; `None` for any.
         line: Option<u32>,
     },
+    /// Of LeakSanitizer: the path of the source file, with wildcards.
+    Path(String),
     /// `...`
     AnyFrames,
 }
@@ -166,9 +198,27 @@ impl Suppressions {
     /// # Errors
     /// At the first mistake; no rule of this file is added then.
     pub fn add(&mut self, file: &str, text: &str) -> Result<(), SuppressionError> {
-        let rules = parse::parse(file, text)?;
+        let (rules, notes) = parse::parse(file, text)?;
         self.rules.extend(rules);
+        self.notes.extend(notes);
         Ok(())
+    }
+
+    /// Adds the rules of another.
+    pub fn append(&mut self, other: Self) {
+        self.rules.extend(other.rules);
+        self.notes.extend(other.notes);
+    }
+
+    /// What of the files has no effect, one sentence each.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// Takes out the rules that hide nothing any more on this day, and gives them.
+    pub fn expire(&mut self, today: Date) -> Self {
+        let is_over = |rule: &mut Rule| rule.limits.until.is_some_and(|until| until < today);
+        Self { rules: self.rules.extract_if(.., is_over).collect(), notes: Vec::new() }
     }
 
     /// The rules, in the order in which they were read.

@@ -183,11 +183,7 @@ pub(crate) fn claim(start: u64, family: u8) -> bool {
 /// Starts to load the table's word for a release of `start`: it is mostly cold.
 #[inline(always)]
 fn prefetch_word(words: *mut AtomicU32, start: u64) {
-    use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-    // SAFETY: a prefetch never faults.
-    unsafe {
-        _mm_prefetch::<_MM_HINT_T0>(words.wrapping_add(word_index(start)).cast());
-    }
+    memory::prefetch(words.wrapping_add(word_index(start)));
 }
 
 /// The site and the requested bytes of the block at `start`, for fetching what goes with it: they may be wrong.

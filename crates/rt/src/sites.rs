@@ -62,9 +62,19 @@ struct Index {
     sites: Grown,
     signatures_used: usize,
     open_chunk: [(u32, u32); 3],
-    last_pcs: [u64; LAST],
-    last_nodes: [u32; LAST],
+    /// The stack that was interned last, outermost frame first.
+    last: [Step; LAST],
     last_len: usize,
+}
+
+/// A frame of the stack that was interned last.
+#[derive(Clone, Copy)]
+struct Step {
+    pc: u64,
+    /// Of the chain from the outermost frame to this one.
+    hash: u64,
+    epoch: u32,
+    node: u32,
 }
 
 const LAST: usize = 160;
@@ -134,17 +144,31 @@ impl Grown {
         Self { slots: &mut [], used: 0 }
     }
 
-    /// Finds the record for which `same` holds, or makes one with `make`. `hash_of` gives a record's hash.
+    /// Whether there is no room for so many more.
+    fn is_full_for(&self, more: usize) -> bool {
+        (self.used + more) * 2 > self.slots.len()
+    }
+
+    /// Starts to load the slot where a hash is looked for first.
+    fn prefetch(&self, hash: u64) {
+        if let Some(slot) = self.slots.get(hash as usize & self.slots.len().wrapping_sub(1)) {
+            memory::prefetch(slot);
+        }
+    }
+
+    /// The record that probably has this hash.
+    fn likely(&self, hash: u64) -> Option<u32> {
+        let slot = *self.slots.get(hash as usize & self.slots.len().wrapping_sub(1))?;
+        (slot >> 32 == hash >> 32).then_some(slot as u32)
+    }
+
+    /// Finds the record for which `same` holds, or makes one with `make`. There must be room.
     fn find_or_make(
         &mut self,
         hash: u64,
         same: impl Fn(u32) -> bool,
-        hash_of: impl Fn(u32) -> u64,
         make: impl FnOnce() -> Option<u32>,
     ) -> Option<u32> {
-        if (self.used + 1) * 2 > self.slots.len() {
-            self.grow(hash_of)?;
-        }
         let tag = hash >> 32;
         let mask = self.slots.len().wrapping_sub(1);
         let mut at = hash as usize & mask;
@@ -199,8 +223,7 @@ impl SiteTable {
                 sites: Grown::empty(),
                 signatures_used: 0,
                 open_chunk: [(0, 0); 3],
-                last_pcs: [0; LAST],
-                last_nodes: [0; LAST],
+                last: [Step { pc: 0, hash: 0, epoch: 0, node: 0 }; LAST],
                 last_len: 0,
             }),
             signatures: AtomicPtr::new(core::ptr::null_mut()),
@@ -380,6 +403,16 @@ impl SiteTable {
             return Self::bare_site(function);
         }
         let Index { sites, open_chunk, .. } = index;
+        let hash_of = |number| {
+            ledger.site(number).map_or(0, |site| {
+                let tail = u64::from(site.function.load(Relaxed)) | u64::from(site.flags.load(Relaxed)) << 8;
+                mix(u64::from(site.leaf.load(Relaxed)), tail)
+            })
+        };
+        if sites.is_full_for(1) && sites.grow(hash_of).is_none() {
+            ledger.header().lost.sites.fetch_add(1, Relaxed);
+            return Self::bare_site(function);
+        }
         let made = sites.find_or_make(
             mix(u64::from(leaf), function as u64 | u64::from(flags) << 8),
             |number| {
@@ -387,12 +420,6 @@ impl SiteTable {
                     site.leaf.load(Relaxed) == leaf
                         && site.function.load(Relaxed) == function as u32
                         && site.flags.load(Relaxed) == flags
-                })
-            },
-            |number| {
-                ledger.site(number).map_or(0, |site| {
-                    let tail = u64::from(site.function.load(Relaxed)) | u64::from(site.flags.load(Relaxed)) << 8;
-                    mix(u64::from(site.leaf.load(Relaxed)), tail)
                 })
             },
             || {
@@ -469,33 +496,53 @@ fn insert_signature(entries: &[SignatureEntry], signature: u64, site: u32) -> bo
     false
 }
 
+/// The hash of a stack from its outermost frame down to `pc`, from that of its caller.
+#[inline]
+fn chain(caller: u64, pc: u64, epoch: u32) -> u64 {
+    mix(caller ^ u64::from(epoch) << 48, pc)
+}
+
 /// The node of the leaf of `frames`; 0 when the node area is full.
+///
+/// A node is found by the hash of the whole chain from the root, so the hashes of all frames are known before the first
+/// is looked up, and the table's slots and the nodes that they name can be fetched side by side: a program with many
+/// stacks has none of them in its cache.
 fn intern_nodes(index: &mut Index, ledger: &Ledger, frames: &[u64], epoch_of: impl Fn(u64) -> u32) -> u32 {
-    let Index { nodes, last_pcs, last_nodes, last_len, .. } = index;
-    let mut parent = 0;
-    let mut same_so_far = true;
-    for (depth, &pc) in frames.iter().rev().enumerate() {
-        // The outer frames are mostly those of the stack before: no need to look for them.
-        if same_so_far && depth < *last_len && last_pcs.get(depth) == Some(&pc) {
-            parent = last_nodes.get(depth).copied().unwrap_or(0);
-            continue;
-        }
-        same_so_far = false;
+    let Index { nodes, last, last_len, .. } = index;
+    let Some(stack) = last.get_mut(..frames.len()) else { return 0 };
+    // The outer frames are mostly those of the stack before: no need to look for them.
+    let pairs = stack.iter().zip(frames.iter().rev()).take(*last_len);
+    let common = pairs.take_while(|(step, pc)| step.pc == **pc).count();
+    let (mut caller, mut parent) = match common.checked_sub(1).and_then(|depth| stack.get(depth)) {
+        Some(step) => (step.hash, step.node),
+        None => (0, 0),
+    };
+    *last_len = 0;
+    if nodes.is_full_for(frames.len()) && nodes_grow(nodes, ledger).is_none() {
+        return 0;
+    }
+    let fresh = stack.get_mut(common..).unwrap_or(&mut []);
+    for (step, &pc) in fresh.iter_mut().zip(frames.iter().rev().skip(common)) {
         let epoch = epoch_of(pc);
-        let hash = |pc: u64, parent: u32, epoch: u32| mix(pc, u64::from(parent) << 12 ^ u64::from(epoch));
+        caller = chain(caller, pc, epoch);
+        *step = Step { pc, hash: caller, epoch, node: 0 };
+        nodes.prefetch(caller);
+    }
+    for step in &*fresh {
+        if let Some(node) = nodes.likely(step.hash).and_then(|number| ledger.node(number)) {
+            memory::prefetch(node);
+        }
+    }
+    for step in fresh {
+        let Step { pc, epoch, hash, .. } = *step;
         let found = nodes.find_or_make(
-            hash(pc, parent, epoch),
+            hash,
             |number| {
                 ledger.node(number).is_some_and(|node| {
                     node.pc.load(Relaxed) == pc
                         && node.parent.load(Relaxed) == parent
                         && node.epoch.load(Relaxed) == epoch
                 })
-            },
-            |number| {
-                ledger
-                    .node(number)
-                    .map_or(0, |node| hash(node.pc.load(Relaxed), node.parent.load(Relaxed), node.epoch.load(Relaxed)))
             },
             || {
                 // Only the lock's holder claims nodes, so the record is filled before anybody can see it by number.
@@ -507,17 +554,32 @@ fn intern_nodes(index: &mut Index, ledger: &Ledger, frames: &[u64], epoch_of: im
                 Some(number)
             },
         );
-        let Some(node) = found else {
-            *last_len = 0;
-            return 0;
-        };
+        let Some(node) = found else { return 0 };
+        step.node = node;
         parent = node;
-        if let (Some(pc_slot), Some(node_slot)) = (last_pcs.get_mut(depth), last_nodes.get_mut(depth)) {
-            (*pc_slot, *node_slot) = (pc, node);
+    }
+    *last_len = frames.len();
+    parent
+}
+
+/// Makes room for more nodes. A node's hash is made again from its caller's, which has a smaller number.
+#[cold]
+#[inline(never)]
+fn nodes_grow(nodes: &mut Grown, ledger: &Ledger) -> Option<()> {
+    let used = ledger.used(AreaId::Nodes) as usize;
+    // SAFETY: u64 is valid for zero bytes.
+    let hashes = unsafe { map_slice::<u64>(used.max(1), false) }?;
+    for number in 1..used {
+        let Some(node) = ledger.node(number as u32) else { break };
+        let caller = hashes.get(node.parent.load(Relaxed) as usize).copied().unwrap_or(0);
+        if let Some(hash) = hashes.get_mut(number) {
+            *hash = chain(caller, node.pc.load(Relaxed), node.epoch.load(Relaxed));
         }
     }
-    *last_len = frames.len().min(LAST);
-    parent
+    let grown = nodes.grow(|number| hashes.get(number as usize).copied().unwrap_or(0));
+    // SAFETY: nothing else refers to it.
+    unsafe { unmap_slice(hashes) };
+    grown
 }
 
 impl SiteTable {

@@ -4,7 +4,7 @@
 //! calls `__tls_get_addr`, which may allocate. A thread's state is made at its first event, by mmap; once the
 //! thread has ended (its kernel id is gone) a new thread takes it over, counters included: they only add up.
 
-use crate::memory::map_zeroed;
+use crate::memory::{self, map_zeroed};
 use crate::raw::{self, call, nr};
 use crate::release_queue::ReleaseQueue;
 use crate::sites::SiteTable;
@@ -233,10 +233,8 @@ impl ThreadState {
     /// Starts to load this thread's counters for a site.
     #[inline(always)]
     pub fn prefetch_counters(&self, site: u32) {
-        use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
         if let Some(chunk) = self.directory.get(site as usize / COUNTERS_PER_CHUNK) {
-            // SAFETY: a prefetch never faults.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(chunk.counters(site).cast()) };
+            memory::prefetch(chunk.counters(site));
         }
     }
 

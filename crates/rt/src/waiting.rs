@@ -1,13 +1,13 @@
 //! Releases that wait in a thread's [queue](crate::release_queue): how they get in, and what is done when they leave.
 
 use crate::blocks::{self, Taken};
+use crate::memory::prefetch;
 use crate::release_queue::{self, Release};
 use crate::runtime::{self, MODE, SITES, add, locks_are_free, mode, with_state};
 use crate::sites::family;
 use crate::thread::{self, ThreadState, tls};
 use crate::unwind::Registers;
 use crate::{canary, hints, misuse};
-use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
 use core::sync::atomic::Ordering;
 use core::sync::atomic::compiler_fence;
 use leakscope_ledger::writer::Ledger;
@@ -49,12 +49,12 @@ pub unsafe fn wait(start: u64, function: AllocFn, regs: Registers) -> Waiting {
         }
         (*words).busy = 1;
         compiler_fence(Ordering::SeqCst);
-        prefetch(start.wrapping_sub(16));
+        prefetch(start.wrapping_sub(16) as *const u8);
         let due = state.queue.exchange(Release::new(start, function, *(regs.rsp as *const u64)));
         let halfway = state.queue.halfway();
         if let Some((site, bytes)) = blocks::glance(halfway) {
             state.prefetch_counters(site);
-            prefetch(halfway + bytes);
+            prefetch((halfway + bytes) as *const u8);
         }
         let due = match due {
             Some(due) => carry_out(state, due),
@@ -64,12 +64,6 @@ pub unsafe fn wait(start: u64, function: AllocFn, regs: Registers) -> Waiting {
         (*words).busy = 0;
         if due == 0 { Waiting::Kept } else { Waiting::Due(due) }
     }
-}
-
-#[inline(always)]
-fn prefetch(address: u64) {
-    // SAFETY: a prefetch never faults.
-    unsafe { _mm_prefetch::<_MM_HINT_T0>(address as *const i8) };
 }
 
 /// Records a release that has waited. Gives the block to pass to the original, or 0.

@@ -55,7 +55,7 @@ pub struct Matcher<'a> {
     numbers: HashMap<Mask, usize, RandomState>,
     by_function: Known<(usize, usize, bool), [Name; 2]>,
     by_object: Known<(usize, bool), Name>,
-    by_source: Known<(usize, u32), Name>,
+    by_source: Known<(usize, usize, u32), [Name; 2]>,
     /// Unions of three masks, one behind the other, and their numbers.
     unions: Mask,
     known_unions: HashMap<[usize; 3], usize, RandomState>,
@@ -126,6 +126,8 @@ impl<'a> Matcher<'a> {
                     FramePattern::Function(text) => functions.add(LineKey(text, None), pattern, position),
                     FramePattern::Object(text) => objects.add(LineKey(text, None), pattern, position),
                     FramePattern::Source { file, line } => sources.add(LineKey(file, *line), pattern, position),
+                    // Line 0 is none that a rule can ask for: paths do not meet the names of files.
+                    FramePattern::Path(text) => sources.add(LineKey(text, Some(0)), pattern, position),
                 }
             }
             let leading = rule.stack.iter().take_while(|line| **line == FramePattern::AnyFrames).count();
@@ -293,14 +295,14 @@ impl<'a> Matcher<'a> {
     }
 
     fn source_mask(&mut self, frame: &Frame) -> usize {
-        let file = name(frame.file.as_ref());
-        let key = (file.0, frame.line);
+        let names = [name(frame.file.as_ref()), name(frame.directory.as_ref())];
+        let key = (names[0].0, names[1].0, frame.line);
         if let Some((mask, _)) = self.by_source.get(&key) {
             return *mask;
         }
         let mask = self.sources.mask(self.words, frame, self.nameless && frame.file.is_none());
         let mask = self.numbered(mask);
-        self.by_source.insert(key, (mask, file));
+        self.by_source.insert(key, (mask, names));
         mask
     }
 

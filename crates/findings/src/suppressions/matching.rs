@@ -99,6 +99,12 @@ pub(super) fn frame_matches(pattern: &FramePattern, frame: &Frame) -> bool {
             wildcard(pattern, if frame.object.is_empty() { UNKNOWN } else { &frame.object })
                 || (frame.hook && wildcard(pattern, MEMCHECKS_HOOKS))
         }
+        FramePattern::Path(pattern) => frame.file.as_deref().is_some_and(|file| match frame.directory.as_deref() {
+            Some(directory) if !directory.is_empty() && !file.starts_with('/') => {
+                wildcard(pattern, &format!("{directory}/{file}"))
+            }
+            _ => wildcard(pattern, file),
+        }),
         FramePattern::Source { file, line } => {
             frame.file.as_deref().is_some_and(|name| wildcard(file, name)) && line.is_none_or(|line| line == frame.line)
         }

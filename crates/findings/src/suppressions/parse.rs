@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use leakscope_model::{LeakKind, LeakKindSet};
 
-use super::{FramePattern, Rule, RuleKind, SuppressionError};
+use super::{FramePattern, Limits, Rule, RuleKind, SuppressionError, lsan};
+use crate::baseline::date;
 
 /// Most lines of a rule's stack, as in Valgrind.
 const MOST_FRAMES: usize = 500;
@@ -15,18 +16,51 @@ struct Lines<'a> {
     lines: std::iter::Enumerate<std::str::Lines<'a>>,
     /// Number of the last line that was given out.
     number: u32,
+    /// What the comments since the last rule say.
+    limits: Limits,
 }
 
+/// What a comment begins with that is meant for us.
+const DIRECTIVE: &str = "leakscope:";
+
 impl<'a> Lines<'a> {
-    fn next(&mut self) -> Option<&'a str> {
-        for (i, line) in self.lines.by_ref() {
+    fn next(&mut self) -> Result<Option<&'a str>, SuppressionError> {
+        while let Some((i, line)) = self.lines.next() {
             self.number = i as u32 + 1;
             let line = line.trim();
-            if !line.is_empty() && !line.starts_with('#') {
-                return Some(line);
+            if let Some(comment) = line.strip_prefix('#') {
+                if let Some(words) = comment.trim_start().strip_prefix(DIRECTIVE) {
+                    self.directive(words)?;
+                }
+            } else if !line.is_empty() {
+                return Ok(Some(line));
             }
         }
-        None
+        Ok(None)
+    }
+
+    /// `max-bytes=4096 until=2027-01-31`
+    fn directive(&mut self, words: &str) -> Result<(), SuppressionError> {
+        for word in words.split_whitespace() {
+            let (key, value) = word.split_once('=').unwrap_or((word, ""));
+            match key {
+                "max-bytes" => self.limits.most_bytes = Some(self.number_of(word, value)?),
+                "max-blocks" => self.limits.most_blocks = Some(self.number_of(word, value)?),
+                "until" => {
+                    let day = date(value).ok_or_else(|| self.error("a date such as `until=2027-01-31`", Some(word)))?;
+                    self.limits.until = Some(day);
+                }
+                _ => {
+                    let expected = "`max-bytes=N`, `max-blocks=N` or `until=YEAR-MONTH-DAY` behind `# leakscope:`";
+                    return Err(self.error(expected, Some(word)));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn number_of(&self, word: &str, value: &str) -> Result<u64, SuppressionError> {
+        value.parse().map_err(|_| self.error("a number behind `=`, such as `max-bytes=4096`", Some(word)))
     }
 
     fn error(&self, expected: &str, found: Option<&str>) -> SuppressionError {
@@ -39,23 +73,34 @@ impl<'a> Lines<'a> {
     }
 
     fn expect(&mut self, expected: &str) -> Result<&'a str, SuppressionError> {
-        self.next().ok_or_else(|| self.error(expected, None))
+        self.next()?.ok_or_else(|| self.error(expected, None))
     }
 }
 
-pub(super) fn parse(file: &str, text: &str) -> Result<Vec<Rule>, SuppressionError> {
-    let mut lines = Lines { file, lines: text.lines().enumerate(), number: 0 };
+/// The rules of a file, and what in it has no effect.
+pub(super) fn parse(file: &str, text: &str) -> Result<(Vec<Rule>, Vec<String>), SuppressionError> {
+    // LeakSanitizer accepts files with a byte order mark.
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let mut lines = Lines { file, lines: text.lines().enumerate(), number: 0, limits: Limits::default() };
     let file: Arc<str> = file.into();
     let mut rules = Vec::new();
-    while let Some(line) = lines.next() {
-        if line != "{" {
-            return Err(lines.error("`{` or the end of the file", Some(line)));
-        }
-        if let Some(rule) = rule(&mut lines, &file)? {
-            rules.push(rule);
+    let mut ignored = lsan::Ignored::default();
+    while let Some(line) = lines.next()? {
+        if line == "{" {
+            let rule = rule(&mut lines, &file)?;
+            let limits = std::mem::take(&mut lines.limits);
+            rules.extend(rule.map(|rule| Rule { limits, ..rule }));
+        } else if let Some(pattern) = line.strip_prefix("leak:") {
+            if pattern.is_empty() {
+                return Err(lines.error("a part of a name behind `leak:`", Some(line)));
+            }
+            rules.extend(lsan::rules(&file, lines.number, pattern, &std::mem::take(&mut lines.limits)));
+        } else if !ignored.takes(line, lines.number) {
+            let expected = "`{`, a line such as `leak:NAME`, or the end of the file";
+            return Err(lines.error(expected, Some(line)));
         }
     }
-    Ok(rules)
+    Ok((rules, ignored.notes(&file)))
 }
 
 /// The rest of a rule after `{`; `None` for one of another tool.
@@ -93,7 +138,8 @@ fn rule(lines: &mut Lines<'_>, file: &Arc<str>) -> Result<Option<Rule>, Suppress
     if stack.iter().all(|frame| *frame == FramePattern::AnyFrames) {
         return Err(lines.error("a `fun:`, `obj:` or `src:` line before the end of the rule", Some("}")));
     }
-    Ok(Some(Rule { name: name.into(), file: file.clone(), line, kind, stack }))
+    let limits = Limits::default();
+    Ok(Some(Rule { name: name.into(), file: file.clone(), line, kind, stack, limits }))
 }
 
 /// The kind, with its extra line; and a line that was read too far.
@@ -104,9 +150,7 @@ fn rule_kind<'a>(lines: &mut Lines<'a>, kind: &str) -> Result<(RuleKind, Option<
     ];
     match kind {
         "Leak" => {
-            let Some(line) = lines.next() else {
-                return Err(lines.error("`match-leak-kinds:` or a frame", None));
-            };
+            let line = lines.expect("`match-leak-kinds:` or a frame")?;
             match line.strip_prefix("match-leak-kinds:") {
                 Some(kinds) => {
                     let kinds = leak_kinds(kinds).ok_or_else(|| {

@@ -87,7 +87,7 @@ impl Tui<'_> {
                 let indent = " ".repeat(node.depth.min(usize::from(area.width) / 3));
                 let is_found = !words.is_empty() && node.name.to_lowercase().contains(&words);
                 let name = if is_found { Span::from(&node.name).yellow().bold() } else { Span::from(&node.name) };
-                let place = match (node.file.is_empty(), node.line) {
+                let place = match (node.file.is_empty(), self.tree.line(at, self.metric)) {
                     (true, _) => String::new(),
                     (false, 0) => format!("  {}", file_name(&node.file)),
                     (false, line) => format!("  {}:{line}", file_name(&node.file)),
@@ -111,9 +111,9 @@ impl Tui<'_> {
     }
 
     fn draw_source(&mut self, frame: &mut Frame<'_>, area: Rect) {
-        let Some(node) = self.current().map(|node| &self.tree.nodes[node]) else { return };
-        let (file, line, module, name) =
-            (node.file.clone(), node.line as usize, node.module.clone(), node.name.clone());
+        let Some(current) = self.current() else { return };
+        let (node, line) = (&self.tree.nodes[current], self.tree.line(current, self.metric) as usize);
+        let (file, module, name) = (node.file.clone(), node.module.clone(), node.name.clone());
         let title = match (file.is_empty(), module.is_empty()) {
             (false, _) => format!(" {file}:{line} "),
             (true, false) => format!(" {name} in {module} "),
@@ -148,8 +148,8 @@ impl Tui<'_> {
         }
         let mut spans = Vec::new();
         for (key, words) in [("F1", "Help"), ("F3", "Search"), ("F6", "Metric"), ("Enter", "Open"), ("F10", "Quit")] {
-            spans.push(Span::from(key));
-            spans.push(Span::from(format!("{words:<8}")).black().on_cyan());
+            spans.push(Span::from(format!(" {key} ")));
+            spans.push(Span::from(format!("{words:<7}")).black().on_cyan());
         }
         Line::from(spans)
     }

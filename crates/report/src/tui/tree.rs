@@ -14,8 +14,6 @@ pub(super) struct Node {
     pub name: String,
     /// Its source file as recorded; empty when unknown.
     pub file: String,
-    /// The line of the call in it, of the first of its paths.
-    pub line: u32,
     /// Its module's path, not escaped.
     pub module: String,
     /// The node of its caller; node 0 is the root, which is its own.
@@ -25,6 +23,8 @@ pub(super) struct Node {
     /// Whether its callees are on the list.
     pub open: bool,
     amounts: [u64; Metric::ALL.len()],
+    /// By metric the line of the call in it that leads to the largest site, and what that has.
+    lines: [(u32, u64); Metric::ALL.len()],
     children: Vec<usize>,
 }
 
@@ -80,6 +80,11 @@ impl Tree {
                         tree.nodes[at].children.push(number);
                     }
                     tree.add(number, &amounts);
+                    for ((line, most), &amount) in tree.nodes[number].lines.iter_mut().zip(&amounts) {
+                        if amount > *most {
+                            (*line, *most) = (code.line, amount);
+                        }
+                    }
                     at = number;
                 }
             }
@@ -96,6 +101,11 @@ impl Tree {
     /// What `node` and its callees have of a metric.
     pub fn amount(&self, node: usize, metric: Metric) -> u64 {
         self.nodes[node].amounts[index(metric)]
+    }
+
+    /// The line of the call in a function that matters most for a metric, 0 when unknown.
+    pub fn line(&self, node: usize, metric: Metric) -> u32 {
+        self.nodes[node].lines[index(metric)].0
     }
 
     /// What there is of a metric.
@@ -172,12 +182,12 @@ fn node(code: &Code, parent: usize, depth: usize) -> Node {
     Node {
         name: terminal(&code.name),
         file: code.file.clone(),
-        line: code.line,
         module: code.module.clone(),
         parent,
         depth,
         open: false,
         amounts: [0; Metric::ALL.len()],
+        lines: [(0, 0); Metric::ALL.len()],
         children: Vec::new(),
     }
 }

@@ -8,6 +8,12 @@ import { bytes, grouped, h, seconds } from "./dom.js";
 const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 /** Steps of an axis in bytes: powers of two. */
 const BINARY_STEPS = Array.from({ length: 60 }, (_, power) => 2 ** power);
+/** Steps of an axis in seconds: decimal ones, and those of a clock. */
+const TIME_STEPS = [
+  ...[0.001, 0.01, 0.1, 1].flatMap((unit) => [unit, 2 * unit, 5 * unit]),
+  ...[10, 15, 30], ...[1, 2, 5, 10, 15, 30].map((minutes) => minutes * 60),
+  ...[1, 2, 3, 6, 12].map((hours) => hours * 3600), ...[1, 2, 5, 10, 20, 50, 100, 200, 500].map((days) => days * 86400),
+];
 const HUES = [205, 25, 130, 285, 50, 345, 175, 240];
 
 export function charts(model, getProcess) {
@@ -51,6 +57,8 @@ export function charts(model, getProcess) {
     const order = stacked.map((_, number) => number).reverse();
     plots.push(plot(growth, {
       ...common(growth, 240),
+      // The list below says the same, and names may be long.
+      legend: { show: false },
       series: [{ label: "Time" }, ...order.map((number) => ({
         label: names[number],
         stroke: `hsl(${HUES[number % HUES.length]} 65% 45%)`,
@@ -88,7 +96,7 @@ function common(place, height) {
     height,
     scales: { x: { time: false }, y: { range: (_, low, high) => [0, Math.max(high, 1) * 1.05] } },
     axes: [
-      { ...axis, values: (_, values) => values.map(seconds) },
+      { ...axis, incrs: TIME_STEPS, space: 70, values: (_, values) => values.map(seconds) },
       { ...axis, size: 72, incrs: BINARY_STEPS, values: (_, values) => values.map(bytes) },
     ],
     legend: { live: true },

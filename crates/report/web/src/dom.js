@@ -45,9 +45,10 @@ export function seconds(number) {
   if (number < 1e-3) return `${short(number * 1e6)} \u00b5s`;
   if (number < 1) return `${short(number * 1e3)} ms`;
   if (number < 120) return `${Number(number.toPrecision(3))} s`;
-  if (number < 7200) return `${Math.round(number / 60)} min`;
-  if (number < 172800) return `${Math.round(number / 3600)} h`;
-  return `${Math.round(number / 86400)} d`;
+  const tenths = (value) => Number(value.toFixed(1));
+  if (number < 7200) return `${tenths(number / 60)} min`;
+  if (number < 172800) return `${tenths(number / 3600)} h`;
+  return `${tenths(number / 86400)} d`;
 }
 
 /** Calls `run` once the last call is `ms` old. */
