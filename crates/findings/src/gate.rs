@@ -266,8 +266,8 @@ impl Verdict {
     }
 }
 
-/// Holds findings against a baseline and a budget. Without a baseline, a budget alone decides on leaks; without
-/// either, every finding is new.
+/// Holds findings against a baseline and a budget. Without a baseline, a budget alone decides on leaks, and when it is
+/// exceeded they all are to blame; without either, every finding is new.
 pub fn judge(
     findings: Vec<Finding>,
     fail_on: &FailOn,
@@ -282,14 +282,15 @@ pub fn judge(
         let unseen = baseline.entries().filter(is_unseen);
         verdict.unseen = unseen.cloned().collect();
     }
+    let is_leak = |finding: &Finding| !matches!(finding.what, What::Error(_));
+    for finding in findings.iter().filter(|finding| is_leak(finding)) {
+        verdict.leaked.add(finding.amount.bytes, finding.amount.blocks);
+    }
+    let is_within_budget = most_leaked_bytes.is_some() && !verdict.is_over_budget();
     for finding in findings {
-        let is_leak = !matches!(finding.what, What::Error(_));
-        if is_leak {
-            verdict.leaked.add(finding.amount.bytes, finding.amount.blocks);
-        }
         let entry = baseline.and_then(|baseline| baseline.entry(finding.fingerprint));
         let reason = match entry {
-            None if baseline.is_none() && is_leak && most_leaked_bytes.is_some() => None,
+            None if baseline.is_none() && is_leak(&finding) && is_within_budget => None,
             None => Some(Reason::New),
             Some(entry) => why(&finding, entry, fail_on, today),
         };

@@ -135,6 +135,7 @@ fn main() {
             let mut granules = fresh::<Granule>(sizes.granules);
             let settled: Vec<AtomicU64> = fresh(sizes.settled);
             let work = Work {
+                sizes,
                 marks: &marks,
                 leaders: &leaders,
                 stack: &stack,

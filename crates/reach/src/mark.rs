@@ -20,7 +20,7 @@ use crate::marked::{Marked, Stats, mark_byte};
 use crate::memory::Memory;
 use crate::queue::{Manner, Queue, Task};
 use crate::stack::{Stack, next_pending};
-use crate::work::{Work, WorkSizes};
+use crate::work::Work;
 
 const WORD_BYTES: u64 = 8;
 const PAGE_BYTES: u64 = 4096;
@@ -47,7 +47,7 @@ pub struct Roots<'r> {
 ///
 /// # Errors
 ///
-/// If blocks are out of order, overlap or leave the address space, or if `work` is too small.
+/// If `work` is too small.
 pub fn mark<'a, B: Blocks, M: Memory>(
     blocks: B,
     roots: Roots<'_>,
@@ -70,7 +70,7 @@ pub fn mark_together<'a, B: Blocks, C: Crew>(
     crew: &C,
     work: Work<'a>,
 ) -> Result<Marked<'a, B>, InputError> {
-    let sizes = WorkSizes::for_blocks(blocks)?;
+    let sizes = work.sizes;
     sizes.check(&work)?;
     let index = Index::build(blocks, sizes.shape(), work.regions, work.granules, work.settled);
     let marks = work.marks.get(..blocks.len()).unwrap_or_default();

@@ -71,6 +71,8 @@ impl WorkSizes {
 /// Memory to work in, with any contents. [`WorkSizes`] tells how much.
 #[derive(Debug)]
 pub struct Work<'a> {
+    /// What [`WorkSizes::for_blocks`] said of the very blocks that are marked: they are not looked at again.
+    pub sizes: WorkSizes,
     /// One byte a block: what is known of it.
     pub marks: &'a [AtomicU8],
     /// One word of 32 bits a block: who leads an indirectly lost one.

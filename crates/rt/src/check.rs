@@ -290,10 +290,12 @@ fn read_heap(ledger: &Ledger) -> Option<Heap> {
     });
     let pending = pending.get(..pending_len).unwrap_or(&[]);
     let mut excluded = Ranges::new()?;
+    let some_wait = waiting::is_any_waiting();
     let mut finder = HeapFinder::new(runtime::has_glibc_chunks());
     let (mut len, mut bytes, mut last_end) = (0usize, 0u64, 0u64);
     blocks::for_each(|info| {
-        let live = !info.freed && !waiting::is_waiting(info.start) || pending.contains(&info.start);
+        let waits = some_wait && waiting::is_waiting(info.start);
+        let live = !info.freed && !waits || pending.contains(&info.start);
         finder.block(info.start, info.bytes, !live, &mut excluded);
         if live && info.site == runtime::OUR_SITE {
             return;
@@ -377,6 +379,7 @@ impl Job<'_> {
         // SAFETY: integers, and `Region` and `Granule` whose zero bytes are documented as valid.
         let work = unsafe {
             Work {
+                sizes,
                 marks: map_slice(sizes.marks, true)?,
                 leaders: map_slice(sizes.leaders, true)?,
                 stack: map_slice(sizes.stack.max(1), true)?,

@@ -111,6 +111,11 @@ impl ReleaseQueue {
         self.entries.iter().filter_map(Entry::take)
     }
 
+    /// Whether no release waits. Any thread may ask.
+    pub fn is_empty(&self) -> bool {
+        self.entries.iter().all(|entry| entry.word.load(Relaxed) == 0)
+    }
+
     /// Whether a release of `start` waits. Any thread may ask.
     pub fn holds(&self, start: u64) -> bool {
         self.entries.iter().any(|entry| entry.get().is_some_and(|release| release.start() == start))

@@ -139,6 +139,13 @@ pub fn end_waiting(others: bool) {
     }
 }
 
+/// Whether any release waits, in any thread.
+pub fn is_any_waiting() -> bool {
+    let mut any = false;
+    thread::for_each_state(|state| any |= !state.queue.is_empty());
+    any
+}
+
 /// Whether the release of `start` waits, in any thread.
 #[inline(always)]
 pub fn is_waiting(start: u64) -> bool {

@@ -93,6 +93,7 @@ impl Process {
         let mut granules = vec![Granule::default(); sizes.granules];
         let settled: Vec<AtomicU64> = (0..sizes.settled).map(|_| AtomicU64::new(0xA5A5)).collect();
         let work = Work {
+            sizes,
             marks: &marks,
             leaders: &leaders,
             stack: &stack,
