@@ -95,7 +95,10 @@ fn check(path: &Path) -> Result<ExitCode> {
     }
     for entry in baseline.duplicates().iter().filter_map(|&fingerprint| baseline.entry(fingerprint)) {
         is_good = false;
-        _ = writeln!(out, "  twice     {entry}\n            what both lines say together; `leakscope baseline update` writes it");
+        _ = writeln!(
+            out,
+            "  twice     {entry}\n            what both lines say together; `leakscope baseline update` writes it"
+        );
     }
     output::print(&out)?;
     Ok(if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -106,7 +109,8 @@ fn show(path: &Path) -> Result<ExitCode> {
     let mut entries: Vec<&Entry> = baseline.entries().collect();
     entries.sort_by_key(|entry| (std::cmp::Reverse(entry.ceiling.bytes), entry.fingerprint));
     let bytes = entries.iter().fold(0_u64, |sum, entry| sum.saturating_add(entry.ceiling.bytes));
-    let mut out = format!("{}: {}, at most {} bytes\n", path.display(), counted(entries.len(), "finding"), grouped(bytes));
+    let mut out =
+        format!("{}: {}, at most {} bytes\n", path.display(), counted(entries.len(), "finding"), grouped(bytes));
     for entry in entries {
         let (bytes, blocks) = (grouped(entry.ceiling.bytes), grouped(entry.ceiling.blocks));
         _ = writeln!(out, "  {bytes:>12} {blocks:>9}  {:12} {}  {}", entry.kind, entry.fingerprint, entry.site);

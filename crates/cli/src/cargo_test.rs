@@ -40,7 +40,9 @@ pub fn main(args: &CargoArgs, matches: &ArgMatches) -> Result<ExitCode> {
     }
     let files = folder.recordings()?;
     if files.is_empty() {
-        bail!("cargo ran no program of the target x86_64-unknown-linux-gnu, so nothing was recorded; name a command that runs some, such as `test`");
+        bail!(
+            "cargo ran no program of the target x86_64-unknown-linux-gnu, so nothing was recorded; name a command that runs some, such as `test`"
+        );
     }
     let recording = read(&files, &gate.view)?;
     let kept = gate.view.recordings.clone();
@@ -67,7 +69,8 @@ impl Folder {
             .with_context(|| format!("{}: cannot create it; point TMPDIR at a place to write to", path.display()))?;
         let folder = Self(path);
         let program = std::env::current_exe().context("our own path")?;
-        symlink(program, folder.0.join("leakscope")).with_context(|| format!("{}: cannot write there", folder.0.display()))?;
+        symlink(program, folder.0.join("leakscope"))
+            .with_context(|| format!("{}: cannot write there", folder.0.display()))?;
         Ok(folder)
     }
 

@@ -8,9 +8,10 @@ use leakscope_report::{
     Metric, Process, Sources, folded, github, gitlab, html, junit, markdown, pprof, sarif, speedscope,
 };
 
-use crate::flags::Format;
+use crate::flags::{Format, Syntax};
 use crate::output::{self, Outputs};
 use crate::plan::View;
+use crate::suppressions;
 
 /// Where paths are made relative to: the current directory.
 pub fn sources() -> Sources {
@@ -23,6 +24,13 @@ pub fn sources() -> Sources {
 /// # Errors
 /// When one cannot be written, or would be binary on a terminal.
 pub fn write(recording: &Recording, view: &View, metric: Metric, outputs: &mut Outputs) -> Result<()> {
+    if let Some(syntax) = view.rules {
+        let rules = suppressions::rules_for(recording, view, syntax)?;
+        // Valgrind's stand in the report, each behind its finding.
+        for target in view.targets.iter().filter(|target| syntax == Syntax::Lsan && target.format == Format::Text) {
+            outputs.write(target, 0, rules.as_bytes())?;
+        }
+    }
     let targets: Vec<_> = view.targets.iter().filter(|target| target.format.is_document()).collect();
     if targets.is_empty() {
         return Ok(());

@@ -121,7 +121,7 @@ pub struct ViewArgs {
     /// Hide blocks that no program can release: the loader's thread-local storage, as Memcheck does
     #[arg(long, value_name = "yes|no", default_value = "yes", value_parser = yes_no, require_equals = true, action = ArgAction::Set)]
     pub default_suppressions: bool,
-    /// Print a rule for each finding: no, yes or all
+    /// Print a rule for each finding: no, yes, all, valgrind or lsan (whose syntax)
     #[arg(long, value_name = "HOW", default_value = "no", require_equals = true)]
     pub gen_suppressions: GenSuppressions,
     /// Exit with N when there are findings; 0: with the program's own code
@@ -242,6 +242,10 @@ pub enum GenSuppressions {
     Yes,
     /// For each finding
     All,
+    /// For each finding, and say so when it would hide others too
+    Valgrind,
+    /// A file for LeakSanitizer behind the report
+    Lsan,
 }
 
 /// `--color`.

@@ -89,7 +89,9 @@ impl Analysed {
         let is_known = |analysis: &Analysis| matches!(analysis.outcome, Outcome::Classified(_));
         let asks_for_leaks = !fail_on.kinds.is_empty();
         if self.analyses.is_empty() {
-            bail!("the files hold no process, so nothing can be said of it; record again, and look for messages of `leakscope run`");
+            bail!(
+                "the files hold no process, so nothing can be said of it; record again, and look for messages of `leakscope run`"
+            );
         }
         if found.is_empty() && asks_for_leaks && !fail_on.live && !self.analyses.iter().any(is_known) {
             bail!(
@@ -190,9 +192,11 @@ fn is_profile(format: Format) -> bool {
 pub fn read_baseline(path: &Path) -> Result<Baseline> {
     let name = path.display();
     let text = std::fs::read_to_string(path).with_context(|| {
-        format!("{name}: cannot read the baseline; write one with `leakscope baseline update --baseline {name} FILE...`")
+        format!(
+            "{name}: cannot read the baseline; write one with `leakscope baseline update --baseline {name} FILE...`"
+        )
     })?;
-    Ok(Baseline::parse(&name.to_string(), &text).context("correct that line, or write the baseline again")?)
+    Baseline::parse(&name.to_string(), &text).context("correct that line, or write the baseline again")
 }
 
 /// A document of the report crate that shows what fails and nothing else.
@@ -226,7 +230,8 @@ fn document(
     if format == Format::Markdown && !bytes.is_empty() {
         bytes.push(b'\n');
     }
-    documents::render(&mut bytes, format, &processes, leakscope_report::Metric::Leaked).context("rendering in memory")?;
+    documents::render(&mut bytes, format, &processes, leakscope_report::Metric::Leaked)
+        .context("rendering in memory")?;
     Ok(if format == Format::Junit { gate_words::junit_with_gate(&bytes, words) } else { bytes })
 }
 

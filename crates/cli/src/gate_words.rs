@@ -126,7 +126,9 @@ fn excuse(failure: &Failure) -> Option<String> {
         Reason::New => return None,
         Reason::Worse => format!("set aside as still reachable{reason}"),
         Reason::Grown => format!("the baseline has {}{reason}", ceiling()),
-        Reason::Expired => format!("set aside until {}{reason}", entry.until.map(|day| day.to_string()).unwrap_or_default()),
+        Reason::Expired => {
+            format!("set aside until {}{reason}", entry.until.map(|day| day.to_string()).unwrap_or_default())
+        }
     };
     Some(printable(&words))
 }
@@ -210,11 +212,15 @@ fn next(out: &mut String, words: &Context<'_>) {
         files += " ...";
     }
     if files.is_empty() {
-        // Recordings that are thrown away: the reader gets a name to keep them by.
-        files = "FILE.leak (kept with -o FILE.leak)".to_owned();
+        // The recordings are thrown away: the reader gets a name to keep them by.
+        files = "FILE.leak".to_owned();
+        if !words.verdict.failures.is_empty() {
+            _ = writeln!(out, "  first:     the same again with -o FILE.leak, to keep the recordings");
+        }
     }
     let files = printable(&files);
-    let baseline = words.baseline.map_or_else(|| "leaks.baseline".to_owned(), |path| printable(&path.display().to_string()));
+    let baseline =
+        words.baseline.map_or_else(|| "leaks.baseline".to_owned(), |path| printable(&path.display().to_string()));
     if !words.verdict.failures.is_empty() {
         let until = if words.verdict.failures.iter().any(|failure| failure.reason == Reason::Expired) {
             " --until YYYY-MM-DD"
@@ -331,7 +337,7 @@ pub fn junit_with_gate(document: &[u8], words: &Context<'_>) -> Vec<u8> {
 
 fn xml(text: &str) -> String {
     let text = printable(text).replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
-    text.replace('"', "&quot;").replace('\u{fffe}', "?").replace('\u{ffff}', "?")
+    text.replace('"', "&quot;").replace(['\u{fffe}', '\u{ffff}'], "?")
 }
 
 #[cfg(test)]

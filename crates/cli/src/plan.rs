@@ -13,7 +13,7 @@ use leakscope_launch::ledger::{Config, flags as wishes};
 use leakscope_model::{LeakKind, LeakKindSet};
 use leakscope_report::{text, valgrind_xml};
 
-use crate::flags::{Color, Format, GenSuppressions, KeepStacks, RunArgs, ViewArgs};
+use crate::flags::{Color, Format, GenSuppressions, KeepStacks, RunArgs, Syntax, ViewArgs};
 use crate::log_name::LogName;
 use crate::output::{self, Destination, Target};
 
@@ -39,6 +39,8 @@ pub struct View {
     pub quiet: bool,
     /// `-v`, `-vv`.
     pub verbose: u8,
+    /// Rules for the findings are wanted, in this syntax.
+    pub rules: Option<Syntax>,
     colour: Color,
     text: text::Style,
     xml: valgrind_xml::Style,
@@ -71,9 +73,19 @@ impl View {
         }
         let mut symbols = leakscope_symbols::Options { demangle: args.demangle, ..Default::default() };
         symbols.debug_dirs.extend(args.extra_debuginfo_path.iter().cloned());
-        let (recordings, reports): (Vec<_>, Vec<_>) =
-            args.output.iter().map(|path| expanded(path)).collect::<Result<Vec<_>>>()?.into_iter().partition(|path| path.extension() == Some(OsStr::new("leak")));
-        let gen_suppressions = args.gen_suppressions != GenSuppressions::No;
+        let (recordings, reports): (Vec<_>, Vec<_>) = args
+            .output
+            .iter()
+            .map(|path| expanded(path))
+            .collect::<Result<Vec<_>>>()?
+            .into_iter()
+            .partition(|path| path.extension() == Some(OsStr::new("leak")));
+        let rules = match args.gen_suppressions {
+            GenSuppressions::No => None,
+            GenSuppressions::Yes | GenSuppressions::All | GenSuppressions::Valgrind => Some(Syntax::Valgrind),
+            GenSuppressions::Lsan => Some(Syntax::Lsan),
+        };
+        let gen_suppressions = rules == Some(Syntax::Valgrind);
         let mut view = Self {
             options,
             suppressions,
@@ -83,6 +95,7 @@ impl View {
             error_exitcode: args.error_exitcode,
             quiet: args.quiet,
             verbose: args.verbose,
+            rules,
             colour: args.color,
             text: text::Style {
                 verbosity: if args.quiet { 0 } else { 1 + args.verbose.min(1) },
@@ -129,9 +142,9 @@ impl View {
         &self.xml
     }
 
-    /// Whether a report is one document for all processes, which must be kept until the end.
+    /// Whether something is written of all processes together, so that they must be kept until the end.
     pub fn has_documents(&self) -> bool {
-        self.targets.iter().any(|target| target.format.is_document())
+        self.rules.is_some() || self.targets.iter().any(|target| target.format.is_document())
     }
 
     /// Whether a report shows sites without findings, so that they need names.
@@ -152,7 +165,11 @@ fn expanded(path: &Path) -> Result<PathBuf> {
         return Ok(path.to_owned());
     };
     let name = LogName::parse(pattern, |name| std::env::var_os(name)).with_context(|| format!("-o {pattern}"))?;
-    let number = if pattern.contains("%n") { (0..).find(|&n| !name.expand(std::process::id(), n).exists()).unwrap_or(0) } else { 0 };
+    let number = if pattern.contains("%n") {
+        (0..).find(|&n| !name.expand(std::process::id(), n).exists()).unwrap_or(0)
+    } else {
+        0
+    };
     Ok(name.expand(std::process::id(), number))
 }
 

@@ -1,7 +1,7 @@
 //! `leakscope suppressions`: what rules hide, and rules for what was found.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use clap::ArgMatches;
 use leakscope_findings::analysis::{Frame, LeakCheck};
 use leakscope_findings::suppressions::health::health;
 use leakscope_findings::suppressions::{Error, Generated, generate, specific};
-use leakscope_findings::{Analysis, Fingerprint, Suppressions, analyse};
+use leakscope_findings::{Analysis, Fingerprint, Recording, Suppressions, analyse};
 
 use crate::flags::{CheckArgs, GenerateArgs, SuppressionsArgs, SuppressionsCommand, Syntax};
 use crate::gate::{read, today};
@@ -60,7 +60,10 @@ fn check(args: &CheckArgs, matches: &ArgMatches) -> Result<ExitCode> {
             let until = rule.limits.until.map(|day| day.to_string()).unwrap_or_default();
             output::print(&format!("{}:{}: {}: its last day was {until}\n", rule.file, rule.line, rule.name))?;
         }
-        output::print(&format!("{} can be read; name recordings behind -- to see what they hide\n", counted(count, "rule")))?;
+        output::print(&format!(
+            "{} can be read; name recordings behind -- to see what they hide\n",
+            counted(count, "rule")
+        ))?;
         return Ok(if expired.rules().is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
     }
     let mut view = View::new(&args.view, matches, Destination::Stdout)?;
@@ -82,13 +85,16 @@ struct Wanted {
 fn generate_all(args: &GenerateArgs, matches: &ArgMatches) -> Result<ExitCode> {
     let mut view = View::new(&args.view, matches, Destination::Stdout)?;
     view.options.leak_check = LeakCheck::Full;
-    output::print(&rules_for(&args.files, &view, args.syntax)?)?;
+    let recording = read(&args.files, &view)?;
+    output::print(&rules_for(&recording, &view, args.syntax)?)?;
     Ok(ExitCode::SUCCESS)
 }
 
 /// Rules for all findings that the view shows, as one file; warnings stand in it as comments, and on standard error.
-fn rules_for(files: &[PathBuf], view: &View, syntax: Syntax) -> Result<String> {
-    let recording = read(files, view)?;
+///
+/// # Errors
+/// None but those of rules that we wrote ourselves.
+pub fn rules_for(recording: &Recording, view: &View, syntax: Syntax) -> Result<String> {
     let mut wanted: BTreeMap<Fingerprint, Wanted> = BTreeMap::new();
     let mut add = |fingerprint, error, frames: &[Arc<Frame>]| {
         wanted.entry(fingerprint).or_insert_with(|| Wanted { error, frames: frames.to_vec() });
@@ -118,7 +124,9 @@ fn rules_for(files: &[PathBuf], view: &View, syntax: Syntax) -> Result<String> {
             Syntax::Lsan => match specific(&stacks, number) {
                 Some(found) => (format!("{}\n", found.line), found.hides_too),
                 None => {
-                    eprintln!("leakscope: {fingerprint}: no frame of it has a name, so no `leak:` line can be written; --syntax=valgrind can");
+                    eprintln!(
+                        "leakscope: warning: {fingerprint}: no frame of it has a name, so no `leak:` line can be written; --syntax=valgrind can"
+                    );
                     continue;
                 }
             },
@@ -126,7 +134,9 @@ fn rules_for(files: &[PathBuf], view: &View, syntax: Syntax) -> Result<String> {
         if !hides_too.is_empty() {
             let others: Vec<String> = hides_too.iter().take(5).map(|&other| wanted[other].0.to_string()).collect();
             let warning = format!("hides {} too: {}", counted(hides_too.len(), "other finding"), others.join(" "));
-            eprintln!("leakscope: warning: the rule for {fingerprint} {warning}");
+            if !view.quiet {
+                eprintln!("leakscope: warning: the rule for {fingerprint} {warning}");
+            }
             out += &format!("# over-broad: {warning}\n");
         }
         if syntax == Syntax::Lsan {

@@ -4,6 +4,7 @@
 //! Development only. Everything here runs in the test's own process and may allocate and block.
 #![forbid(unsafe_code)]
 
+pub mod builds;
 mod compile;
 mod fixture;
 mod known;

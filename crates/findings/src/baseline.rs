@@ -326,7 +326,10 @@ fn entry(line: &str) -> Result<Entry, (&'static str, &str)> {
         .ok_or(("a fingerprint of 16 hexadecimal digits, or a comment", fingerprint))?;
     let (kind, rest) = word(rest);
     if !kind.starts_with(|c: char| c.is_ascii_alphabetic()) {
-        return Err(("a kind, such as `definite`, `possible` or `InvalidFree`, behind the fingerprint", or_line(kind, line)));
+        return Err((
+            "a kind, such as `definite`, `possible` or `InvalidFree`, behind the fingerprint",
+            or_line(kind, line),
+        ));
     }
     let (bytes, rest) = word(rest);
     let (blocks, site) = word(rest);
@@ -373,5 +376,15 @@ pub(crate) fn printable(text: &str) -> String {
         c.is_control()
             || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{2028}' | '\u{2029}')
     };
-    text.chars().map(|c| if c == '\t' || c == '\n' { ' ' } else if is_dangerous(c) { '?' } else { c }).collect()
+    text.chars()
+        .map(|c| {
+            if c == '\t' || c == '\n' {
+                ' '
+            } else if is_dangerous(c) {
+                '?'
+            } else {
+                c
+            }
+        })
+        .collect()
 }

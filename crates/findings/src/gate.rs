@@ -4,8 +4,8 @@
 //! definitely lost record counts with what hangs on it, unless indirectly lost ones are judged by themselves. So the
 //! recordings of a suite that ran in several parts are judged as if it had run at once.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::collections::btree_map::Entry as Slot;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::civil::Date;
 use leakscope_model::{LeakKind, LeakKindSet};
@@ -96,46 +96,54 @@ impl Finding {
         if path.len() > MOST {
             words += " < ...";
         }
-        let file = self.frame().and_then(|frame| frame.file.as_deref()).map(file_name);
+        let file = self.frame("").and_then(|frame| frame.file.as_deref()).map(file_name);
         match file {
             Some(file) if !file.is_empty() => format!("{words} ({file})"),
             _ => words,
         }
     }
 
-    /// The frame to look at: the innermost one of the user's own sources, else the innermost below the allocation
-    /// function.
-    pub fn frame(&self) -> Option<&Frame> {
+    /// The frame to look at: the innermost one of sources below `root` (empty for none), else outside of what compilers,
+    /// the system and package managers bring along, else the innermost below the allocation function.
+    pub fn frame(&self, root: &str) -> Option<&Frame> {
+        const FOREIGN: [&str; 4] = ["/usr/", "/rustc/", "/.cargo/registry/", "/rustlib/"];
         let called = || self.stack.frames().iter().filter(|frame| !frame.hook).map(|frame| &**frame);
-        let is_own = |frame: &&Frame| {
-            let directory = frame.directory.as_deref().unwrap_or_default();
-            frame.line > 0 && frame.file.is_some() && directory.starts_with('/') && !directory.starts_with("/usr/")
-        };
-        called().find(is_own).or_else(|| called().find(|frame| frame.line > 0)).or_else(|| called().next())
+        let placed = || called().filter_map(|frame| Some((frame, path(frame)?))).filter(|(frame, _)| frame.line > 0);
+        let is_foreign = |path: &str| !path.starts_with('/') || FOREIGN.iter().any(|part| path.contains(part));
+        placed()
+            .find(|(_, path)| below(path, root).is_some())
+            .or_else(|| placed().find(|(_, path)| !is_foreign(path)))
+            .or_else(|| placed().next())
+            .map(|(frame, _)| frame)
+            .or_else(|| called().next())
     }
 
     /// Where, in one line that holds no control character: `make_node (src/app.c:10)`.
     pub fn place(&self, root: &str) -> String {
-        let Some(frame) = self.frame() else { return "an unknown place".to_owned() };
+        let Some(frame) = self.frame(root) else { return "an unknown place".to_owned() };
         let code = match frame.function.as_deref() {
             Some(function) if !function.is_empty() => function.to_owned(),
             _ => format!("{}+{:#x}", file_name(&frame.object), frame.svma),
         };
-        let words = match frame.file.as_deref() {
-            Some(file) if frame.line > 0 => {
-                let directory = frame.directory.as_deref().unwrap_or_default();
-                let path = if directory.is_empty() || file.starts_with('/') {
-                    file.to_owned()
-                } else {
-                    format!("{}/{file}", directory.trim_end_matches('/'))
-                };
-                let inside = path.strip_prefix(root.trim_end_matches('/')).and_then(|rest| rest.strip_prefix('/'));
-                format!("{code} ({}:{})", inside.filter(|_| !root.is_empty()).unwrap_or(&path), frame.line)
-            }
+        let words = match path(frame) {
+            Some(path) if frame.line > 0 => format!("{code} ({}:{})", below(&path, root).unwrap_or(&path), frame.line),
             _ => code,
         };
         printable(&words)
     }
+}
+
+/// Directory and file of a frame.
+fn path(frame: &Frame) -> Option<String> {
+    let file = frame.file.as_deref().filter(|file| !file.is_empty())?;
+    let directory = frame.directory.as_deref().unwrap_or_default().trim_end_matches('/');
+    Some(if directory.is_empty() || file.starts_with('/') { file.to_owned() } else { format!("{directory}/{file}") })
+}
+
+/// The path from `root` on, if it lies below it.
+fn below<'a>(path: &'a str, root: &str) -> Option<&'a str> {
+    let root = root.trim_end_matches('/');
+    path.strip_prefix(root)?.strip_prefix('/').filter(|_| !root.is_empty())
 }
 
 fn file_name(path: &str) -> &str {

@@ -91,7 +91,8 @@ fn an_update_keeps_what_people_wrote() {
     assert_eq!(names(changes.lowered.iter().map(|(entry, _)| entry.fingerprint.to_string()).collect()), [of(2)]);
     let text = baseline.text();
     assert!(text.contains("# leaks of the old parser\n\n"), "{text}");
-    let two = format!("# look here\n{} definite 150 1 leak_2 < main (app.c) # until=2027-01-31 waits for a release\n", of(2));
+    let two =
+        format!("# look here\n{} definite 150 1 leak_2 < main (app.c) # until=2027-01-31 waits for a release\n", of(2));
     assert!(text.contains(&two), "{text}");
     assert!(text.contains(&format!("{} definite 301 1 leak_3 < main (app.c) # its own words\n", of(3))), "{text}");
     assert!(text.contains(&format!("{} definite 500 1 leak_5 < main (app.c) # why\n", of(5))), "{text}");
@@ -169,7 +170,8 @@ fn merge(ours: &str, base: &str, theirs: &str, option: &str) -> (String, bool) {
         path
     };
     let files = [file("ours", ours), file("base", base), file("theirs", theirs)];
-    let output = Command::new("git").args(["merge-file", "-p", option]).args(&files).output().expect("git is installed");
+    let output =
+        Command::new("git").args(["merge-file", "-p", option]).args(&files).output().expect("git is installed");
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.code().is_some_and(|code| code < 128), "{}", String::from_utf8_lossy(&output.stderr));
     (text, output.status.success())

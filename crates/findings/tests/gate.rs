@@ -91,8 +91,7 @@ fn reasons_by_table() {
     let fail_on = FailOn { kinds: LeakKindSet::ALL, ..FailOn::default() };
     let before = [analysis(&losing(&[(1, LOST, 100, 2), (2, LeakKind::StillReachable, 50, 1)]), LeakKindSet::ALL)];
     let kept = baseline_of(&before, &fail_on, &Wishes::default());
-    let expired =
-        baseline_of(&before, &fail_on, &Wishes { until: Some(date(2026, 5, 31)), ..Wishes::default() });
+    let expired = baseline_of(&before, &fail_on, &Wishes { until: Some(date(2026, 5, 31)), ..Wishes::default() });
     let reachable = LeakKind::StillReachable;
     for (leaks, baseline, expected) in [
         (vec![(1, LOST, 100, 2), (2, reachable, 50, 1)], &kept, vec![]),

@@ -36,12 +36,7 @@ fn ailments_by_table() {
         (rule("max-bytes=76", "   fun:malloc\n   fun:known_leak"), 77, 7, vec![Ailment::OverBudget]),
         (rule("max-blocks=6", "   fun:malloc\n   fun:known_leak"), 77, 7, vec![Ailment::OverBudget]),
         (rule("until=2026-06-01", "   fun:malloc\n   fun:known_leak"), 77, 7, vec![]),
-        (
-            rule("until=2026-05-31", "   fun:malloc\n   fun:known_leak"),
-            0,
-            0,
-            vec![Ailment::Expired(date(2026, 5, 31))],
-        ),
+        (rule("until=2026-05-31", "   fun:malloc\n   fun:known_leak"), 0, 0, vec![Ailment::Expired(date(2026, 5, 31))]),
         (rule("", "   fun:malloc\n   fun:make_node"), 64, 4, vec![broad(2, 1)]),
         (rule("", "   fun:malloc"), 141, 11, vec![Ailment::NamesNothing]),
         (rule("", "   ...\n   obj:*app"), 1_239_604, 18, vec![broad(6, 2)]),
@@ -50,7 +45,8 @@ fn ailments_by_table() {
         ("leak:known_leak\n".to_owned(), 77, 7, vec![]),
         ("leak:nothing\n".to_owned(), 0, 0, vec![Ailment::Unused]),
         ("# leakscope: max-bytes=10\nleak:known_leak\n".to_owned(), 77, 7, vec![Ailment::OverBudget]),
-        ("leak:alloc\n".to_owned(), 1_234_708, 12, vec![Ailment::NamesNothing]),
+        // It is a part of `std::allocator` too.
+        ("leak:alloc\n".to_owned(), 1_238_804, 14, vec![Ailment::NamesNothing]),
     ] {
         let found = of(&text);
         assert_eq!(found.len(), 1, "{text}");
@@ -67,7 +63,9 @@ fn directives_are_bound_to_their_rule() {
     assert_eq!((limits[0].1.most_bytes, limits[0].1.until), (Some(1), None));
     assert_eq!((limits[1].1.most_blocks, limits[1].1.until), (Some(2), Some(date(2027, 1, 31))));
     assert_eq!(limits[2].1, Default::default());
-    for (directive, found) in [("max-bytes=x", "max-bytes=x"), ("util=2027-01-01", "util"), ("until=2027-02-30", "2027-02-30")] {
+    for (directive, found) in
+        [("max-bytes=x", "max-bytes=x"), ("util=2027-01-01", "util"), ("until=2027-02-30", "2027-02-30")]
+    {
         let error = Suppressions::new().add("x.supp", &rule(directive, " fun:f")).expect_err(directive).to_string();
         assert!(error.contains("x.supp:3") && error.contains(found), "{error}");
     }

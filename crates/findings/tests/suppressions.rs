@@ -130,7 +130,10 @@ fn the_rule_read_last_wins() {
 #[test]
 fn mistakes_are_placed() {
     let table = [
-        ("{\nn\nMemcheck:Leak\nfun:f\n}\nfun:g\n", "x.supp:6: expected `{`, a line such as `leak:NAME`, or the end of the file, found `fun:g`"),
+        (
+            "{\nn\nMemcheck:Leak\nfun:f\n}\nfun:g\n",
+            "x.supp:6: expected `{`, a line such as `leak:NAME`, or the end of the file, found `fun:g`",
+        ),
         ("{\n}\n", "x.supp:2: expected the name of the suppression, found `}`"),
         ("# c\n\n{\n n\n", "x.supp:4: expected `TOOL:KIND`, such as `Memcheck:Leak`, found the end of the file"),
         ("{\nn\nMemcheck\n", "x.supp:3: expected `TOOL:KIND`, such as `Memcheck:Leak`, found `Memcheck`"),

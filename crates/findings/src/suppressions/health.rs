@@ -13,6 +13,7 @@ use std::sync::Arc;
 use jiff::civil::Date;
 use leakscope_model::AllocFn;
 
+use super::matching::wildcard;
 use super::{BUILT_IN_FILE, FramePattern, Limits, Rule, RuleId, Suppressions};
 use crate::analysis::{Amount, Analysis, Stack};
 use crate::fingerprint::Fingerprint;
@@ -200,12 +201,8 @@ fn names_nothing(rule: &Rule) -> bool {
     rule.stack.iter().all(|line| match line {
         FramePattern::AnyFrames => true,
         FramePattern::Function(text) => {
-            let bare = text.trim_matches(['*', '?']);
-            // `fun:*alloc` and the like, and the linker's names of operators new.
-            bare.is_empty()
-                || AllocFn::ALL.iter().any(|function| function.demangled() == bare)
-                || ["alloc", "malloc", "calloc", "realloc"].contains(&bare)
-                || ["_Znw", "_Zna"].iter().any(|front| bare.starts_with(front))
+            text.trim_matches(['*', '?']).is_empty()
+                || AllocFn::ALL.iter().any(|it| wildcard(text, it.symbol()) || wildcard(text, it.demangled()))
         }
         FramePattern::Object(text) | FramePattern::Path(text) | FramePattern::Source { file: text, line: None } => {
             text.trim_matches(['*', '?', '/']).is_empty() || text.contains("vgpreload_memcheck")
