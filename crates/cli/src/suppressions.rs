@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use clap::ArgMatches;
 use leakscope_findings::analysis::{Frame, LeakCheck};
 use leakscope_findings::suppressions::health::health;
-use leakscope_findings::suppressions::{Error, Generated, generate, specific};
+use leakscope_findings::suppressions::{Error, Generated, Specifics, generate};
 use leakscope_findings::{Analysis, Fingerprint, Recording, Suppressions, analyse};
 
 use crate::flags::{CheckArgs, GenerateArgs, SuppressionsArgs, SuppressionsCommand, Syntax};
@@ -17,6 +17,9 @@ use crate::gate::{read, today};
 use crate::gate_words::{counted, health_table};
 use crate::output::{self, Destination};
 use crate::plan::View;
+
+/// Rules that are warned of one by one.
+const MOST_WARNINGS: usize = 4;
 
 /// Runs the subcommand.
 ///
@@ -113,6 +116,8 @@ pub fn rules_for(recording: &Recording, view: &View, syntax: Syntax) -> Result<S
     let wanted: Vec<(Fingerprint, Wanted)> = wanted.into_iter().collect();
     let stacks: Vec<&[Arc<Frame>]> = wanted.iter().map(|(_, wanted)| &wanted.frames[..]).collect();
     let mut out = String::new();
+    let lines = Specifics::new(&stacks);
+    let mut broad = 0;
     for (number, (fingerprint, finding)) in wanted.iter().enumerate() {
         let (text, hides_too) = match syntax {
             Syntax::Valgrind => {
@@ -121,7 +126,7 @@ pub fn rules_for(recording: &Recording, view: &View, syntax: Syntax) -> Result<S
                 let hides = hidden_by(&text, &wanted, number)?;
                 (text, hides)
             }
-            Syntax::Lsan => match specific(&stacks, number) {
+            Syntax::Lsan => match lines.of(number) {
                 Some(found) => (format!("{}\n", found.line), found.hides_too),
                 None => {
                     eprintln!(
@@ -134,7 +139,8 @@ pub fn rules_for(recording: &Recording, view: &View, syntax: Syntax) -> Result<S
         if !hides_too.is_empty() {
             let others: Vec<String> = hides_too.iter().take(5).map(|&other| wanted[other].0.to_string()).collect();
             let warning = format!("hides {} too: {}", counted(hides_too.len(), "other finding"), others.join(" "));
-            if !view.quiet {
+            broad += 1;
+            if !view.quiet && broad <= MOST_WARNINGS {
                 eprintln!("leakscope: warning: the rule for {fingerprint} {warning}");
             }
             out += &format!("# over-broad: {warning}\n");
@@ -143,6 +149,12 @@ pub fn rules_for(recording: &Recording, view: &View, syntax: Syntax) -> Result<S
             out += &format!("# {fingerprint}\n");
         }
         out += &text;
+    }
+    if !view.quiet && broad > MOST_WARNINGS {
+        eprintln!(
+            "leakscope: warning: {broad} of {} hide other findings too; each has `# over-broad` above it",
+            counted(wanted.len(), "rule")
+        );
     }
     Ok(out)
 }

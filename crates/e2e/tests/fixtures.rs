@@ -66,6 +66,7 @@ fixtures! {
         heuristics = "heuristics.cpp",
         mismatches = "mismatches.cpp",
         operators = "operators.cpp",
+        sampled = "sampled.cpp",
         tls_destructor = "tls_destructor.cpp",
     }
 }

@@ -15,10 +15,12 @@
 //!   depends on stale words in registers and on stacks, so the kind may change where the leak does not.
 //! * **The allocation function is not part**: the optimiser turns `malloc` + `memset` into `calloc`, and the
 //!   path says where it is. For an error it is not part either; its class is.
-//! * Functions: the demangled name without template-independent noise: parameter lists, ABI tags (`[abi:cxx11]`),
-//!   clone suffixes (`.isra.0`, `.part.1`, `.constprop.2`, `.cold`, `.lto_priv.3`, `.llvm.123`, ` [clone ...]`),
-//!   Rust's hash (`::h0123456789abcdef`), glibc's aliases (`__GI_`, `@@GLIBC_2.34`) and numbers of lambdas and
-//!   closures. Template arguments stay: they tell instances apart and are the same at every level.
+//! * Functions: the last part of the demangled name, without scope, template arguments and parameters: `push_back`,
+//!   `operator new`, `~Node`, `{closure}`. No more of it is the same everywhere: debug information names an inlined
+//!   function so, and Valgrind with it, while symbol tables and sanitizers have all of it. Gone too are ABI tags
+//!   (`[abi:cxx11]`), clone suffixes (`.isra.0`, `.part.1`, `.constprop.2`, `.cold`, `.lto_priv.3`, `.llvm.123`,
+//!   ` [clone ...]`), Rust's hash (`::h0123456789abcdef`) and glibc's aliases (`__GI_`, `@@GLIBC_2.34`). What tells two
+//!   findings apart is the whole path.
 //! * What runs below `main`, and the start of a thread, is dropped: `__libc_start_main` and its kin, `_start`,
 //!   `start_thread`, `clone`, Rust's and C++'s run-time entry.
 //! * Recursion is collapsed: a cycle of up to four functions that repeats at once is taken once.
@@ -76,7 +78,9 @@ pub fn of_misuse(kind: MisuseKind, frames: &[Frame]) -> Fingerprint {
 pub(crate) struct Step {
     /// Normalised name; `None` for code without one.
     name: Option<String>,
-    /// Of the name, so that different names are told apart without a look at them.
+    /// The part of it that counts.
+    bare: String,
+    /// Of that part, so that different ones are told apart without a look at them.
     hash: u64,
     /// Whether the name starts programs or threads.
     below_main: bool,
@@ -87,10 +91,12 @@ pub(crate) struct Step {
 impl Step {
     pub(crate) fn of(frame: &Frame) -> Self {
         let name = frame.function.as_deref().filter(|name| !name.is_empty()).map(normalise);
+        let bare = name.as_deref().map(bare_name).unwrap_or_default();
         Self {
             below_main: name.as_deref().is_some_and(is_below_main),
-            hash: name.as_deref().map_or(0, |name| xxhash_rust::xxh3::xxh3_64(name.as_bytes())),
+            hash: xxhash_rust::xxh3::xxh3_64(bare.as_bytes()),
             name,
+            bare,
             object: frame.object.clone(),
             svma: frame.svma,
         }
@@ -128,25 +134,32 @@ fn class(kind: MisuseKind) -> &'static str {
 
 fn of(class: &str, steps: &mut dyn Iterator<Item = &Step>) -> Fingerprint {
     let path = path_of(steps);
-    let mut text = String::with_capacity(path.iter().map(|function| function.name.len() + 1).sum::<usize>() + 32);
-    for line in ["lks1", class].into_iter().chain(path.iter().map(|function| &*function.name)) {
+    let mut text = String::with_capacity(path.iter().map(|function| function.bare.len() + 1).sum::<usize>() + 32);
+    for line in ["lks1", class].into_iter().chain(path.iter().map(|function| &*function.bare)) {
         text.push_str(line);
         text.push('\n');
     }
     Fingerprint(xxhash_rust::xxh3::xxh3_64(text.as_bytes()))
 }
 
-/// The normalised call path of a stack, innermost first, without the allocation function.
+/// The call path of a stack for people, innermost first, without the allocation function: normalised names with scope.
 pub fn call_path(frames: &[Frame]) -> Vec<String> {
     let steps: Vec<Step> = frames.iter().skip(1).map(Step::of).collect();
-    path_of(&mut steps.iter()).into_iter().map(|function| function.name.into_owned()).collect()
+    path_of(&mut steps.iter()).into_iter().map(|function| function.shown.unwrap_or(&function.bare).to_owned()).collect()
 }
 
 /// A function of a path; equal ones have equal hashes.
-#[derive(PartialEq)]
 struct Function<'a> {
     hash: u64,
-    name: Cow<'a, str>,
+    bare: Cow<'a, str>,
+    /// The whole name, where it has one.
+    shown: Option<&'a str>,
+}
+
+impl PartialEq for Function<'_> {
+    fn eq(&self, other: &Self) -> bool {
+        self.hash == other.hash && self.bare == other.bare
+    }
 }
 
 fn path_of<'a>(steps: &mut dyn Iterator<Item = &'a Step>) -> Vec<Function<'a>> {
@@ -156,7 +169,8 @@ fn path_of<'a>(steps: &mut dyn Iterator<Item = &'a Step>) -> Vec<Function<'a>> {
         let Some(name) = &step.name else {
             let object = step.object.rsplit('/').next().unwrap_or_default();
             if nameless_in != Some(&step.object) {
-                path.push(Function { hash: step.svma, name: format!("{object}+{:#x}", step.svma).into() });
+                let bare = format!("{object}+{:#x}", step.svma).into();
+                path.push(Function { hash: step.svma, bare, shown: None });
             }
             nameless_in = Some(&step.object);
             continue;
@@ -166,7 +180,7 @@ fn path_of<'a>(steps: &mut dyn Iterator<Item = &'a Step>) -> Vec<Function<'a>> {
             break;
         }
         let end = name == "main";
-        path.push(Function { hash: step.hash, name: name.as_str().into() });
+        path.push(Function { hash: step.hash, bare: step.bare.as_str().into(), shown: Some(name) });
         collapse_recursion(&mut path);
         // A cycle that is still open may shorten the path by its length.
         if end || path.len() >= MOST_FUNCTIONS + LONGEST_CYCLE {
@@ -219,6 +233,113 @@ fn is_below_main(name: &str) -> bool {
         "core::ops::function::FnOnce::call_once",
     ];
     NAMES.contains(&name)
+}
+
+/// The last part of a normalised name, as debug information names an inlined function.
+fn bare_name(name: &str) -> String {
+    if let Some(operator) = operator_name(name) {
+        return operator;
+    }
+    let mut depth = 0_usize;
+    let mut flat = String::with_capacity(name.len());
+    for (at, letter) in name.char_indices() {
+        match letter {
+            // The numbers of closures are not the same in all spellings: `{{closure}}`, `{closure#0}`.
+            '{' if depth == 0 && (at == 0 || name[..at].ends_with("::")) => {
+                depth += 1;
+                flat.push_str("{closure}");
+            }
+            '<' | '(' | '{' => depth += 1,
+            '>' | ')' | '}' => depth = depth.saturating_sub(1),
+            _ if depth == 0 => flat.push(letter),
+            _ => {}
+        }
+    }
+    // In front of an instance of a template stands the type that it returns.
+    let last = flat.rsplit("::").next().unwrap_or_default().trim_end().rsplit(' ').next().unwrap_or_default();
+    if last.is_empty() { name.to_owned() } else { last.to_owned() }
+}
+
+/// `operator` and its symbol, when that is what the name ends in; conversions are `operator` alone, because a type has
+/// many spellings.
+fn operator_name(name: &str) -> Option<String> {
+    /// The longer ones first.
+    const SYMBOLS: [&str; 44] = [
+        "<=>",
+        "<<=",
+        ">>=",
+        "->*",
+        "<<",
+        ">>",
+        "<=",
+        ">=",
+        "==",
+        "!=",
+        "&&",
+        "||",
+        "++",
+        "--",
+        "->",
+        "+=",
+        "-=",
+        "*=",
+        "/=",
+        "%=",
+        "^=",
+        "&=",
+        "|=",
+        "()",
+        "[]",
+        "+",
+        "-",
+        "*",
+        "/",
+        "%",
+        "^",
+        "&",
+        "|",
+        "~",
+        "!",
+        "=",
+        "<",
+        ">",
+        ",",
+        " new[]",
+        " delete[]",
+        " new",
+        " delete",
+        " co_await",
+    ];
+    let mut depth = 0_usize;
+    let mut ends_in = None;
+    let mut rest = name;
+    while let Some(letter) = rest.chars().next() {
+        let before = &name[..name.len() - rest.len()];
+        let starts_word = !before.ends_with(|c: char| c.is_alphanumeric() || c == '_');
+        if let Some(after) = rest.strip_prefix("operator").filter(|_| starts_word)
+            && !after.starts_with(|c: char| c.is_alphanumeric() || c == '_')
+        {
+            let symbol = SYMBOLS.iter().find(|symbol| after.starts_with(**symbol)).copied().unwrap_or_default();
+            if depth == 0 {
+                ends_in = Some(symbol);
+            }
+            rest = &after[symbol.len()..];
+            // A conversion's type may have a scope of its own, which is not the name's.
+            if depth == 0 && symbol.is_empty() {
+                break;
+            }
+            continue;
+        }
+        match letter {
+            '<' | '(' | '{' => depth += 1,
+            '>' | ')' | '}' => depth = depth.saturating_sub(1),
+            // What follows the operator is the scope of something else, such as a lambda in it.
+            ':' if depth == 0 => ends_in = None,
+            _ => {}
+        }
+        rest = &rest[letter.len_utf8()..];
+    }
+    ends_in.map(|symbol| format!("operator{symbol}"))
 }
 
 /// A function's name without what changes from build to build.
@@ -328,4 +449,43 @@ fn without_numbers_of_closures(name: &str) -> String {
     }
     out.push_str(rest);
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{bare_name, normalise};
+
+    #[test]
+    fn all_spellings_of_a_function_have_one_bare_name() {
+        let table = [
+            ("std::vector<int, std::allocator<int> >::push_back(int&&)", "push_back"),
+            ("push_back", "push_back"),
+            ("void lose_realloc<long>(long)", "lose_realloc"),
+            ("lose_realloc<long>", "lose_realloc"),
+            ("std::map<int, int>::operator[](int const&)", "operator[]"),
+            ("A std::operator+<char, std::char_traits<char> >(A&&, char const*)", "operator+"),
+            ("operator+<char, std::char_traits<char> >", "operator+"),
+            ("std::ostream& operator<< <char>(std::ostream&, char)", "operator<<"),
+            ("operator new[](unsigned long)", "operator new[]"),
+            ("Node::operator std::string() const", "operator"),
+            ("Node::operator std::__cxx11::basic_string<char>()", "operator"),
+            ("main::{lambda(int)#2}::operator()(int) const", "operator()"),
+            ("main::$_0::operator()(int) const", "operator()"),
+            ("T::operator()(int)::{lambda()#1}::_FUN()", "_FUN"),
+            ("my_operator", "my_operator"),
+            ("operators::run()", "run"),
+            ("(anonymous namespace)::read(int)", "read"),
+            ("List::~List()", "~List"),
+            ("app::run::{{closure}}::h0123456789abcdef", "{closure}"),
+            ("{closure#0}", "{closure}"),
+            ("<alloc::vec::Vec<T> as core::clone::Clone>::clone", "clone"),
+            ("f.constprop.0", "f"),
+            ("a.b", "a.b"),
+            ("((", "(("),
+            ("main", "main"),
+        ];
+        for (name, expected) in table {
+            assert_eq!(bare_name(&normalise(name)), expected, "{name}");
+        }
+    }
 }

@@ -127,6 +127,8 @@ impl Finding {
         };
         let words = match path(frame) {
             Some(path) if frame.line > 0 => format!("{code} ({}:{})", below(&path, root).unwrap_or(&path), frame.line),
+            // Without lines the callers say more than the wrapper of malloc that is innermost.
+            _ if frame.function.is_some() => self.path(),
             _ => code,
         };
         printable(&words)

@@ -44,7 +44,7 @@ use leakscope_model::{ErrorKind, LeakKind, LeakKindSet, MisuseKind};
 use crate::analysis::Frame;
 
 pub use generate::{Generated, generate};
-pub use lsan::{Specific, specific};
+pub use lsan::{Specific, Specifics};
 pub use matcher::Matcher;
 
 /// Stands for the file of [`BUILT_IN`].

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use jiff::civil::date;
 use leakscope_findings::analysis::{Frame, LeakCheck, analyse};
 use leakscope_findings::suppressions::health::{Ailment, RuleHealth, health};
-use leakscope_findings::suppressions::{Error, Matcher, specific};
+use leakscope_findings::suppressions::{Error, Matcher, Specifics};
 use leakscope_findings::{Options, Suppressions};
 use leakscope_model::LeakKind;
 use proptest::prelude::*;
@@ -134,16 +134,42 @@ proptest! {
     }
 }
 
+proptest! {
+    /// The findings that a written line is said to hide are those that it hides when it is read again.
+    #[test]
+    fn a_written_line_hides_what_it_says(
+        names in proptest::collection::vec(proptest::collection::vec("[*^]?[ab/w]{1,2}[*?^(]?", 1..4), 1..6),
+    ) {
+        let stacks: Vec<Vec<Arc<Frame>>> = names
+            .iter()
+            .map(|names| names.iter().map(|name| frame(name, "/w", "a.c", "/w/app")).collect())
+            .collect();
+        let stacks: Vec<&[Arc<Frame>]> = stacks.iter().map(|stack| &stack[..]).collect();
+        let lines = Specifics::new(&stacks);
+        for number in 0..stacks.len() {
+            let written = lines.of(number).unwrap();
+            let mut rules = Suppressions::new();
+            rules.add("x", &format!("{}\n", written.line)).unwrap();
+            let error = Error::Leak(LeakKind::DefinitelyLost);
+            let hidden = |other: &usize| *other != number && rules.find(&error, stacks[*other]).is_some();
+            let hidden: Vec<usize> = (0..stacks.len()).filter(hidden).collect();
+            prop_assert!(rules.find(&error, stacks[number]).is_some());
+            prop_assert_eq!(&written.hides_too, &hidden);
+        }
+    }
+}
+
 #[test]
 fn a_written_line_hides_as_little_as_it_can() {
     let stack = |names: &[&str]| names.iter().map(|name| frame(name, "/w", "a.c", "/w/app")).collect::<Vec<_>>();
     let stacks = [stack(&["make", "build", "main"]), stack(&["make", "other", "main"]), stack(&["make", "main"])];
     let stacks: Vec<&[Arc<Frame>]> = stacks.iter().map(|stack| &stack[..]).collect();
-    let first = specific(&stacks, 0).unwrap();
+    let lines = Specifics::new(&stacks);
+    let first = lines.of(0).unwrap();
     assert_eq!((first.line.as_str(), first.hides_too), ("leak:^build$", vec![]));
     // Its frames are all in the others too.
-    let last = specific(&stacks, 2).unwrap();
+    let last = lines.of(2).unwrap();
     assert_eq!((last.line.as_str(), last.hides_too), ("leak:^make$", vec![0, 1]));
     let hostile = stack(&["operator^(\u{1b}x)\nleak:*", "main"]);
-    assert_eq!(specific(&[&hostile[..]], 0).unwrap().line, "leak:^operator*(*x)*leak:*$");
+    assert_eq!(Specifics::new(&[&hostile[..]]).of(0).unwrap().line, "leak:^operator*(*x)*leak:*$");
 }

@@ -7,13 +7,14 @@
 //!
 //! Such a line becomes three rules: one for functions, one for modules and one for paths.
 
-use std::borrow::Borrow;
-use std::collections::{BTreeMap, BTreeSet};
+use std::borrow::{Borrow, Cow};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
+use foldhash::fast::RandomState;
 use leakscope_model::LeakKindSet;
 
-use super::matching::stack_matches;
+use super::matching::{UNKNOWN, plain_name, source_path, wildcard};
 use super::{FramePattern, Limits, Rule, RuleKind};
 use crate::analysis::Frame;
 
@@ -139,30 +140,70 @@ pub struct Specific {
     pub hides_too: Vec<usize>,
 }
 
-/// The line that hides finding number `number` of `stacks` and as few of the others as one frame can: LeakSanitizer looks
-/// at one frame. Of equal ones, the innermost. `None` when no frame has a name.
-pub fn specific<F: Borrow<Frame>>(stacks: &[&[F]], number: usize) -> Option<Specific> {
-    let frames = stacks.get(number)?.iter().map(Borrow::borrow).filter(|frame| !frame.hook);
-    let mut tried = BTreeSet::new();
-    let mut best: Option<Specific> = None;
-    for frame in frames {
-        let Some(function) = frame.function.as_deref() else { continue };
-        if function.starts_with('(') || !tried.insert(function) {
-            continue;
+/// Writes a line for each of many findings: knows which of them have a name in some frame.
+pub struct Specifics<'a, F> {
+    stacks: &'a [&'a [F]],
+    /// All that a rule may match, with the numbers of the stacks that have it.
+    names: HashMap<Cow<'a, str>, Vec<usize>, RandomState>,
+}
+
+impl<'a, F: Borrow<Frame>> Specifics<'a, F> {
+    /// Reads the names of all stacks, innermost frame first.
+    pub fn new(stacks: &'a [&'a [F]]) -> Self {
+        let mut names: HashMap<Cow<'a, str>, Vec<usize>, RandomState> = HashMap::default();
+        for (number, stack) in stacks.iter().enumerate() {
+            let mut add = |name: Cow<'a, str>| {
+                let stacks = names.entry(name).or_default();
+                if stacks.last() != Some(&number) {
+                    stacks.push(number);
+                }
+            };
+            for frame in stack.iter().map(Borrow::borrow) {
+                names_of(frame).for_each(&mut add);
+            }
         }
-        // What would be a sign in a pattern, or end the line, stands for itself as "anything".
-        let name = function.replace(|c: char| c.is_control() || matches!(c, '^' | '$' | '?'), "*");
-        let pattern = format!("^{name}$");
-        let rules = rules(&"".into(), 0, &pattern, &Limits::default());
-        let hides = |stack: &[F]| rules.iter().any(|rule| stack_matches(&rule.stack, stack));
-        let others = stacks.iter().enumerate().filter(|&(other, stack)| other != number && hides(stack));
-        let hides_too: Vec<usize> = others.map(|(other, _)| other).collect();
-        if best.as_ref().is_none_or(|best| hides_too.len() < best.hides_too.len()) {
-            best = Some(Specific { line: format!("leak:{pattern}"), hides_too });
-        }
-        if best.as_ref().is_some_and(|best| best.hides_too.is_empty()) {
-            break;
-        }
+        Self { stacks, names }
     }
-    best
+
+    /// The line that hides finding number `number` and as few of the others as one frame can: LeakSanitizer looks at one
+    /// frame. Of equal ones, the innermost. `None` when no frame has a name.
+    pub fn of(&self, number: usize) -> Option<Specific> {
+        let frames = self.stacks.get(number)?.iter().map(Borrow::borrow).filter(|frame| !frame.hook);
+        let mut tried = BTreeSet::new();
+        let mut best: Option<Specific> = None;
+        for frame in frames {
+            let Some(function) = frame.function.as_deref() else { continue };
+            if function.starts_with('(') || !tried.insert(function) {
+                continue;
+            }
+            // What would be a sign in a pattern, or end the line, stands for itself as "anything".
+            let name = function.replace(|c: char| c.is_control() || matches!(c, '^' | '$' | '?'), "*");
+            let mut hides_too: Vec<usize> = self.with(&name).filter(|&other| other != number).collect();
+            hides_too.sort_unstable();
+            hides_too.dedup();
+            if best.as_ref().is_none_or(|best| hides_too.len() < best.hides_too.len()) {
+                best = Some(Specific { line: format!("leak:^{name}$"), hides_too });
+            }
+            if best.as_ref().is_some_and(|best| best.hides_too.is_empty()) {
+                break;
+            }
+        }
+        best
+    }
+
+    /// Stacks with a name that the pattern matches as a whole; they may repeat.
+    fn with(&self, pattern: &str) -> impl Iterator<Item = usize> {
+        let exact = self.names.get(pattern).filter(|_| !pattern.contains('*')).into_iter();
+        let matched = self.names.iter().filter(|(name, _)| pattern.contains('*') && wildcard(pattern, name));
+        exact.chain(matched.map(|(_, stacks)| stacks)).flatten().copied()
+    }
+}
+
+/// What the rules of a `leak:` line compare of a frame.
+fn names_of(frame: &Frame) -> impl Iterator<Item = Cow<'_, str>> {
+    let function = frame.function.as_deref().unwrap_or(UNKNOWN);
+    let plain = frame.inlined.then(|| plain_name(function).into());
+    let linkage = frame.linkage_name.as_deref().map(Cow::Borrowed);
+    let object = Some(if frame.object.is_empty() { UNKNOWN } else { &*frame.object }.into());
+    [Some(function.into()), linkage, plain, object, source_path(frame)].into_iter().flatten()
 }

@@ -1,6 +1,6 @@
 //! Patterns against frames and names, in time proportional to the product of the two lengths.
 
-use std::borrow::Borrow;
+use std::borrow::{Borrow, Cow};
 
 use super::FramePattern;
 use crate::analysis::Frame;
@@ -81,7 +81,7 @@ fn enter<P: Positions>(pattern: &[FramePattern], positions: &mut P, mut position
 }
 
 /// What an unknown name is compared as.
-const UNKNOWN: &str = "???";
+pub(super) const UNKNOWN: &str = "???";
 /// Where Memcheck's own hooks are, on Debian: rules written for it name this object for the allocation function.
 const MEMCHECKS_HOOKS: &str = "/usr/libexec/valgrind/vgpreload_memcheck-amd64-linux.so";
 
@@ -99,16 +99,20 @@ pub(super) fn frame_matches(pattern: &FramePattern, frame: &Frame) -> bool {
             wildcard(pattern, if frame.object.is_empty() { UNKNOWN } else { &frame.object })
                 || (frame.hook && wildcard(pattern, MEMCHECKS_HOOKS))
         }
-        FramePattern::Path(pattern) => frame.file.as_deref().is_some_and(|file| match frame.directory.as_deref() {
-            Some(directory) if !directory.is_empty() && !file.starts_with('/') => {
-                wildcard(pattern, &format!("{directory}/{file}"))
-            }
-            _ => wildcard(pattern, file),
-        }),
+        FramePattern::Path(pattern) => source_path(frame).is_some_and(|path| wildcard(pattern, &path)),
         FramePattern::Source { file, line } => {
             frame.file.as_deref().is_some_and(|name| wildcard(file, name)) && line.is_none_or(|line| line == frame.line)
         }
     }
+}
+
+/// Directory and file of a frame.
+pub(super) fn source_path(frame: &Frame) -> Option<Cow<'_, str>> {
+    let file = frame.file.as_deref()?;
+    Some(match frame.directory.as_deref() {
+        Some(directory) if !directory.is_empty() && !file.starts_with('/') => format!("{directory}/{file}").into(),
+        _ => file.into(),
+    })
 }
 
 /// What a pattern begins with, up to its first wildcard: a cheap test before a name is taken apart.
@@ -117,7 +121,7 @@ fn literal_front(pattern: &str) -> &str {
 }
 
 /// `f` of `n::C<int>::f<char>(int) const`.
-fn plain_name(function: &str) -> String {
+pub(super) fn plain_name(function: &str) -> String {
     let name = normalise(function);
     let bytes = name.as_bytes();
     let (mut depth, mut end) = (0_usize, bytes.len());

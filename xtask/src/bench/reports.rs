@@ -1,0 +1,142 @@
+//! `bench reports`: reports of large recordings, and large files of other tools.
+
+use std::fs::File;
+use std::io::{BufWriter, Write as _};
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use leakscope_e2e::{Ending, Finished, Run, leakscope_bin, target_dir};
+
+use super::large;
+use crate::step::on_path;
+
+const SITES: u32 = 20_000;
+const SITES_OF_A_MAIL: u32 = 5_000;
+const XML_ERRORS: u32 = 80_000;
+const EVENTS: u32 = 10_000_000;
+const ROUNDS: usize = 3;
+const LIMIT: Duration = Duration::from_secs(300);
+
+/// Measures everything; gives the table.
+///
+/// # Errors
+/// A file cannot be written, or a command fails.
+pub fn table() -> Result<String> {
+    std::fs::create_dir_all(target_dir().join("bench"))?;
+    let scratch = tempfile::tempdir_in(target_dir().join("bench"))?;
+    let mut text = String::from("| what | to reach | measured |\n|---|---|---|\n");
+    for row in [html(scratch.path())?, import(scratch.path())?, mtrace(scratch.path())?] {
+        text += &row;
+    }
+    text += &format!(
+        "\nMedian of {ROUNDS} runs of the whole command, the greatest memory of them. The recordings have stacks of 8 to 24 \
+         functions, {} samples of the heap over a week, and {} leak checks; the XML has {XML_ERRORS} loss records of 12 frames, \
+         no two stacks alike; the mtrace log has {EVENTS} events, at most {} live blocks and {} callers. \
+         `xtask/src/bench/large.rs` makes them.\n",
+        large::SAMPLES,
+        large::CHECKS,
+        large::LIVE_BLOCKS,
+        large::CALLERS
+    );
+    Ok(text)
+}
+
+fn html(scratch: &Path) -> Result<String> {
+    let mut cells = Vec::new();
+    for sites in [SITES, SITES_OF_A_MAIL] {
+        let (recording, page) = (scratch.join("large.leak"), scratch.join("large.html"));
+        let bytes = leakscope_findings::encode(&large::recording(sites));
+        std::fs::write(&recording, bytes).with_context(|| format!("write {}", recording.display()))?;
+        let run = Run::new(leakscope_bin()).args(["report", "--format=html", "-o"]).arg(&page).arg(&recording);
+        let cost = median(&run, &[0])?;
+        cells.push((cost, std::fs::metadata(&page)?.len()));
+    }
+    let [(large, large_page), (mail, mail_page)] = &cells[..] else { bail!("two pages") };
+    let row = |what: String, goal: &str, cost: &Cost, page: u64| {
+        let (seconds, peak) = (cost.seconds, cost.peak_megabytes);
+        format!("| {what} | {goal} | {seconds:.2} s, {peak:.0} MB, page of {:.2} MB |\n", page as f64 / 1e6)
+    };
+    let first = row(format!("HTML of {SITES} sites"), "3 s, 500 MB", large, *large_page);
+    Ok(first + &row(format!("HTML of {SITES_OF_A_MAIL} sites"), "page of 2 MB", mail, *mail_page))
+}
+
+fn import(scratch: &Path) -> Result<String> {
+    let (xml, recording) = (scratch.join("large.xml"), scratch.join("imported.leak"));
+    let bytes = written(&xml, |out| large::valgrind_xml(out, XML_ERRORS))?;
+    let run = Run::new(leakscope_bin()).args(["import", "-q", "-o"]).arg(&recording).arg(&xml);
+    let cost = median(&run, &[0])?;
+    std::fs::remove_file(&xml)?;
+    let megabytes = bytes as f64 / 1e6;
+    Ok(format!(
+        "| import of {megabytes:.0} MB of Valgrind's XML | 100 MB/s | {:.0} MB/s, {:.0} MB |\n",
+        megabytes / cost.seconds,
+        cost.peak_megabytes
+    ))
+}
+
+fn mtrace(scratch: &Path) -> Result<String> {
+    let log = scratch.join("mtrace.log");
+    let bytes = written(&log, |out| large::mtrace_log(out, EVENTS))?;
+    // Both end with 1 where something was not freed.
+    let ours = median(&Run::new(leakscope_bin()).arg("mtrace").arg(&log), &[1])?;
+    let rate = f64::from(EVENTS) / 1e6 / ours.seconds;
+    let mut row = format!(
+        "| mtrace log of {:.0} MB | 5 million events/s | {rate:.1} million/s, {:.0} MB |\n",
+        bytes as f64 / 1e6,
+        ours.peak_megabytes
+    );
+    if on_path("mtrace") {
+        let theirs = Cost::of(&once(&Run::new("mtrace").arg(&log), &[1])?);
+        row += &format!(
+            "| the same beside glibc's script | 20 times as fast | {:.0} times (script: {:.1} s, {:.0} MB) |\n",
+            theirs.seconds / ours.seconds,
+            theirs.seconds,
+            theirs.peak_megabytes
+        );
+    } else {
+        row += "| the same beside glibc's script | 20 times as fast | not measured: mtrace is not installed |\n";
+    }
+    std::fs::remove_file(&log)?;
+    Ok(row)
+}
+
+struct Cost {
+    seconds: f64,
+    peak_megabytes: f64,
+}
+
+impl Cost {
+    fn of(finished: &Finished) -> Cost {
+        Cost { seconds: finished.wall.as_secs_f64(), peak_megabytes: finished.max_rss_bytes as f64 / 1e6 }
+    }
+}
+
+fn median(run: &Run, codes: &[i32]) -> Result<Cost> {
+    let mut costs = Vec::new();
+    for _ in 0..ROUNDS {
+        costs.push(Cost::of(&once(run, codes)?));
+    }
+    costs.sort_by(|a, b| a.seconds.total_cmp(&b.seconds));
+    let peak_megabytes = costs.iter().map(|cost| cost.peak_megabytes).fold(0.0, f64::max);
+    let cost = Cost { seconds: costs[ROUNDS / 2].seconds, peak_megabytes };
+    eprintln!("  {:.2} s, {:.0} MB: {}", cost.seconds, cost.peak_megabytes, run.shown());
+    Ok(cost)
+}
+
+fn once(run: &Run, codes: &[i32]) -> Result<Finished> {
+    let run = run.clone().limit(LIMIT);
+    let finished = run.finish()?;
+    match finished.ending {
+        Ending::Exit(code) if codes.contains(&code) => Ok(finished),
+        ending => bail!("{}: {ending:?}: {}", run.shown(), finished.stderr),
+    }
+}
+
+/// Writes a file; gives its length in bytes.
+fn written(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> std::io::Result<()>) -> Result<u64> {
+    let file = File::create(path).with_context(|| format!("create {}", path.display()))?;
+    let mut out = BufWriter::with_capacity(1 << 20, file);
+    write(&mut out).and_then(|()| out.flush()).with_context(|| format!("write {}", path.display()))?;
+    Ok(std::fs::metadata(path)?.len())
+}
