@@ -72,7 +72,7 @@ struct Dependency {
 pub fn run() -> Result<()> {
     let mut wrong = check_layers(&metadata()?);
     let mut files = Vec::new();
-    for folder in ["crates", "xtask"] {
+    for folder in ["crates", "fuzz", "xtask"] {
         collect_rust(&repo_root().join(folder), &mut files)?;
     }
     for path in &files {
@@ -80,6 +80,7 @@ pub fn run() -> Result<()> {
         check_file(path.strip_prefix(repo_root())?, &text, &mut wrong);
     }
     check_picture(&mut wrong);
+    check_page(&mut wrong)?;
     for line in &wrong {
         eprintln!("check: {line}");
     }
@@ -143,11 +144,32 @@ fn check_picture(wrong: &mut Vec<String>) {
     }
 }
 
+/// The page of `--format html` is committed as it was built; it must be what its sources build to.
+fn check_page(wrong: &mut Vec<String>) -> Result<()> {
+    let folder = repo_root().join("crates/report/web");
+    for name in ["package-lock.json", ".npmrc"] {
+        let text = std::fs::read_to_string(folder.join(name)).unwrap_or_default();
+        if text.contains("resolved\":") || text.contains("://") && !name.ends_with(".json") {
+            wrong.push(format!("crates/report/web/{name} holds the address of a registry"));
+        }
+    }
+    if !folder.join("node_modules/esbuild").exists() {
+        wrong.push("crates/report/web: its packages are not installed; next: cargo xtask setup".to_owned());
+        return Ok(());
+    }
+    let output =
+        Command::new("node").args(["build.mjs", "--check"]).current_dir(&folder).output().context("start node")?;
+    if !output.status.success() {
+        wrong.extend(String::from_utf8_lossy(&output.stderr).lines().map(str::to_owned));
+    }
+    Ok(())
+}
+
 fn collect_rust(dir: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
     for entry in std::fs::read_dir(dir)? {
         let path = entry?.path();
         if path.is_dir() {
-            if path.file_name().is_some_and(|name| name != "target") {
+            if path.file_name().is_some_and(|name| name != "target" && name != "node_modules") {
                 collect_rust(&path, files)?;
             }
         } else if path.extension().is_some_and(|ending| ending == "rs") {

@@ -7,6 +7,7 @@ mod bless;
 mod check;
 mod conformance;
 mod demo;
+mod fuzz;
 mod generated;
 mod setup;
 mod step;
@@ -19,13 +20,15 @@ use anyhow::{Result, bail};
 const USAGE: &str = "\
 usage: cargo xtask TASK
 
-  setup                          install what demo, test and bench need (apt)
+  setup                          install what demo, test and bench need (apt; npm for the page's tests)
   demo                           build, and show a real program's leaks with file and line
   test [--fast]                  everything that CI runs; --fast leaves the long stress tests out
   test --kills                   only the programs that are killed 200 times at random moments, some minutes
   test --stress                  only the 64 threads that allocate, fork and load libraries for 10 minutes
-  check                          layers, file lengths, words and unsafe code
+  fuzz [--seconds N] [NAME..]    every reader of foreign bytes under libFuzzer, a few seconds each
+  check                          layers, file lengths, words, unsafe code, and that the page is built from its sources
   bless                          rewrite the golden files
+  bench fingerprints | reports   only the fingerprints of other builds, or the reports of large recordings
   bench [--only NAME] [--runs N] [--quick] [--peers] [--write]
                                  speed, memory and stacks beside the other tools, about 40 minutes; --only NAME
                                  (or NAME alone, several times): this workload; --runs N: so many rounds instead of
@@ -58,6 +61,7 @@ fn run(words: &[String]) -> Result<()> {
         "setup" => setup::run(),
         "demo" => demo::run(),
         "test" => test::run(rest),
+        "fuzz" => fuzz::run(rest),
         "check" => check::run(),
         "bless" => bless::run(),
         "bench" => bench::run(rest),

@@ -1,9 +1,9 @@
 //! `test`: everything that CI runs, in the order in which it fails soonest.
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
 
 use crate::step::{build_leakscope, step, step_with};
-use crate::{check, conformance};
+use crate::{check, conformance, fuzz, setup};
 
 const INJECTED: &str = "leakscope-preload";
 /// Asks the end-to-end tests for their full length.
@@ -30,8 +30,18 @@ pub fn run(words: &[String]) -> Result<()> {
     step(&["cargo", "clippy", "--package", INJECTED, "--", "--deny", "warnings"])?;
     build_leakscope()?;
     conformance::preload(fast)?;
+    fuzz::all()?;
     // Last, so that what a reader sees at the end is the test runner's own summary.
-    step_with(&[&["cargo", "test"], &others[..]].concat(), if fast { &[] } else { FULL })
+    let path = path_of_tests()?;
+    let full = if fast { &[] } else { FULL };
+    step_with(&[&["cargo", "test"], &others[..]].concat(), &[&[("PATH", path.as_str())], full].concat())
+}
+
+/// What `setup` installed below `target` comes first, where it is.
+fn path_of_tests() -> Result<String> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let all = setup::own_programs().into_iter().chain(std::env::split_paths(&path));
+    std::env::join_paths(all)?.into_string().map_err(|path| anyhow!("PATH is not UTF-8: {}", path.display()))
 }
 
 /// One of the long tests, at its full length.

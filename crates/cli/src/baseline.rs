@@ -36,7 +36,7 @@ fn update(args: &UpdateArgs, matches: &ArgMatches) -> Result<ExitCode> {
     let mut baseline = if is_new { Baseline::default() } else { read_baseline(path)? };
     let fail_on = args.fail_on.unwrap_or_default();
     let recording = gate::read(&args.files, &view)?;
-    let found = Analysed::new(&recording, &mut view, &fail_on).findings(&fail_on)?;
+    let found = Analysed::new(&recording, &mut view, &fail_on)?.findings(&fail_on)?;
     let wishes = Wishes { reason: args.reason.clone(), until: args.until, keep_unseen: args.keep_unseen };
     let changes = baseline.update(&found, |kind| fail_on.judges(kind), &wishes, today());
     let mut file = Replacement::create(path)?;
@@ -44,7 +44,15 @@ fn update(args: &UpdateArgs, matches: &ArgMatches) -> Result<ExitCode> {
     file.commit()?;
     if !view.quiet {
         let words = if is_new { "written" } else { "updated" };
-        output::print(&said(&baseline, &changes, &format!("{}: {words}", path.display())))?;
+        let mut out = said(&baseline, &changes, &format!("{}: {words}", path.display()));
+        if is_new {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            _ = writeln!(
+                out,
+                "next: commit it, and `{name} merge=union` in .gitattributes, so that branches merge without conflict"
+            );
+        }
+        output::print(&out)?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -14,6 +14,7 @@ use leakscope_findings::analysis::{Detail, LeakCheck, Outcome};
 use leakscope_findings::baseline::Baseline;
 use leakscope_findings::gate::{FailOn, Finding, Verdict, findings, judge};
 use leakscope_findings::suppressions::health::{RuleHealth, health};
+use leakscope_findings::suppressions::{BUILT_IN_FILE, BUILT_IN_FOR_GATES};
 use leakscope_findings::{Analysis, Fingerprint, Recording, Suppressions, analyse};
 use leakscope_report::Process;
 
@@ -65,14 +66,20 @@ pub struct Analysed {
 
 impl Analysed {
     /// Analyses all processes; shown are the leaks that `fail_on` is about.
-    pub fn new(recording: &Recording, view: &mut View, fail_on: &FailOn) -> Self {
+    ///
+    /// # Errors
+    /// None but those of rules that are built in.
+    pub fn new(recording: &Recording, view: &mut View, fail_on: &FailOn) -> Result<Self> {
+        if view.default_suppressions {
+            view.suppressions.add(BUILT_IN_FILE, BUILT_IN_FOR_GATES).context("the built-in rules")?;
+        }
         view.options.leak_check = LeakCheck::Full;
         view.options.detail = Detail::All;
         view.options.show_leak_kinds = fail_on.kinds;
         view.options.errors_for_leak_kinds = fail_on.kinds;
         let expired = view.suppressions.expire(today());
         let analysis = |process| analyse(&recording.tool_version, process, &view.options, &view.suppressions);
-        Self { analyses: recording.processes.iter().map(analysis).collect(), expired }
+        Ok(Self { analyses: recording.processes.iter().map(analysis).collect(), expired })
     }
 
     /// The health of all rules.
@@ -154,7 +161,7 @@ impl Gate {
     /// When the recording says nothing of leaks, or a report cannot be written.
     pub fn finish(mut self, recording: &Recording, files: &[PathBuf]) -> Result<ExitCode> {
         let fail_on = self.policy.fail_on();
-        let analysed = Analysed::new(recording, &mut self.view, &fail_on);
+        let analysed = Analysed::new(recording, &mut self.view, &fail_on)?;
         let rules = analysed.health(&self.view);
         let found = analysed.findings(&fail_on)?;
         let mut verdict = judge(found, &fail_on, self.baseline.as_ref(), self.policy.max_leaked, today());

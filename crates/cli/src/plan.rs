@@ -39,6 +39,8 @@ pub struct View {
     pub quiet: bool,
     /// `-v`, `-vv`.
     pub verbose: u8,
+    /// What no program can help is hidden.
+    pub default_suppressions: bool,
     /// Rules for the findings are wanted, in this syntax.
     pub rules: Option<Syntax>,
     colour: Color,
@@ -95,6 +97,7 @@ impl View {
             error_exitcode: args.error_exitcode,
             quiet: args.quiet,
             verbose: args.verbose,
+            default_suppressions: args.default_suppressions,
             rules,
             colour: args.color,
             text: text::Style {

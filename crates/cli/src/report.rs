@@ -7,10 +7,10 @@ use anyhow::{Context, Result};
 use clap::ArgMatches;
 use leakscope_findings::Recording;
 
-use crate::flags::ReportArgs;
+use crate::flags::{Format, ReportArgs};
 use crate::output::{Destination, Outputs, Replacement};
 use crate::plan::View;
-use crate::{documents, record, tui};
+use crate::{documents, record, suppressions, tui};
 
 /// Runs the subcommand.
 ///
@@ -35,6 +35,12 @@ pub fn main(args: &ReportArgs, matches: &ArgMatches) -> Result<ExitCode> {
         errors |= record::report(process, &recording.tool_version, &view, &mut outputs)?.has_errors();
     }
     documents::write(&recording, &view, args.metric.into(), &mut outputs)?;
+    if args.suppression_health {
+        let table = suppressions::health_of(&recording, &view);
+        for target in view.targets.iter().filter(|target| target.format == Format::Text) {
+            outputs.write(target, 0, table.as_bytes())?;
+        }
+    }
     record::save(&recording, files)?;
     outputs.finish()?;
     Ok(if errors { ExitCode::from(view.error_exitcode) } else { ExitCode::SUCCESS })

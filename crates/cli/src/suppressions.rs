@@ -8,7 +8,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use clap::ArgMatches;
 use leakscope_findings::analysis::{Frame, LeakCheck};
-use leakscope_findings::suppressions::health::health;
+use leakscope_findings::suppressions::health::{Ailment, health};
 use leakscope_findings::suppressions::{Error, Generated, Specifics, generate};
 use leakscope_findings::{Analysis, Fingerprint, Recording, Suppressions, analyse};
 
@@ -77,6 +77,19 @@ fn check(args: &CheckArgs, matches: &ArgMatches) -> Result<ExitCode> {
     let health = health(&rules, &expired, &analyses);
     output::print(&health_table(&health))?;
     Ok(if health.iter().any(|rule| rule.breaks_its_word()) { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// The health of the view's rules, as a table.
+pub fn health_of(recording: &Recording, view: &View) -> String {
+    let analysis = |process| analyse(&recording.tool_version, process, &view.options, &view.suppressions);
+    let analyses: Vec<Analysis> = recording.processes.iter().map(analysis).collect();
+    let mut rules = health(&view.suppressions, &Suppressions::new(), &analyses);
+    // Nothing was taken out here: what is over still hides, and is told all the same.
+    for rule in &mut rules {
+        let over = rule.limits.until.filter(|&until| until < today());
+        rule.ailments.extend(over.map(Ailment::Expired));
+    }
+    health_table(&rules)
 }
 
 /// A finding that a rule is wanted for.

@@ -135,7 +135,7 @@ pub fn findings(fixture: &Fixture, build: &Build, dir: &Path) -> Result<BTreeSet
     std::fs::create_dir_all(&dir)?;
     let program = compile(fixture, build, &dir).with_context(|| format!("{}, {}", fixture.name(), build.name))?;
     let report = dir.join("report.json");
-    let run = Run::new(leakscope_bin()).args(["run", "-q", "--format=json", "-o"]).arg(&report);
+    let run = Run::new(leakscope_bin()).args(["run", "-q", "--num-callers=200", "--format=json", "-o"]).arg(&report);
     let run = run.args(&fixture.options).arg("--").arg(&program).args(&fixture.args).dir(&dir);
     let finished = run.finish()?;
     let text = std::fs::read_to_string(&report)
@@ -188,17 +188,30 @@ fn collect(document: &Value, found: &mut BTreeSet<Finding>) -> Result<()> {
             let word = |value: &Value| value.as_str().map(str::to_owned);
             let callers = || frames.iter().take(shown).skip(1);
             let mut path: Vec<String> = callers().map(bare_name).collect();
+            if let Some(main) = path.iter().position(|name| name == "main") {
+                path.truncate(main + 1);
+            }
             path.dedup_by(|later, earlier| later == earlier && later.starts_with('?'));
-            let exact = |frame: &Value| word(&frame["linkage_name"]).or_else(|| word(&frame["function"]));
+            let exact = |frame: &Value| word(&frame["linkage_name"]).or_else(|| word(&frame["function"])).map(whole);
+            let mut exact: Vec<String> = callers().filter_map(exact).collect();
+            // The cold part of `main` is not shown as such, and what is below it is then.
+            if let Some(main) = exact.iter().position(|name| name == "main") {
+                exact.truncate(main + 1);
+            }
             found.insert(Finding {
                 fingerprint: word(&one["fingerprint"]).context("a finding has a fingerprint")?,
                 class: if key == "records" { "leak".to_owned() } else { word(&one["kind"]).unwrap_or_default() },
                 path,
-                exact: callers().filter_map(exact).collect(),
+                exact,
             });
         }
     }
     Ok(())
+}
+
+/// The function that a compiler moved a part out of.
+fn whole(name: String) -> String {
+    name.strip_suffix(".cold").map(str::to_owned).unwrap_or(name)
 }
 
 /// The last word of a function's name; `?` and the module for code without a name.

@@ -47,6 +47,7 @@ fixtures! {
         heap_queries = "heap_queries.c",
         pvalloc = "pvalloc.c",
         releases_that_wait = "releases_that_wait.c",
+        reloaded_often = "reloaded_often.c",
         registers = "registers.c",
         setjmp = "setjmp.c",
         spawned = "spawned.c",

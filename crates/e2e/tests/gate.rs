@@ -73,7 +73,8 @@ fn only_what_is_new_or_grown_fails() {
     let text = said(leakscope(dir, &["gate", "old.leak"]), 1);
     assert!(text.starts_with("leakscope gate: FAILED: 2 new findings\n"), "{text}");
     assert!(text.contains("parse (old.c:3)") && text.contains("leakscope baseline update"), "{text}");
-    said(leakscope(dir, &["baseline", "update", "--reason", "known", "old.leak"]), 0);
+    let update = said(leakscope(dir, &["baseline", "update", "--reason", "known", "old.leak"]), 0);
+    assert!(update.contains("`leaks.baseline merge=union` in .gitattributes"), "{update}");
     let with_baseline = |words: &[&str]| leakscope(dir, &[&["gate", "--baseline", "leaks.baseline"], words].concat());
     assert!(said(with_baseline(&["old.leak"]), 0).contains("passed: nothing new; 2 findings set aside"));
     let verdict = json(&said(with_baseline(&["--format", "json", "new.leak"]), 1));
@@ -248,6 +249,8 @@ fn rules_that_break_their_word_fail_the_gate() {
         text.contains("suppression s:2: leak:read_orders: hides 2700 bytes in 60 blocks, and may hide 10 bytes"),
         "{text}"
     );
+    let report = said(leakscope(dir, &["report", "-q", "--suppressions=s", "--suppression-health", "a.leak"]), 0);
+    assert!(report.contains("s:2: leak:read_orders") && report.contains("may hide 10 bytes"), "{report}");
     let text = gate("until=2001-01-01", 1);
     assert!(text.contains("1 new finding") && text.contains("its last day was 2001-01-01"), "{text}");
     assert!(text.contains("read_orders (orders.cpp:17)"), "what it hid is reported again: {text}");

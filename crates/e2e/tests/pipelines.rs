@@ -333,6 +333,11 @@ fn cargo_and_nextest() {
     finish(cargo(&["leakscope", "--fail-on=definite", "-o", "all.leak", "test", "--offline"]), 1);
     let text = judged(&["leakscope", "--fail-on=definite", "test", "--offline"], 1);
     assert!(text.contains("1 new finding") && text.contains("777") && text.contains("two/src/lib.rs:2"), "{text}");
+    // What the test harness itself leaves is not the user's.
+    let text = judged(&["leakscope", "test", "--offline"], 1);
+    assert!(text.contains("1 new finding"), "{text}");
+    let text = judged(&["leakscope", "--default-suppressions=no", "test", "--offline"], 1);
+    assert!(text.contains("possible"), "{text}");
     // The recordings of both packages are one now.
     let all = said(run(dir, "leakscope", &["report", "--format", "junit", "all.leak"]), 0);
     assert_eq!(all.matches("<testsuite ").count(), 2, "{all}");

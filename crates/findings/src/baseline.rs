@@ -239,7 +239,7 @@ impl Baseline {
             let fresh = Entry::of(finding);
             match self.entries.get_mut(&finding.fingerprint) {
                 None => {
-                    let entry = Entry { reason: one_line(&wishes.reason), until: wishes.until, ..fresh };
+                    let entry = Entry { reason: reason_of(&wishes.reason), until: wishes.until, ..fresh };
                     changes.added.push(entry.clone());
                     self.entries.insert(finding.fingerprint, entry);
                 }
@@ -272,7 +272,7 @@ impl Entry {
             fingerprint: finding.fingerprint,
             kind: finding.what.word().to_owned(),
             ceiling: finding.amount,
-            site: one_line(&finding.path()).replace(NOTE, " ? "),
+            site: without_note(&one_line(&finding.path())),
             until: None,
             reason: String::new(),
             comments: Vec::new(),
@@ -346,11 +346,22 @@ fn entry(line: &str) -> Result<Entry, (&'static str, &str)> {
         fingerprint,
         kind: kind.to_owned(),
         ceiling: Amount { bytes, blocks },
-        site: site.to_owned(),
+        site: without_note(site),
         until,
         reason: reason.to_owned(),
         comments: Vec::new(),
     })
+}
+
+/// A site that cannot be taken for the beginning of a note.
+fn without_note(site: &str) -> String {
+    site.split_whitespace().map(|word| if word == "#" { "?" } else { word }).collect::<Vec<_>>().join(" ")
+}
+
+/// A reason that cannot be taken for a date.
+fn reason_of(text: &str) -> String {
+    let text = one_line(text);
+    if text.starts_with("until=") { format!("({text})") } else { text }
 }
 
 /// What was found, or the whole line where nothing was.

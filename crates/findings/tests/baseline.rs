@@ -63,6 +63,22 @@ fn the_text_is_as_documented() {
 }
 
 #[test]
+fn words_of_people_and_compilers_cannot_be_taken_for_notes() {
+    for reason in ["until=tomorrow", " # x", "until=2027-01-31 #", "a # until=2027-01-31", "\u{1b}[2J", "<<<<<<< HEAD"]
+    {
+        let mut baseline = Baseline::default();
+        update(&mut baseline, &[(1, 1)], &Wishes { reason: reason.to_owned(), ..Wishes::default() });
+        let again = read(&baseline.text());
+        assert_eq!(again.text(), baseline.text(), "{reason}");
+        let entry = again.entries().next().unwrap();
+        assert_eq!((entry.until, entry.site.as_str()), (None, "leak_1 < main (app.c)"), "{reason}");
+        assert!(!baseline.text().contains('\u{1b}'));
+    }
+    let odd = read("# leakscope baseline 1\n0123456789abcdef definite 1 1 operator # #\n");
+    assert_eq!(read(&odd.text()).text(), odd.text());
+}
+
+#[test]
 fn an_update_keeps_what_people_wrote() {
     let text = written(&[(1, 100), (2, 200), (3, 300), (4, 400)]).text();
     let of = |number: u32| found(&[(number, 1)])[0].fingerprint.to_string();

@@ -175,8 +175,7 @@ impl ModuleList {
             if let Some(known) = old.iter().find(|known| same(known, module)) {
                 (module.record, module.epoch) = (known.record, known.epoch);
             } else {
-                module.epoch = epoch;
-                module.record = store_record(ledger, module, epoch);
+                (module.record, module.epoch) = store_record(ledger, module, epoch);
             }
         }
         ledger.header().epoch.store(epoch, Release);
@@ -314,42 +313,62 @@ unsafe fn find_build_id(at: u64, bytes: u64) -> Option<(u64, u32)> {
     None
 }
 
-/// Writes a module record; `u32::MAX` when there is no room.
-fn store_record(ledger: &Ledger, module: &Mapped, epoch: u32) -> u32 {
-    let Some(number) = ledger.claim(AreaId::Modules, 1) else {
-        ledger.header().lost.modules.fetch_add(1, Relaxed);
-        return u32::MAX;
-    };
-    let Some(record) = ledger.module(number) else { return u32::MAX };
+/// Writes a module record; `u32::MAX` when there is no room. Gives its number and the epoch of its code.
+///
+/// A program may load and unload the same plug-in for weeks. What comes back to its old place gets its old record and
+/// epoch, and so its old sites.
+fn store_record(ledger: &Ledger, module: &Mapped, epoch: u32) -> (u32, u32) {
     let name: &[u8] = if module.name == 0 {
         &[]
     } else {
         // SAFETY: the linker's name of an object is a C string that lives as long as the object.
         unsafe { CStr::from_ptr(module.name as *const _) }.to_bytes()
     };
+    let mut buffer = [0u8; 4096];
     let path = if name.is_empty() {
-        let mut buffer = [0u8; 4096];
         let length = read_link(c"/proc/self/exe", &mut buffer);
-        ledger.store_string(buffer.get(..length).unwrap_or(&[]))
-    } else if name.first() == Some(&b'/') || name.contains(&b'/') {
-        ledger.store_string(name)
+        buffer.get(..length).unwrap_or(&[])
+    } else if name.contains(&b'/') {
+        name
     } else {
-        0
+        &[]
     };
+    let mut build_id = [0u32; 8];
+    let build_id_bytes = module.build_id.1.min(32);
+    for (i, word) in build_id.iter_mut().enumerate().take(build_id_bytes.div_ceil(4) as usize) {
+        // SAFETY: `find_build_id` saw these bytes; notes are padded to four bytes.
+        *word = unsafe { ((module.build_id.0 + i as u64 * 4) as *const u32).read_unaligned() };
+    }
+    for number in 0..ledger.used(AreaId::Modules) {
+        let Some(record) = ledger.module(number) else { break };
+        if record.unloaded_epoch.load(Relaxed) != u32::MAX
+            && record.start.load(Relaxed) == module.start
+            && record.end.load(Relaxed) == module.end
+            && record.load_bias.load(Relaxed) == module.load_bias
+            && record.build_id_bytes.load(Relaxed) == build_id_bytes
+            && record.build_id.iter().zip(&build_id).all(|(old, new)| old.load(Relaxed) == *new)
+            && ledger.string_is(record.path.load(Relaxed), path)
+        {
+            record.unloaded_epoch.store(u32::MAX, Relaxed);
+            return (number, record.loaded_epoch.load(Relaxed));
+        }
+    }
+    let Some(number) = ledger.claim(AreaId::Modules, 1) else {
+        ledger.header().lost.modules.fetch_add(1, Relaxed);
+        return (u32::MAX, epoch);
+    };
+    let Some(record) = ledger.module(number) else { return (u32::MAX, epoch) };
     record.start.store(module.start, Relaxed);
     record.end.store(module.end, Relaxed);
     record.load_bias.store(module.load_bias, Relaxed);
-    record.path.store(path, Relaxed);
+    record.path.store(ledger.store_string(path), Relaxed);
     record.loaded_epoch.store(epoch, Relaxed);
     record.unloaded_epoch.store(u32::MAX, Relaxed);
-    let (at, bytes) = module.build_id;
-    let bytes = bytes.min(32);
-    for (i, word) in record.build_id.iter().enumerate().take(bytes.div_ceil(4) as usize) {
-        // SAFETY: `find_build_id` saw these bytes; notes are padded to four bytes.
-        word.store(unsafe { ((at + i as u64 * 4) as *const u32).read_unaligned() }, Relaxed);
+    for (word, new) in record.build_id.iter().zip(build_id) {
+        word.store(new, Relaxed);
     }
-    record.build_id_bytes.store(bytes, Release);
-    number
+    record.build_id_bytes.store(build_id_bytes, Release);
+    (number, epoch)
 }
 
 /// Reads a symbolic link; the bytes of its target.

@@ -202,7 +202,8 @@ fn walk_to_site(ledger: &Ledger, state: &mut ThreadState, function: AllocFn, reg
         // What an allocator keeps for itself is none of the program's.
         return OUR_SITE;
     }
-    let hash = key(walked.stack_hash ^ u64::from(UNWINDER.epoch()).rotate_right(16), function);
+    let epoch = UNWINDER.epoch();
+    let hash = key(walked.stack_hash ^ u64::from(epoch).rotate_right(16), function);
     let site = SITES.find(hash).unwrap_or_else(|| {
         let kept = walked.frames.min(MAX_DEPTH.load(Relaxed) as usize);
         let mut bits = match walked.end {
@@ -224,7 +225,7 @@ fn walk_to_site(ledger: &Ledger, state: &mut ThreadState, function: AllocFn, reg
         let modules = MODULES.read(ledger);
         let frames = frames.get(..kept).unwrap_or(&[]);
         let site = SITES.intern(ledger, frames, function, bits, |pc| modules.epoch_of(pc));
-        SITES.enter(hash, site);
+        SITES.enter(hash, site, epoch);
         drop(modules);
         crate::deferred::settle(ledger);
         site

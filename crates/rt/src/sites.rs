@@ -61,6 +61,8 @@ struct Index {
     nodes: Grown,
     sites: Grown,
     signatures_used: usize,
+    /// The unwinder's epoch when the signature table was last empty.
+    signatures_epoch: u16,
     open_chunk: [(u32, u32); 3],
     /// The stack that was interned last, outermost frame first.
     last: [Step; LAST],
@@ -222,6 +224,7 @@ impl SiteTable {
                 nodes: Grown::empty(),
                 sites: Grown::empty(),
                 signatures_used: 0,
+                signatures_epoch: 0,
                 open_chunk: [(0, 0); 3],
                 last: [Step { pc: 0, hash: 0, epoch: 0, node: 0 }; LAST],
                 last_len: 0,
@@ -300,7 +303,9 @@ impl SiteTable {
             let entry = entries.get(at)?;
             let seen = entry.signature.load(Acquire);
             if seen == signature {
-                return Some(entry.site.load(Relaxed));
+                let site = entry.site.load(Acquire);
+                // The table may be emptied, and the place filled again, at this moment.
+                return (entry.signature.load(Relaxed) == signature).then_some(site);
             }
             if seen == 0 {
                 return None;
@@ -310,8 +315,8 @@ impl SiteTable {
         None
     }
 
-    /// Enters the site of a stack hash.
-    pub fn enter(&self, signature: u64, site: u32) {
+    /// Enters the site of a stack hash, which holds the unwinder's `epoch`.
+    pub fn enter(&self, signature: u64, site: u32, epoch: u16) {
         let _guard = self.lock.lock();
         // SAFETY: under the lock.
         let index = unsafe { &mut *self.index.get() };
@@ -321,7 +326,11 @@ impl SiteTable {
         }
         // SAFETY: tables are never freed or moved.
         let mut entries = unsafe { (*table).entries };
-        if index.signatures_used * 2 > entries.len() && entries.len() < 1 << 24 {
+        if index.signatures_used * 2 > entries.len() && index.signatures_epoch != epoch {
+            // Nothing is found any more of what was entered before a module went: the hashes hold the epoch.
+            entries.iter().for_each(|entry| entry.signature.store(0, Release));
+            (index.signatures_used, index.signatures_epoch) = (0, epoch);
+        } else if index.signatures_used * 2 > entries.len() && entries.len() < 1 << 24 {
             if !self.replace_signatures(entries.len() * 4) {
                 return;
             }

@@ -54,8 +54,12 @@ pub fn table() -> Result<String> {
         eprintln!("  lost: {line}");
     }
     let text = written(&pairs, &kept, fixtures.len(), &collided);
-    let low: Vec<&str> =
-        pairs.iter().zip(&kept).filter(|(_, kept)| kept.share() < LEAST_SHARE).map(|((_, after), _)| after.name).collect();
+    let low: Vec<&str> = pairs
+        .iter()
+        .zip(&kept)
+        .filter(|(_, kept)| kept.share() < LEAST_SHARE)
+        .map(|((_, after), _)| after.name)
+        .collect();
     if !collided.is_empty() || !low.is_empty() {
         bail!("{text}\nless than {LEAST_SHARE} kept: {}\ncollisions: {}", low.join("; "), collided.join("\n"));
     }

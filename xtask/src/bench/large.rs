@@ -129,17 +129,27 @@ fn check(sites: &[Site], number: u32) -> Check {
         // What grows has reached its last size at the last check.
         let part = if index.is_multiple_of(GROWING) { u64::from(number + 1) } else { u64::from(CHECKS) };
         let (blocks, bytes) = (site.totals.live_blocks, site.totals.live_bytes * part / u64::from(CHECKS));
-        let kind = [LeakKind::StillReachable, LeakKind::DefinitelyLost, LeakKind::StillReachable, LeakKind::PossiblyLost]
-            [index as usize % 4];
+        let kind =
+            [LeakKind::StillReachable, LeakKind::DefinitelyLost, LeakKind::StillReachable, LeakKind::PossiblyLost]
+                [index as usize % 4];
         let addresses = [0x7f00_0000_0000 + u64::from(index) * 64, 0, 0];
-        CheckRecord { site: index, kind, heuristic: None, blocks, bytes, indirect_blocks: 0, indirect_bytes: 0, addresses }
+        CheckRecord {
+            site: index,
+            kind,
+            heuristic: None,
+            blocks,
+            bytes,
+            indirect_blocks: 0,
+            indirect_bytes: 0,
+            addresses,
+        }
     };
     let records: Vec<CheckRecord> = sites.iter().enumerate().skip(1).map(record).collect();
     let is_last = number + 1 == CHECKS;
     Check {
         number,
         state: CheckState::Complete,
-        trigger: if is_last { CheckTrigger::Exit } else { CheckTrigger::Snapshot },
+        trigger: if is_last { CheckTrigger::Exit } else { CheckTrigger::OnDemand },
         monotonic_ns: 1 + WEEK_NS / u64::from(CHECKS) * u64::from(number + 1),
         blocks: records.iter().map(|record| record.blocks).sum(),
         bytes: records.iter().map(|record| record.bytes).sum(),

@@ -1,9 +1,12 @@
 //! `bench`: speed and memory of leakscope beside the other tools, every number taken in the same run as its pair.
 
+mod fingerprints;
+mod large;
 mod live;
 mod page;
 mod pairs;
 pub mod redis;
+mod reports;
 mod stacks;
 pub mod tools;
 pub mod workloads;
@@ -23,6 +26,8 @@ const QUICK_ROUNDS: Rounds = Rounds { least: 3, short: 5, very_short: 9 };
 /// What the whole table may take, builds aside. Slow tools get what the others leave over.
 const BUDGET: Duration = Duration::from_secs(40 * 60);
 const QUICK_BUDGET: Duration = Duration::from_secs(10 * 60);
+/// What is no workload, and has a table of its own.
+const TABLES: [&str; 2] = ["fingerprints", "reports"];
 const REDIS_REQUESTS: u32 = 200_000;
 
 struct Options {
@@ -55,12 +60,20 @@ pub fn run(words: &[String]) -> Result<()> {
     let mut page = Page::new(&tools, words);
     let mut failed = Vec::new();
     let begin = Instant::now();
-    for (index, name) in options.names.iter().enumerate() {
-        eprintln!("\n{name}, {} s after the start", begin.elapsed().as_secs());
-        let share = Share::of(begin, options.budget, index, options.names.len());
-        if let Err(error) = one(name, &tools, &options, share, &mut page) {
+    for name in options.names.iter().filter(|name| TABLES.contains(&name.as_str())) {
+        eprintln!("\n{name}");
+        if let Err(error) = own_table(name, &options) {
             eprintln!("{name}: {error:#}");
             failed.push(name.as_str());
+        }
+    }
+    let workloads: Vec<&str> = options.names.iter().map(String::as_str).filter(|name| !TABLES.contains(name)).collect();
+    for (index, name) in workloads.iter().copied().enumerate() {
+        eprintln!("\n{name}, {} s after the start", begin.elapsed().as_secs());
+        let share = Share::of(begin, options.budget, index, workloads.len());
+        if let Err(error) = one(name, &tools, &options, share, &mut page) {
+            eprintln!("{name}: {error:#}");
+            failed.push(name);
             page.row(name, &format!("not measured: {error:#}"), "-");
         }
         if name != "stacks" {
@@ -70,12 +83,27 @@ pub fn run(words: &[String]) -> Result<()> {
             page::write(&page.markdown(), &page.excerpt())?;
         }
     }
-    println!("\n{}", page.markdown());
+    if !workloads.is_empty() {
+        println!("\n{}", page.markdown());
+    }
     eprintln!("{} s in all", begin.elapsed().as_secs());
     if !failed.is_empty() {
         bail!("not measured: {}", failed.join(", "));
     }
     Ok(())
+}
+
+/// A table that has nothing to do with other tools' speed, with its own place in docs/benchmarks.md.
+fn own_table(name: &str, options: &Options) -> Result<()> {
+    if options.peers_only {
+        return Ok(());
+    }
+    let table = match name {
+        "fingerprints" => fingerprints::table()?,
+        _ => reports::table()?,
+    };
+    println!("\n{table}");
+    if options.write { page::write_table(name, &table) } else { Ok(()) }
 }
 
 fn one(name: &str, tools: &[Tool], options: &Options, share: Share, page: &mut Page) -> Result<()> {
@@ -128,7 +156,7 @@ fn parse(words: &[String]) -> Result<Options> {
         }
     }
     if options.names.is_empty() {
-        options.names = workloads::NAMES.iter().map(|name| name.to_string()).collect();
+        options.names = TABLES.iter().chain(workloads::NAMES).map(|name| name.to_string()).collect();
         options.names.extend(["redis", "exit-check", "snapshot", "memory", "stacks"].map(str::to_owned));
     }
     Ok(options)

@@ -119,12 +119,7 @@ impl Page {
         for tool in &self.tools {
             text += &format!("| {} | {} | `{}` |\n", tool.title(), tool.version(), tool.command());
         }
-        text += &format!(
-            "\nMachine: {}, {} processors, Linux {}.\n",
-            processor(),
-            processors(),
-            first_line(&["uname", "-r"])
-        );
+        text += &machine();
         text
     }
 
@@ -141,6 +136,20 @@ impl Page {
 pub fn write(text: &str, excerpt: &str) -> Result<()> {
     rewrite(&repo_root().join("docs/benchmarks.md"), "speed", text)?;
     rewrite(&repo_root().join("README.md"), "speed", excerpt)
+}
+
+/// Renews one of the tables of docs/benchmarks.md that stand by themselves.
+///
+/// # Errors
+/// The page cannot be written or lacks the markers.
+pub fn write_table(name: &str, table: &str) -> Result<()> {
+    let text = format!("Taken on {} with `cargo xtask bench {name}`.\n\n{table}{}", today(), machine());
+    rewrite(&repo_root().join("docs/benchmarks.md"), name, &text)
+}
+
+fn machine() -> String {
+    let kernel = first_line(&["uname", "-r"]);
+    format!("\nMachine: {}, {} processors, Linux {kernel}.\n", processor(), processors())
 }
 
 fn ratio_cell(tool: Tool, series: &Series) -> String {

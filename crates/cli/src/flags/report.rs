@@ -16,6 +16,9 @@ pub struct ReportArgs {
     /// Walk through the allocation sites in the terminal; h shows the keys
     #[arg(long)]
     pub tui: bool,
+    /// Say what each suppression rule hides, and what is wrong with it
+    #[arg(long)]
+    pub suppression_health: bool,
     /// What --format folded adds up, and what --tui shows first
     #[arg(long, value_name = "WHAT", default_value = "leaked")]
     pub metric: MetricWord,
