@@ -109,6 +109,16 @@ struct Guarded(Child);
 
 impl Guarded {
     fn spawn(command: &mut Command) -> Self {
+        let heed_signals = || {
+            for signal in [libc::SIGINT, libc::SIGHUP, libc::SIGTERM, libc::SIGUSR1] {
+                // SAFETY: takes numbers only, and may be called between fork and exec.
+                unsafe { libc::signal(signal, libc::SIG_DFL) };
+            }
+            Ok(())
+        };
+        // Whoever starts the tests in the background has their signals ignored, and what they start inherits that.
+        // SAFETY: the closure allocates nothing.
+        unsafe { command.pre_exec(heed_signals) };
         Self(command.process_group(0).spawn().unwrap())
     }
 }

@@ -340,7 +340,7 @@ mod tests {
         assert_eq!(bare("std::vector<Item, std::allocator<Item> >::push_back(Item const&)"), "push_back");
         assert_eq!(bare("(anonymous namespace)::read.constprop.0"), "read");
         assert_eq!(bare("main::{lambda(int)#2}::operator()(int) const"), "operator()");
-        assert_eq!(bare("operator new(unsigned long)"), "operator new(");
+        assert_eq!(bare("operator new(unsigned long)"), "operator new");
         assert_eq!(bare_name(&serde_json::json!({ "function": null, "module": "/lib/libx.so" })), "?libx.so");
     }
 }
