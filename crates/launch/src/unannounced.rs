@@ -53,6 +53,9 @@ fn is_marked(pid: u32, marks: &Marks) -> bool {
 
 /// Whether a running process surely does not map the file with this inode; `false` when its maps cannot be read.
 pub(crate) fn maps_no(pid: u32, inode: u64) -> bool {
-    // The maps of a process that ends are empty.
-    read_maps(pid).is_ok_and(|maps| !maps.is_empty() && maps.iter().all(|mapping| mapping.inode != inode))
+    // The maps of a process that ends are empty, and may become so between two reads of the file: what was seen then is
+    // only a part, but a second look finds nothing.
+    let surely =
+        || read_maps(pid).is_ok_and(|maps| !maps.is_empty() && maps.iter().all(|mapping| mapping.inode != inode));
+    surely() && surely()
 }

@@ -2,9 +2,8 @@
 //! protocol; each test waits for events, never for time.
 
 use std::ffi::OsString;
-use std::io::{Read, Write};
+use std::io::Read;
 use std::mem::offset_of;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
@@ -112,24 +111,29 @@ fn forked_and_executed_processes_get_their_own_ledgers() {
     assert_eq!(story.first, Some((End::Exited(0), true)));
 }
 
+/// Two pipes with names, for a program to say that it is up, and to be told to end. A descriptor to inherit instead would
+/// be inherited by the programs of tests that run at the same time.
+fn named_pipes(name: &str) -> [String; 2] {
+    ["up", "down"].map(|end| {
+        let place = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{end}-{}", std::process::id()));
+        let _ = std::fs::remove_file(&place);
+        assert!(Command::new("mkfifo").arg(&place).status().unwrap().success());
+        place.into_os_string().into_string().unwrap()
+    })
+}
+
 #[test]
 fn a_daemon_is_waited_for() {
-    // The daemon lives until this test closes its end of the socket.
-    let (mut ours, theirs) = UnixStream::pair().unwrap();
-    let fd = std::os::fd::AsRawFd::as_raw_fd(&theirs).to_string();
-    // SAFETY: clears close-on-exec of a descriptor of ours.
-    unsafe { libc::fcntl(fd.parse().unwrap(), libc::F_SETFD, 0) };
-    let session = start("(echo up >&$1; read line <&$1) & exit 4", &[&fd]);
-    drop(theirs);
-    let mut up = [0; 3];
-    ours.read_exact(&mut up).unwrap();
+    let [up, down] = &named_pipes("daemon");
+    let session = start("(echo up >$1; read line <$2) & exit 4", &[up, down]);
+    assert_eq!(std::fs::read_to_string(up).unwrap(), "up\n");
     let mut daemon = 0;
     loop {
         match session.next_event().unwrap() {
             Event::Waiting { pids } => {
                 assert_eq!((pids.len(), daemon), (1, 0));
                 daemon = pids[0];
-                ours.write_all(b"end\n").unwrap();
+                std::fs::write(down, "end\n").unwrap();
             }
             Event::FirstEnded { end, started } => assert_eq!((end, started), (End::Exited(4), true)),
             Event::Ended(ended) if ended.origin == origin::FORK => {
@@ -178,14 +182,10 @@ fn signal_mask_dispositions_and_descriptors_are_as_without_us() {
 
 #[test]
 fn snapshots_of_an_idle_process_that_can_be_woken() {
-    let (mut ours, theirs) = UnixStream::pair().unwrap();
-    let fd = std::os::fd::AsRawFd::as_raw_fd(&theirs).to_string();
-    // SAFETY: clears close-on-exec of a descriptor of ours.
-    unsafe { libc::fcntl(fd.parse().unwrap(), libc::F_SETFD, 0) };
-    let session = start("CLIENT_HANDLES_NUDGE=1 exec bash -c 'echo up >&$1; read line <&$1' bash $1", &[&fd]);
-    drop(theirs);
-    let mut up = [0; 3];
-    ours.read_exact(&mut up).unwrap();
+    let [up, down] = &named_pipes("idle");
+    let script = "CLIENT_HANDLES_NUDGE=1 exec bash -c 'echo up >$1; read line <$2' bash $1 $2";
+    let session = start(script, &[up, down]);
+    assert_eq!(std::fs::read_to_string(up).unwrap(), "up\n");
     for round in 1..=2 {
         let mut ledger = snapshot::request(session.first_pid()).unwrap();
         let mut header = [0; layout::HEADER_BYTES];
@@ -195,7 +195,7 @@ fn snapshots_of_an_idle_process_that_can_be_woken() {
         assert_eq!(header[done], round);
         assert!(std::os::unix::fs::FileExt::write_at(&ledger, b"x", 0).is_err());
     }
-    ours.write_all(b"end\n").unwrap();
+    std::fs::write(down, "end\n").unwrap();
     assert_eq!(finish(&session).first, Some((End::Exited(0), true)));
 }
 
