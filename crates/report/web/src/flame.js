@@ -31,6 +31,7 @@ export function flame(model, getProcess) {
   let total = 0;
   let drawn = new Map();
   let focused = null;
+  let width = 0;
   const status = h("p", { class: "status", role: "status", "aria-live": "polite" });
   const place = h("div", { class: "flame", role: "group", "aria-label": "Flame graph. Arrow keys move, Enter zooms, Escape goes back." });
   const search = h("input", { type: "search", id: "flame-search", placeholder: "Function", autocomplete: "off", "aria-describedby": "flame-found" });
@@ -60,8 +61,9 @@ export function flame(model, getProcess) {
       found.textContent = "";
       return;
     }
+    width = place.clientWidth;
     chart = flamegraph()
-      .width(Math.max(place.clientWidth, 280))
+      .width(Math.max(width, 280))
       .cellHeight(22)
       .minFrameSize(1)
       .transitionDuration(0)
@@ -153,12 +155,8 @@ export function flame(model, getProcess) {
     if (d) status.textContent = describe(d);
   });
 
-  let width = 0;
   new ResizeObserver(() => {
-    if (place.clientWidth !== width && place.clientWidth > 0) {
-      width = place.clientWidth;
-      draw();
-    }
+    if (place.clientWidth !== width && place.clientWidth > 0) draw();
   }).observe(place);
 
   const section = h("section", { id: "flame", "aria-labelledby": "flame-title" },

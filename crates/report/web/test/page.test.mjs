@@ -34,6 +34,8 @@ async function visit(name, options, look) {
   page.on("request", (request) => request.url() === `file://${folder}/${name}.html` || wrong.push(`request: ${request.url()}`));
   await page.goto(`file://${folder}/${name}.html`);
   await page.waitForSelector("#page[data-ready]");
+  // Rectangles get their widths at the browser's next tick.
+  await page.waitForFunction(() => [...document.querySelectorAll(".flame rect")].every((rect) => rect.hasAttribute("width")));
   await look(page, JSON.parse((await readFile(`${folder}/${name}.json`, "utf8")).split("\n")[0]));
   assert.deepEqual(wrong, []);
   await context.close();
