@@ -1,11 +1,14 @@
-//! Builds the library that is injected into targets and makes its bytes available to `src/library.rs`.
+//! Builds the library that is injected into targets and the engine that targets run in, and makes their bytes available
+//! to `src/cache.rs` and `src/memcheck/program.rs`.
 //!
 //! It is built by a second cargo with its own target directory: the outer cargo holds the lock of the usual
 //! one. Always with the optimised `injected` profile (an unoptimised interposer is unusably slow, and a
 //! target dies of an undefined `rust_eh_personality` without `panic = "abort"` and fat LTO), and for the
 //! plain x86-64 baseline whatever flags this build has: the binary may be copied to an older machine.
 //!
-//! `LEAKSCOPE_PRELOAD_SO=/path` at build time embeds that file instead.
+//! The engine is a static executable at a fixed address, out of the way of what it loads.
+//!
+//! `LEAKSCOPE_PRELOAD_SO=/path` and `LEAKSCOPE_MEMCHECK=/path` at build time embed these files instead.
 
 use std::env;
 use std::fs;
@@ -17,25 +20,57 @@ use sha2::{Digest, Sha256};
 /// What the injected library is made of; a change in one of them builds it again.
 const INJECTED_CRATES: [&str; 5] = ["preload", "rt", "ledger", "model", "reach"];
 
+/// What the engine is made of besides.
+const ENGINE_CRATES: [&str; 4] = ["memcheck", "translate", "syscalls", "shadow"];
+
+/// Where the engine is linked to lie; `leakscope_translate::layout::ENGINE_BASE`.
+const ENGINE_FLAGS: [&str; 5] = [
+    "-Ctarget-cpu=x86-64",
+    "-Ctarget-feature=+crt-static",
+    "-Crelocation-model=static",
+    "-Clink-arg=-no-pie",
+    "-Clink-arg=-Wl,--image-base=0x30000000",
+];
+
 fn main() {
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
     println!("cargo::rerun-if-env-changed=LEAKSCOPE_PRELOAD_SO");
     let built = match env::var_os("LEAKSCOPE_PRELOAD_SO") {
         Some(path) => PathBuf::from(path),
-        None => build(&out),
+        None => build(&out, "leakscope-preload", &["-Ctarget-cpu=x86-64"], "injected", "libleakscope_preload.so"),
     };
     println!("cargo::rerun-if-changed={}", built.display());
     let bytes = fs::read(&built).unwrap_or_else(|error| panic!("cannot read {}: {error}", built.display()));
     let hash: String = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
     fs::write(out.join("preload.so"), bytes).expect("OUT_DIR is writable");
     println!("cargo::rustc-env=LEAKSCOPE_PRELOAD_SHA256={hash}");
+    engine(&out);
 }
 
-/// Builds crate `leakscope-preload` and gives the path of the library.
-fn build(out: &Path) -> PathBuf {
+/// The engine, on the architecture that it is for; elsewhere nothing.
+fn engine(out: &Path) {
+    println!("cargo::rerun-if-env-changed=LEAKSCOPE_MEMCHECK");
+    let is_supported = env::var("CARGO_CFG_TARGET_ARCH").is_ok_and(|architecture| architecture == "x86_64");
+    let bytes = match env::var_os("LEAKSCOPE_MEMCHECK") {
+        Some(path) => {
+            let path = PathBuf::from(path);
+            println!("cargo::rerun-if-changed={}", path.display());
+            fs::read(&path).unwrap_or_else(|error| panic!("cannot read {}: {error}", path.display()))
+        }
+        None if is_supported => {
+            let path = build(out, "leakscope-memcheck", &ENGINE_FLAGS, "engine", "leakscope-memcheck");
+            fs::read(&path).unwrap_or_else(|error| panic!("cannot read {}: {error}", path.display()))
+        }
+        None => Vec::new(),
+    };
+    fs::write(out.join("memcheck"), bytes).expect("OUT_DIR is writable");
+}
+
+/// Builds a crate with these flags in a target directory of this name, and gives the path of the file that it makes.
+fn build(out: &Path, package: &str, flags: &[&str], directory: &str, file: &str) -> PathBuf {
     let manifest = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR"));
     let workspace = manifest.ancestors().nth(2).expect("this crate lies in <workspace>/crates/launch");
-    for name in INJECTED_CRATES {
+    for name in INJECTED_CRATES.iter().chain(&ENGINE_CRATES) {
         println!("cargo::rerun-if-changed={}", workspace.join("crates").join(name).display());
     }
     println!("cargo::rerun-if-changed={}", workspace.join("Cargo.toml").display());
@@ -44,7 +79,7 @@ fn build(out: &Path) -> PathBuf {
     let architecture = env::var("CARGO_CFG_TARGET_ARCH").expect("cargo sets CARGO_CFG_TARGET_ARCH");
     let triple = format!("{architecture}-unknown-linux-gnu");
     // OUT_DIR is <target>/[triple/]<profile>/build/<crate>/out. One directory for all profiles: the same library.
-    let nested = out.ancestors().nth(4).expect("OUT_DIR is four levels deep").join("injected");
+    let nested = out.ancestors().nth(4).expect("OUT_DIR is four levels deep").join(directory);
     let mut cargo = Command::new(env::var_os("CARGO").expect("cargo sets CARGO"));
     for (name, _) in env::vars_os() {
         let Some(text) = name.to_str() else { continue };
@@ -74,17 +109,17 @@ fn build(out: &Path) -> PathBuf {
     }
     let status = cargo
         .current_dir(workspace)
-        .args(["build", "--quiet", "--package", "leakscope-preload", "--profile", "injected", "--target", &triple])
+        .args(["build", "--quiet", "--package", package, "--profile", "injected", "--target", &triple])
         .arg("--target-dir")
         .arg(&nested)
         // Also overrides flags from the user's cargo configuration.
-        .env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-cpu=x86-64")
+        .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"))
         .env("CARGO_PROFILE_INJECTED_STRIP", "debuginfo")
         .status();
     match status {
         Ok(status) if status.success() => {}
-        Ok(status) => panic!("building the injected library (cargo build -p leakscope-preload) failed: {status}"),
-        Err(error) => panic!("cannot start cargo to build the injected library: {error}"),
+        Ok(status) => panic!("building the injected code (cargo build -p {package}) failed: {status}"),
+        Err(error) => panic!("cannot start cargo to build {package}: {error}"),
     }
-    nested.join(triple).join("injected/libleakscope_preload.so")
+    nested.join(triple).join("injected").join(file)
 }

@@ -26,8 +26,11 @@ const LAYERS: &[(&str, Side, u8)] = &[
     ("leakscope-model", Side::Shared, 0),
     ("leakscope-ledger", Side::Shared, 1),
     ("leakscope-reach", Side::Shared, 1),
+    ("leakscope-shadow", Side::Shared, 1),
     ("leakscope-rt", Side::Inside, 2),
     ("leakscope-preload", Side::Inside, 3),
+    ("leakscope-translate", Side::Inside, 2),
+    ("leakscope-guest", Side::Inside, 3),
     ("leakscope-process", Side::Outside, 2),
     ("leakscope-launch", Side::Outside, 3),
     ("leakscope-symbols", Side::Outside, 4),
@@ -40,7 +43,7 @@ const LAYERS: &[(&str, Side, u8)] = &[
 ];
 
 /// Crates that hold unsafe code in named modules; everywhere else the word is an error.
-const MAY_BE_UNSAFE: &[&str] = &["ledger", "rt", "preload", "process", "launch", "cli"];
+const MAY_BE_UNSAFE: &[&str] = &["ledger", "rt", "preload", "translate", "guest", "process", "launch", "cli"];
 
 const LONGEST_FILE_LINES: usize = 800;
 const UNNAMED_MODULES: &[&str] = &["utils.rs", "util.rs", "common.rs", "misc.rs", "helpers.rs"];

@@ -13,6 +13,10 @@ use crate::step::{build_leakscope, step_with};
 const FAST: &str = "^(leak-cases-full|leak-tree|leak-cycle|lks|doublefree|badfree|mismatches|new_nothrow|trivialleak\
                     |realloc1|sbfragment|suppfree|nanoleak_supp|memalign2)$";
 
+/// The same for the simulated CPU: leaks, wrong calls, invalid accesses, signals, system calls, client requests.
+const FAST_MEMCHECK: &str = "^(leak-cases-full|leak-tree|doublefree|mismatches|badrw|badjump|badaddrvalue|errs1|malloc1\
+                             |realloc3|signal2|threadname|writev1|execve1|sigaltstack|mempool|custom_alloc|suppfree)$";
+
 #[derive(Deserialize)]
 struct Outcome {
     results: Vec<TestResult>,
@@ -21,17 +25,25 @@ struct Outcome {
 #[derive(Deserialize)]
 struct TestResult {
     name: String,
+    category: String,
+    needs: String,
     own: String,
     passed: Option<bool>,
 }
 
 #[derive(Deserialize)]
 struct Known {
-    /// Test name to the reason why it cannot pass.
+    /// For `leakscope run`: test name to the reason why it cannot pass.
     preload: BTreeMap<String, String>,
+    /// The same for `leakscope memcheck`.
+    #[serde(default)]
+    memcheck: BTreeMap<String, String>,
 }
 
-/// Runs `memcheck` (every test) or `preload` (those that an interposer can serve).
+/// What a test needs that the simulated CPU does not do: it reports no use of undefined values.
+const DEFINEDNESS: &str = "definedness";
+
+/// Runs `memcheck` (every test, with the simulated CPU) or `preload` (those that an interposer can serve, with `run`).
 ///
 /// # Errors
 /// The suite cannot be fetched or built, or a test's verdict is not the expected one.
@@ -40,8 +52,8 @@ pub fn run(words: &[String]) -> Result<()> {
     match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["preload"] => preload(false),
         ["preload", "--fast"] => preload(true),
-        ["memcheck"] => score(&[]).map(|_| ()),
-        ["memcheck", "--fast"] => score(&["--only", FAST]).map(|_| ()),
+        ["memcheck"] => memcheck(false),
+        ["memcheck", "--fast"] => memcheck(true),
         _ => bail!("usage: cargo xtask conformance memcheck|preload [--fast]"),
     }
 }
@@ -52,17 +64,40 @@ pub fn run(words: &[String]) -> Result<()> {
 /// The suite cannot be fetched or built, or a test's verdict is not the expected one.
 pub fn preload(fast: bool) -> Result<()> {
     let selection: &[&str] = if fast { &["--needs", "preload", "--only", FAST] } else { &["--needs", "preload"] };
-    let outcome = score(selection)?;
-    let path = repo_root().join("conformance/known-failures.toml");
-    let text = std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
-    let known: Known = toml::from_str(&text).with_context(|| format!("read {}", path.display()))?;
-    judge(&outcome, &known)
+    judge(&score("run", selection)?, &known()?.preload)
 }
 
-fn score(selection: &[&str]) -> Result<Outcome> {
+/// Every test; those of definedness are counted, and not held against the list.
+///
+/// # Errors
+/// The suite cannot be fetched or built, or a test's verdict is not the expected one.
+pub fn memcheck(fast: bool) -> Result<()> {
+    let selection: &[&str] = if fast { &["--only", FAST_MEMCHECK] } else { &[] };
+    let mut outcome = score("memcheck", selection)?;
+    let mut families: BTreeMap<String, (usize, usize)> = BTreeMap::new();
+    for result in outcome.results.iter().filter(|result| result.own.is_empty()) {
+        let family = if result.needs == DEFINEDNESS { DEFINEDNESS } else { &result.category };
+        let (passed, all) = families.entry(family.to_owned()).or_default();
+        *passed += usize::from(result.passed == Some(true));
+        *all += usize::from(result.passed.is_some());
+    }
+    for (family, (passed, all)) in families {
+        eprintln!("{family:24} {passed:3} of {all:3}");
+    }
+    outcome.results.retain(|result| result.needs != DEFINEDNESS);
+    judge(&outcome, &known()?.memcheck)
+}
+
+fn known() -> Result<Known> {
+    let path = repo_root().join("conformance/known-failures.toml");
+    let text = std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+    toml::from_str(&text).with_context(|| format!("read {}", path.display()))
+}
+
+fn score(command: &str, selection: &[&str]) -> Result<Outcome> {
     let cache = conformance_cache().join("valgrind");
     let json = tempfile::NamedTempFile::new()?;
-    let tool = format!("{} run", leakscope_bin().display());
+    let tool = format!("{} {command}", leakscope_bin().display());
     let (cache, json_path) = (cache.to_string_lossy(), json.path().to_string_lossy());
     let fixed = ["python3", "conformance/memcheck.py", "run", "--tool", &tool, "--cache", &cache, "--json", &json_path];
     let words: Vec<&str> = fixed.iter().copied().chain(["-v"]).chain(selection.iter().copied()).collect();
@@ -70,7 +105,7 @@ fn score(selection: &[&str]) -> Result<Outcome> {
     Ok(serde_json::from_reader(json.reopen()?)?)
 }
 
-fn judge(outcome: &Outcome, known: &Known) -> Result<()> {
+fn judge(outcome: &Outcome, known: &BTreeMap<String, String>) -> Result<()> {
     let counted = outcome.results.iter().filter(|result| result.own.is_empty());
     let failed: BTreeSet<&str> =
         counted.clone().filter(|result| result.passed == Some(false)).map(|result| result.name.as_str()).collect();
@@ -78,12 +113,12 @@ fn judge(outcome: &Outcome, known: &Known) -> Result<()> {
         counted.filter(|result| result.passed == Some(true)).map(|result| result.name.as_str()).collect();
     let mut wrong = Vec::new();
     for name in &failed {
-        match known.preload.get(*name) {
+        match known.get(*name) {
             Some(reason) => eprintln!("known failure: {name}: {reason}"),
             None => wrong.push(format!("{name} failed")),
         }
     }
-    for name in passed.iter().filter(|name| known.preload.contains_key(**name)) {
+    for name in passed.iter().filter(|name| known.contains_key(**name)) {
         wrong.push(format!("{name} passes; take it off conformance/known-failures.toml"));
     }
     eprintln!("conformance: {} of {} tests pass", passed.len(), passed.len() + failed.len());
@@ -103,14 +138,20 @@ mod tests {
     fn outcome(verdicts: &[(&str, bool)]) -> Outcome {
         let results = verdicts
             .iter()
-            .map(|(name, passed)| TestResult { name: name.to_string(), own: String::new(), passed: Some(*passed) })
+            .map(|(name, passed)| TestResult {
+                name: name.to_string(),
+                category: "leak".to_owned(),
+                needs: "preload".to_owned(),
+                own: String::new(),
+                passed: Some(*passed),
+            })
             .collect();
         Outcome { results }
     }
 
     #[test]
     fn a_known_failure_that_passes_is_an_error() {
-        let known = Known { preload: BTreeMap::from([("overlap".to_owned(), "reads".to_owned())]) };
+        let known = BTreeMap::from([("overlap".to_owned(), "reads".to_owned())]);
         assert!(judge(&outcome(&[("lks", true), ("overlap", false)]), &known).is_ok());
         let stale = judge(&outcome(&[("lks", true), ("overlap", true)]), &known);
         assert!(stale.unwrap_err().to_string().contains("take it off"));

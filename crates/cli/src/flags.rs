@@ -214,6 +214,11 @@ pub struct RunArgs {
     /// Take pointers on the threads' stacks into account
     #[arg(long, value_name = "yes|no", default_value = "yes", value_parser = yes_no, require_equals = true, action = ArgAction::Set)]
     pub use_stacks: bool,
+    /// Write a log of all allocations and releases to FILE, in the words of glibc's mtrace: for `leakscope mtrace` and the
+    /// script `mtrace`. %p is the process id, %q{VAR} an environment variable, %% a percent sign; forked children and
+    /// programs that exec starts have FILE.PID
+    #[arg(long, value_name = "FILE", require_equals = true, conflicts_with = "sample")]
+    pub mtrace_log: Option<String>,
     /// Only memcheck is accepted: for command lines that were written for Valgrind
     #[arg(long, value_name = "NAME", hide = true, require_equals = true)]
     pub tool: Option<Tool>,

@@ -2,6 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 /// A checked pattern.
@@ -97,6 +98,33 @@ impl LogName {
         self.parts.iter().any(|part| !matches!(part, Part::Text(_)))
     }
 
+    /// The name as the injected code takes it, made absolute: `%p` is left to it, other percent signs are doubled, `%n` is
+    /// the first number that makes an unused name.
+    ///
+    /// # Errors
+    /// Those of finding the present folder.
+    pub fn for_target(&self) -> std::io::Result<Vec<u8>> {
+        let counts = self.parts.contains(&Part::Number);
+        let pid = std::process::id();
+        let number = if counts { (0..).find(|&n| !self.expand(pid, n).exists()).unwrap_or(0) } else { 0 };
+        let mut name = Vec::new();
+        for part in &self.parts {
+            match part {
+                Part::Text(text) => doubled(text.as_bytes(), &mut name),
+                Part::ProcessId => name.extend_from_slice(b"%p"),
+                Part::Number => name.extend_from_slice(number.to_string().as_bytes()),
+            }
+        }
+        if name.first() == Some(&b'/') {
+            return Ok(name);
+        }
+        let mut absolute = Vec::new();
+        doubled(std::env::current_dir()?.as_os_str().as_bytes(), &mut absolute);
+        absolute.push(b'/');
+        absolute.extend_from_slice(&name);
+        Ok(absolute)
+    }
+
     /// The name for one process; `number` counts the files of the process from 0.
     pub fn expand(&self, pid: u32, number: u32) -> PathBuf {
         let mut name = OsString::new();
@@ -108,6 +136,12 @@ impl LogName {
             }
         }
         name.into()
+    }
+}
+
+fn doubled(text: &[u8], out: &mut Vec<u8>) {
+    for &byte in text {
+        out.extend_from_slice(if byte == b'%' { b"%%" } else { std::slice::from_ref(&byte) });
     }
 }
 
@@ -133,6 +167,17 @@ mod tests {
         ] {
             assert_eq!(expand(pattern).as_deref(), Ok(expected), "{pattern}");
         }
+    }
+
+    #[test]
+    fn what_the_injected_code_gets() {
+        for (pattern, expected) in [("/a/log.%p", "/a/log.%p"), ("/100%%/l", "/100%%/l"), ("/%q{HOME}", "//h%%p")] {
+            let variable = |name: &OsStr| (name == "HOME").then(|| OsString::from("/h%p"));
+            let name = LogName::parse(pattern, variable).unwrap().for_target().unwrap();
+            assert_eq!(String::from_utf8(name).unwrap(), expected, "{pattern}");
+        }
+        let here = std::env::current_dir().unwrap().join("log");
+        assert_eq!(LogName::parse("log", |_| None).unwrap().for_target().unwrap(), here.as_os_str().as_bytes());
     }
 
     #[test]

@@ -235,8 +235,34 @@ fn tool_command() -> Vec<String> {
     std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect()
 }
 
+/// The name of the event log, for the injected code. A file that every process writes under its own name is only known
+/// there; any other is made, or emptied, here, so that a wrong name is known before the program starts.
+fn mtrace_log(pattern: &str) -> Result<leakscope_launch::ledger::LogName> {
+    let option = format!("--mtrace-log={pattern}");
+    let name = LogName::parse(pattern, |name| std::env::var_os(name)).with_context(|| option.clone())?;
+    let for_target = name.for_target().with_context(|| format!("{option}: cannot find the present folder"))?;
+    if name.depends_on_process() {
+        let path = name.expand(std::process::id(), 0);
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        if !folder.is_dir() {
+            bail!("{option}: the folder {} is not there; make it first", folder.display());
+        }
+    } else {
+        let path = name.expand(0, 0);
+        // Opening a pipe would wait for its reader.
+        let made = if path.exists() && !path.is_file() { Ok(()) } else { std::fs::File::create(&path).map(drop) };
+        made.with_context(|| format!("{option}: cannot make the file"))?;
+    }
+    let limit = leakscope_launch::ledger::LOG_NAME_BYTES - 1;
+    leakscope_launch::ledger::LogName::new(&for_target)
+        .with_context(|| format!("{option}: the name has more than {limit} bytes; give a shorter one"))
+}
+
 /// What the injected code shall do.
-pub fn config(args: &RunArgs) -> Config {
+///
+/// # Errors
+/// When the event log cannot be written.
+pub fn config(args: &RunArgs) -> Result<Config> {
     let mut flags = wishes::SAMPLE_ADDRESSES;
     let keeps_frees =
         matches!(args.keep_stacktraces, KeepStacks::Free | KeepStacks::AllocAndFree | KeepStacks::AllocThenFree);
@@ -251,19 +277,21 @@ pub fn config(args: &RunArgs) -> Config {
         (wishes::MISMATCHES, args.view.show_mismatched_frees),
         (wishes::CHILD_SILENT, args.child_silent_after_fork),
         (wishes::STACKS_ARE_ROOTS, args.use_stacks),
+        (wishes::MTRACE_LOG, args.mtrace_log.is_some()),
     ] {
         if on {
             flags |= bit;
         }
     }
-    Config {
+    Ok(Config {
         flags,
         sample_bytes: args.sample,
         // One frame, the caller of the allocator, is the least that makes a site.
         max_frames: if keeps_allocations { RECORDED_FRAMES.max(args.view.num_callers.into()) } else { 1 },
         heuristics: args.leak_check_heuristics.bits(),
         reserved: [0; 3],
-    }
+        mtrace_log: args.mtrace_log.as_deref().map(mtrace_log).transpose()?.unwrap_or_default(),
+    })
 }
 
 #[cfg(test)]
@@ -338,7 +366,7 @@ mod tests {
 
     #[test]
     fn wishes_by_table() {
-        let flags = |words: &[&str]| config(&parse(words).0).flags;
+        let flags = |words: &[&str]| config(&parse(words).0).unwrap().flags;
         let default = flags(&[]);
         for (word, bit, on) in [
             ("--leak-check=no", wishes::CHECK_AT_EXIT, false),
@@ -350,11 +378,12 @@ mod tests {
             ("--show-mismatched-frees=no", wishes::MISMATCHES, false),
             ("--child-silent-after-fork=yes", wishes::CHILD_SILENT, true),
             ("--use-stacks=no", wishes::STACKS_ARE_ROOTS, false),
+            ("--mtrace-log=/dev/null", wishes::MTRACE_LOG, true),
         ] {
             assert_eq!(default & bit == 0, on, "{word}");
             assert_eq!(flags(&[word]), default ^ bit, "{word}");
         }
-        assert_eq!(config(&parse(&["--num-callers=300"]).0).max_frames, 300);
-        assert_eq!(config(&parse(&["--sample", "512K"]).0).sample_bytes, 512 << 10);
+        assert_eq!(config(&parse(&["--num-callers=300"]).0).unwrap().max_frames, 300);
+        assert_eq!(config(&parse(&["--sample", "512K"]).0).unwrap().sample_bytes, 512 << 10);
     }
 }

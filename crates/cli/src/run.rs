@@ -37,7 +37,7 @@ pub fn main(args: &RunArgs, matches: &ArgMatches) -> Result<ExitCode> {
         argv0: argv0.clone(),
         arguments: arguments.to_vec(),
         library: library.path.clone(),
-        config: config(args),
+        config: config(args)?,
     })?;
     let follows_exec = args.trace_children;
     let mut run = Run {

@@ -44,6 +44,7 @@ fixtures! {
         mimalloc_linked = "mimalloc_linked.c",
         mimalloc_preloaded = "mimalloc_preloaded.c",
         misuse = "misuse.c",
+        mtrace_intervals = "mtrace_intervals.c",
         heap_queries = "heap_queries.c",
         pvalloc = "pvalloc.c",
         releases_that_wait = "releases_that_wait.c",

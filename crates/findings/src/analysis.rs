@@ -5,6 +5,7 @@
 //! inlined frames). Loss records merge blocks of one leak kind whose first 2, 4 or all addresses agree; they
 //! are numbered smallest first. Suppressed records count neither in the totals by kind nor as errors.
 
+mod intervals;
 mod leaks;
 mod memory_errors;
 mod misuses;
@@ -18,6 +19,7 @@ use crate::fingerprint::Fingerprint;
 use crate::recording::{self, CheckState, End, Lost, ProcessFacts, ProcessRecording, Totals};
 use crate::suppressions::{Error, Matcher, RuleId, Suppressions};
 
+pub use intervals::{Interval, IntervalRecord};
 pub use memory_errors::MemoryError;
 pub use stacks::{Frame, Stack};
 
@@ -131,6 +133,11 @@ pub struct Analysis {
     pub witness: recording::Witness,
     /// Memory errors that another tool found, suppressed ones included.
     pub memory_errors: Vec<MemoryError>,
+    /// What happened between calls of `mtrace()` and `muntrace()`, oldest first. Their records are no loss records: a block
+    /// that is live at the end of an interval may be released later.
+    pub intervals: Vec<Interval>,
+    /// The log of events that was written.
+    pub event_log: recording::EventLog,
 }
 
 impl Analysis {
@@ -147,6 +154,11 @@ impl Analysis {
     /// Memory errors that are not suppressed.
     pub fn shown_memory_errors(&self) -> impl Iterator<Item = &MemoryError> {
         self.memory_errors.iter().filter(|error| error.suppressed_by.is_none())
+    }
+
+    /// Whether `--mtrace-log` was given.
+    pub fn logs_whole_run(&self) -> bool {
+        self.process.flags & leakscope_ledger::layout::flags::MTRACE_LOG != 0
     }
 
     /// Whether `--error-exitcode` applies.
@@ -402,6 +414,8 @@ pub fn analyse(
         series: recorded.series.clone(),
         witness: recorded.witness.clone(),
         memory_errors,
+        intervals: intervals::intervals(recorded, &stacks, options),
+        event_log: recorded.event_log.clone(),
     }
 }
 
@@ -421,6 +435,7 @@ pub fn sites_to_name(recorded: &ProcessRecording, options: &Options, suppression
     let called = recorded.misuses.iter().map(|misuse| misuse.site);
     if suppressions.rules().is_empty() { &mut sites.shown } else { &mut sites.whole }.extend(called);
     sites.shown.extend(recorded.misuses.iter().flat_map(|misuse| [misuse.allocation_site, misuse.free_site]));
+    sites.shown.extend(intervals::sites_to_name(recorded, options));
     match outcome(recorded, options) {
         Outcome::Classified(facts) => {
             let records = recorded.checks.iter().find(|check| check.number == facts.number);

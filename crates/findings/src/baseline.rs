@@ -381,12 +381,14 @@ fn one_line(text: &str) -> String {
     printable(text).split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
+/// Whether a character is more than seen: terminal escapes, ends of lines, and marks that turn the direction of text.
+pub(crate) fn is_dangerous(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{2028}' | '\u{2029}')
+}
+
 /// `text` with `?` for what is more than seen.
 pub(crate) fn printable(text: &str) -> String {
-    let is_dangerous = |c: char| {
-        c.is_control()
-            || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{2028}' | '\u{2029}')
-    };
     text.chars()
         .map(|c| {
             if c == '\t' || c == '\n' {

@@ -6,6 +6,8 @@
 mod build;
 mod codes;
 mod foreign;
+mod intervals;
+mod strings;
 
 use std::sync::Arc;
 
@@ -14,6 +16,8 @@ use serde::{Deserialize, Serialize};
 
 pub use build::{BuildOptions, Names, Resolve, ResolvedFrame, build};
 pub use foreign::{Access, AuxiliaryStack, MemoryError, Witness};
+pub use intervals::{EventLog, Interval, IntervalEnd, IntervalSite};
+pub use strings::Strings;
 
 /// The ledgers of one run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -84,6 +88,12 @@ pub struct ProcessRecording {
     /// Memory errors that another tool found.
     #[serde(default)]
     pub memory_errors: Vec<MemoryError>,
+    /// What happened between calls of `mtrace()` and `muntrace()`, oldest first.
+    #[serde(default)]
+    pub intervals: Vec<Interval>,
+    /// The log of events that was written.
+    #[serde(default)]
+    pub event_log: EventLog,
 }
 
 /// Facts about a process. Paths and arguments are shown, not opened: bytes that are not UTF-8 are replaced.
@@ -184,6 +194,9 @@ pub struct Lost {
     pub misuses: u64,
     /// Events of threads without a record.
     pub threads: u64,
+    /// Intervals between `mtrace()` and `muntrace()`, or sites of them, that did not fit. Files keep it with the intervals.
+    #[serde(skip)]
+    pub intervals: u64,
 }
 
 impl Lost {
@@ -199,6 +212,7 @@ impl Lost {
             (self.modules, "modules are missing: there was no room for more"),
             (self.misuses, "wrong calls are missing: there was no room for more"),
             (self.threads, "events of threads are missing: there was no room for more threads"),
+            (self.intervals, "intervals between mtrace() and muntrace() are missing or incomplete: there was no room"),
         ]
         .into_iter()
         .filter(|&(count, _)| count > 0)

@@ -2,7 +2,7 @@
 
 mod support;
 
-use leakscope_findings::recording::{Host, Recording};
+use leakscope_findings::recording::{EventLog, Host, Interval, IntervalEnd, IntervalSite, Recording};
 use leakscope_findings::{DecodeError, decode, encode};
 use proptest::prelude::*;
 use support::sample;
@@ -11,6 +11,10 @@ fn recording() -> Recording {
     let host = Host { name: "build-7".into(), kernel: "Linux 6.1.0".into(), architecture: "x86_64".into() };
     let mut second = sample();
     second.process.pid = 4243;
+    let site = IntervalSite { site: 2, allocated_blocks: 5, allocated_bytes: 50, live_blocks: 1, live_bytes: 10 };
+    second.intervals.push(Interval { number: 3, end: IntervalEnd::Program, sites: vec![site], ..Interval::default() });
+    second.event_log = EventLog { file: "/tmp/log".into(), lines: 7, ..EventLog::default() };
+    second.lost.intervals = 4;
     Recording { tool_version: "0.1.0".into(), host, processes: vec![sample(), second] }
 }
 

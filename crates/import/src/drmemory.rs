@@ -19,7 +19,7 @@ use std::io::{self, BufRead};
 use leakscope_findings::recording::{Access, AuxiliaryStack};
 use leakscope_model::{ErrorKind, LeakKind, MisuseKind, Tool};
 
-use crate::lines::{Lines, decimal, leading_decimal, leading_hex};
+use crate::lines::{decimal, leading_decimal, leading_hex};
 use crate::sink::{Base, ErrorHandle, ErrorText, FrameText, Front, Map, Process, Sink};
 
 /// Whether a text begins as such a file does.
@@ -53,15 +53,7 @@ struct File {
 pub(crate) fn read(input: &mut dyn BufRead, sink: &mut Sink) -> io::Result<()> {
     let process = sink.process(0, Tool::DrMemory);
     let mut file = File::default();
-    let mut lines = Lines::new(input);
-    loop {
-        let number = lines.number() + 1;
-        let Some(line) = lines.next()? else { break };
-        if file.line(&mut sink.processes[process], &line).is_none() {
-            let line = line.into_owned();
-            sink.unread(number, &line);
-        }
-    }
+    sink.read_lines(input, process, |process, line| file.line(process, line))?;
     let process = &mut sink.processes[process];
     if file.open.is_some() {
         process.out.problems.push("the results end within a finding".to_owned());

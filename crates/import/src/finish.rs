@@ -142,7 +142,7 @@ fn name(process: &mut Process, resolver: &mut dyn Resolver) {
             location.first_frame = process.out.frames.len() as u32;
             location.frames = frames.len() as u32;
             for frame in &frames {
-                let record = record(frame, &mut process.strings);
+                let record = process.strings.frame(frame);
                 process.out.frames.push(record);
             }
         }
@@ -168,19 +168,6 @@ fn name(process: &mut Process, resolver: &mut dyn Resolver) {
             unloaded: false,
         })
         .collect();
-}
-
-fn record(frame: &ResolvedFrame, strings: &mut crate::sink::Strings) -> FrameRecord {
-    let mut text = |text: &Option<String>| strings.number(text.as_deref().unwrap_or_default());
-    FrameRecord {
-        function: text(&frame.function),
-        linkage_name: if frame.linkage_name == frame.function { 0 } else { text(&frame.linkage_name) },
-        file: text(&frame.file),
-        directory: text(&frame.directory),
-        line: frame.line.unwrap_or(0),
-        column: frame.column.unwrap_or(0),
-        inlined: frame.inlined,
-    }
 }
 
 /// Takes the allocator's frames off the stacks of sites, and says which module they were in.

@@ -22,7 +22,7 @@ use std::io::{self, BufRead};
 
 use leakscope_model::Tool;
 
-use crate::lines::{Lines, decimal, hex};
+use crate::lines::{decimal, hex};
 use crate::sink::{FrameText, Front, Mapping, Process, Sink};
 
 /// Mappings that are kept; no process has more.
@@ -66,21 +66,13 @@ fn scaled(objects: u64, bytes: u64, period: u64) -> (u64, u64) {
 
 /// Reads a profile.
 pub(crate) fn read(input: &mut dyn BufRead, sink: &mut Sink) -> io::Result<()> {
-    let number_of_process = sink.process(0, Tool::Pprof);
+    let process = sink.process(0, Tool::Pprof);
     let mut profile = Profile { sample_bytes: 1, is_jemalloc: false, leaf: None, in_maps: false };
-    let mut lines = Lines::new(input);
-    loop {
-        let number = lines.number() + 1;
-        let Some(line) = lines.next()? else { break };
-        if line.trim().is_empty() {
-            continue;
-        }
-        if profile.line(&mut sink.processes[number_of_process], &line).is_none() {
-            let line = line.into_owned();
-            sink.unread(number, &line);
-        }
-    }
-    Ok(())
+    sink.read_lines(
+        input,
+        process,
+        |process, line| if line.trim().is_empty() { Some(()) } else { profile.line(process, line) },
+    )
 }
 
 impl Profile {

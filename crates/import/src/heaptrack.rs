@@ -21,7 +21,7 @@ use std::io::{self, BufRead};
 use leakscope_findings::recording::Sample;
 use leakscope_model::Tool;
 
-use crate::lines::{Lines, hex};
+use crate::lines::hex;
 use crate::sink::{Base, FrameText, Front, Map, Process, Sink};
 
 /// The first line of such a file.
@@ -59,19 +59,10 @@ struct File {
 pub(crate) fn read(input: &mut dyn BufRead, sink: &mut Sink) -> io::Result<()> {
     let process = sink.process(0, Tool::Heaptrack);
     let mut file = File { page_bytes: 4096, ..File::default() };
-    let mut lines = Lines::new(input);
-    loop {
-        let number = lines.number() + 1;
-        let Some(line) = lines.next()? else { break };
-        if line.is_empty() || line.starts_with('#') {
-            continue;
-        }
-        if file.line(&mut sink.processes[process], &line).is_none() {
-            let line = line.into_owned();
-            sink.unread(number, &line);
-        }
-    }
-    Ok(())
+    sink.read_lines(input, process, |process, line| match line {
+        _ if line.is_empty() || line.starts_with('#') => Some(()),
+        _ => file.line(process, line),
+    })
 }
 
 impl File {

@@ -9,7 +9,7 @@ use std::io::{self, BufRead};
 use leakscope_findings::recording::Sample;
 use leakscope_model::{AllocFn, Tool};
 
-use crate::lines::{Lines, decimal, leading_decimal, leading_hex};
+use crate::lines::{decimal, leading_decimal, leading_hex};
 use crate::sink::{Base, FrameText, Front, Process, Sink};
 
 /// Levels of a tree that are followed.
@@ -33,15 +33,7 @@ struct File {
 pub(crate) fn read(input: &mut dyn BufRead, sink: &mut Sink) -> io::Result<()> {
     let process = sink.process(0, Tool::Massif);
     let mut file = File::default();
-    let mut lines = Lines::new(input);
-    loop {
-        let number = lines.number() + 1;
-        let Some(line) = lines.next()? else { break };
-        if file.line(&mut sink.processes[process], &line).is_none() {
-            let line = line.into_owned();
-            sink.unread(number, &line);
-        }
-    }
+    sink.read_lines(input, process, |process, line| file.line(process, line))?;
     file.end_snapshot(&mut sink.processes[process]);
     Ok(())
 }

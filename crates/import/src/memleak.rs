@@ -1,6 +1,6 @@
 //! What memleak of bcc and of libbpf-tools prints: outstanding allocations by stack, again and again.
 //!
-//! Source: bcc 0.26 `tools/memleak.py` and its examples, `libbpf-tools/memleak.c`. Every listing stands for itself: the
+//! Source: bcc 0.26, what its `memleak` prints of programs and of a kernel; `libbpf-tools/memleak.c`. Every listing stands for itself: the
 //! last one says what is live, and all of them are the heap over time. Only the busiest stacks are listed (ten unless
 //! `-T` asks for more), so sums are lower bounds.
 

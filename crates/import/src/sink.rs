@@ -5,14 +5,17 @@
 //! module an address lies in, what a module calls its addresses, and which frames in front are the allocator's own.
 
 use std::collections::HashMap;
+use std::io::{self, BufRead};
 use std::sync::Arc;
 
 use foldhash::fast::RandomState;
 use leakscope_findings::recording::{
     Access, AuxiliaryStack, Check, CheckRecord, CheckState, End, FrameRecord, Location, MemoryError, Misuse, Node,
-    ProcessRecording, Sample, Site, State, Thread, Totals,
+    ProcessRecording, Sample, Site, State, Strings, Thread, Totals,
 };
 use leakscope_model::{AllocFn, CheckTrigger, ErrorKind, LeakKind, MisuseKind, Tool};
+
+use crate::lines::Lines;
 
 /// A map that is quick and that a hostile file cannot slow down.
 pub(crate) type Map<K, V> = HashMap<K, V, RandomState>;
@@ -155,34 +158,6 @@ fn plain(function: &str) -> &str {
     match function.strip_prefix("__GI_") {
         Some(rest) => rest.strip_prefix("__").unwrap_or(rest),
         None => function,
-    }
-}
-
-/// Names by number; 0 is the empty one.
-pub(crate) struct Strings {
-    pub(crate) list: Vec<Arc<str>>,
-    numbers: Map<Arc<str>, u32>,
-}
-
-impl Default for Strings {
-    fn default() -> Self {
-        let empty: Arc<str> = Arc::from("");
-        let mut numbers = Map::default();
-        numbers.insert(empty.clone(), 0);
-        Self { list: vec![empty], numbers }
-    }
-}
-
-impl Strings {
-    pub(crate) fn number(&mut self, name: &str) -> u32 {
-        if let Some(&number) = self.numbers.get(name) {
-            return number;
-        }
-        let name: Arc<str> = Arc::from(name);
-        let number = self.list.len() as u32;
-        self.list.push(name.clone());
-        self.numbers.insert(name, number);
-        number
     }
 }
 
@@ -587,6 +562,27 @@ impl Sink {
         self.processes.push(Process::new(pid, tool));
         self.by_pid.insert((pid, tool), number);
         number
+    }
+
+    /// Gives every line of a file to `take`, which gives `None` for what makes no sense to it.
+    ///
+    /// # Errors
+    /// Those of `input`.
+    pub(crate) fn read_lines(
+        &mut self,
+        input: &mut dyn BufRead,
+        process: usize,
+        mut take: impl FnMut(&mut Process, &str) -> Option<()>,
+    ) -> io::Result<()> {
+        let mut lines = Lines::new(input);
+        let mut number = 0;
+        while let Some(line) = lines.next()? {
+            number += 1;
+            if take(&mut self.processes[process], &line).is_none() {
+                self.unread(number, &line);
+            }
+        }
+        Ok(())
     }
 
     /// Notes a line that makes no sense where it stands.

@@ -2,15 +2,20 @@
 //!
 //! Source: Valgrind 3.19, `docs/internals/xml-output-protocol4.txt`. The reader keeps no tree: the text of an
 //! element is used when the element ends, and what is open is a finding and a frame at most.
+//!
+//! Nine tenths of such a file are frames, and most of these are copies of an earlier one (`main`, the functions of
+//! libraries): a frame whose bytes were read before is looked up instead of read, see [`KnownFrames`].
 
 use std::cell::Cell;
 use std::io::{self, BufRead, Read};
 use std::rc::Rc;
+use std::sync::LazyLock;
 
 use leakscope_model::Tool;
+use memchr::memmem::Finder;
 use quick_xml::Reader;
 use quick_xml::escape::resolve_predefined_entity;
-use quick_xml::events::{BytesText, Event};
+use quick_xml::events::{BytesRef, BytesText, Event};
 
 use crate::lines::{decimal, hex};
 use crate::memcheck::{self, Finding};
@@ -18,6 +23,10 @@ use crate::sink::{ErrorHandle, FrameText, Map, Sink};
 
 /// Bytes of one tag or text; what is longer is not XML that Valgrind wrote.
 const LONGEST: u64 = 16 << 20;
+/// Elements that are open at once; Valgrind nests seven. The reader keeps a note on each.
+const MOST_OPEN: usize = 1024;
+/// Bytes of all frames that are known by their text; with more, all are forgotten.
+const MOST_KNOWN_BYTES: usize = 32 << 20;
 
 /// Ends the input where one tag or text gets too long to be kept in memory.
 struct Bounded<'a> {
@@ -70,6 +79,27 @@ impl Frame {
     }
 }
 
+/// Frames of the process by their text between the tags.
+#[derive(Default)]
+struct KnownFrames {
+    numbers: Map<Box<[u8]>, u32>,
+    bytes: usize,
+}
+
+impl KnownFrames {
+    fn insert(&mut self, text: &[u8], number: u32) {
+        if self.bytes + text.len() > MOST_KNOWN_BYTES {
+            self.clear();
+        }
+        self.bytes += text.len();
+        self.numbers.insert(text.into(), number);
+    }
+
+    fn clear(&mut self) {
+        *self = Self::default();
+    }
+}
+
 /// What is open.
 #[derive(Default)]
 struct Document {
@@ -86,6 +116,7 @@ struct Document {
     label: Option<String>,
     frames: Vec<u32>,
     frame: Frame,
+    known_frames: KnownFrames,
     last_record: u64,
     errors: Map<u64, ErrorHandle>,
     pair_count: u64,
@@ -104,23 +135,28 @@ pub(crate) fn read(input: &mut dyn BufRead, sink: &mut Sink) -> io::Result<()> {
     config.allow_dangling_amp = true;
     let mut buffer = Vec::new();
     let mut document = Document::default();
+    let mut open = 0_usize;
     loop {
         buffer.clear();
         left.set(LONGEST);
-        match reader.read_event_into(&mut buffer) {
-            Ok(Event::Start(tag)) => document.start(tag.name().as_ref(), sink),
-            Ok(Event::Text(text)) => document.add(&text),
-            Ok(Event::CData(text)) => document.text.push_str(&String::from_utf8_lossy(&text)),
-            Ok(Event::GeneralRef(reference)) => {
-                let name = String::from_utf8_lossy(&reference);
-                match resolve_predefined_entity(&name) {
-                    Some(text) => document.text.push_str(text),
-                    None => document.text.extend(reference.resolve_char_ref().ok().flatten()),
-                }
+        let frames_may_follow = match reader.read_event_into(&mut buffer) {
+            Ok(Event::Start(tag)) => {
+                open += 1;
+                let name = tag.name();
+                document.start(name.as_ref(), sink);
+                name.as_ref() == b"stack"
             }
-            Ok(Event::End(tag)) => document.end(tag.name().as_ref(), sink),
+            Ok(Event::End(tag)) => {
+                open = open.saturating_sub(1);
+                let name = tag.name();
+                document.end(name.as_ref(), sink);
+                name.as_ref() == b"frame"
+            }
             Ok(Event::Eof) => break,
-            Ok(_) => {}
+            Ok(event) => {
+                document.words(&event);
+                false
+            }
             Err(quick_xml::Error::Io(error)) => return Err(io::Error::new(error.kind(), error.to_string())),
             Err(error) => {
                 let place = reader.error_position();
@@ -129,7 +165,21 @@ pub(crate) fn read(input: &mut dyn BufRead, sink: &mut Sink) -> io::Result<()> {
                 if left.get() == LONGEST {
                     break;
                 }
+                false
             }
+        };
+        if frames_may_follow && document.in_error && !document.in_suppression {
+            let mut input = reader.stream();
+            let taken = document.frames_at_hand(input.fill_buf()?, sink);
+            input.consume(taken);
+        }
+        if open > MOST_OPEN {
+            let place = reader.buffer_position();
+            sink.unread(
+                place,
+                &format!("byte {place}: more than {MOST_OPEN} elements are open; nothing behind is read"),
+            );
+            break;
         }
     }
     document.truncated(sink);
@@ -143,6 +193,65 @@ impl Document {
             return;
         }
         self.text.push_str(&String::from_utf8_lossy(text));
+    }
+
+    fn add_reference(&mut self, reference: &BytesRef<'_>) {
+        match resolve_predefined_entity(&String::from_utf8_lossy(reference)) {
+            Some(text) => self.text.push_str(text),
+            None => self.text.extend(reference.resolve_char_ref().ok().flatten()),
+        }
+    }
+
+    /// What stands between tags.
+    fn words(&mut self, event: &Event<'_>) {
+        match event {
+            Event::Text(text) => self.add(text),
+            Event::CData(text) => self.text.push_str(&String::from_utf8_lossy(text)),
+            Event::GeneralRef(reference) => self.add_reference(reference),
+            _ => {}
+        }
+    }
+
+    /// Takes the whole frames that `text` begins with; gives the bytes that it took. What looks like anything else is
+    /// left to the reader.
+    fn frames_at_hand(&mut self, text: &[u8], sink: &mut Sink) -> usize {
+        const OPEN: &[u8] = b"<frame>";
+        static CLOSE: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"</frame>"));
+        self.need_process(sink);
+        let mut rest = text;
+        while let Some(frame) = rest.trim_ascii_start().strip_prefix(OPEN) {
+            let Some(end) = CLOSE.find(frame) else { break };
+            let number = match self.known_frames.numbers.get(&frame[..end]) {
+                Some(&number) => number,
+                None => {
+                    let Some(number) = self.read_frame(&frame[..end], sink) else { break };
+                    self.known_frames.insert(&frame[..end], number);
+                    number
+                }
+            };
+            self.push_frame(number);
+            rest = &frame[end + CLOSE.needle().len()..];
+        }
+        text.len() - rest.len()
+    }
+
+    /// A frame from its text between the tags; `None` when that holds more than the elements of a frame.
+    fn read_frame(&mut self, text: &[u8], sink: &mut Sink) -> Option<u32> {
+        self.start(b"frame", sink);
+        let mut reader = Reader::from_reader(text);
+        reader.config_mut().allow_dangling_amp = true;
+        loop {
+            let is_of_frame = |name: &[u8]| matches!(name, b"ip" | b"obj" | b"fn" | b"dir" | b"file" | b"line");
+            match reader.read_event() {
+                Ok(Event::Start(tag)) if is_of_frame(tag.name().as_ref()) => self.start(tag.name().as_ref(), sink),
+                Ok(Event::End(tag)) if is_of_frame(tag.name().as_ref()) => self.end(tag.name().as_ref(), sink),
+                Ok(Event::Eof) => break,
+                Ok(event @ (Event::Text(_) | Event::CData(_) | Event::GeneralRef(_))) => self.words(&event),
+                _ => return None,
+            }
+        }
+        self.text.clear();
+        Some(self.keep_frame(sink))
     }
 
     fn start(&mut self, name: &[u8], sink: &mut Sink) {
@@ -181,6 +290,7 @@ impl Document {
         match name {
             b"pid" => {
                 self.process = sink.new_process(decimal(text).map_or(0, |pid| pid as u32), Tool::Memcheck);
+                self.known_frames.clear();
                 sink[self.process].out.witness.version = std::mem::take(&mut self.version);
             }
             b"line" => {
@@ -224,10 +334,16 @@ impl Document {
         self.process < sink.processes.len()
     }
 
-    fn end_in_error(&mut self, name: &[u8], sink: &mut Sink) {
+    /// A document whose head is lost has findings all the same.
+    fn need_process(&mut self, sink: &mut Sink) {
         if !self.has_process(sink) {
             self.process = sink.new_process(0, Tool::Memcheck);
+            self.known_frames.clear();
         }
+    }
+
+    fn end_in_error(&mut self, name: &[u8], sink: &mut Sink) {
+        self.need_process(sink);
         let text = self.text.trim();
         match name {
             b"ip" => self.frame.pc = hex(text).unwrap_or(0),
@@ -236,7 +352,10 @@ impl Document {
             b"dir" => self.frame.directory.push_str(text),
             b"file" => self.frame.file.push_str(text),
             b"line" => self.frame.line = decimal(text).map_or(0, |line| line as u32),
-            b"frame" => self.end_frame(sink),
+            b"frame" => {
+                let frame = self.keep_frame(sink);
+                self.push_frame(frame);
+            }
             b"stack" => {
                 let leaf = sink[self.process].stack(&self.frames);
                 self.frames.clear();
@@ -265,7 +384,7 @@ impl Document {
         }
     }
 
-    fn end_frame(&mut self, sink: &mut Sink) {
+    fn keep_frame(&mut self, sink: &mut Sink) -> u32 {
         let process = &mut sink[self.process];
         let module = process.module(&self.frame.object, crate::sink::Base::LinkTime, 0, None);
         let frame = process.frame(&FrameText {
@@ -278,6 +397,11 @@ impl Document {
             module,
             offset: None,
         });
+        self.frame.clear();
+        frame
+    }
+
+    fn push_frame(&mut self, frame: u32) {
         if self.frames.len() < crate::sink::DEEPEST {
             self.frames.push(frame);
         }

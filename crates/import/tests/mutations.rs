@@ -1,7 +1,7 @@
 //! Every parser takes whatever bytes come: nothing panics, and no number in a file becomes memory.
 
 use std::fs;
-use std::io::Cursor;
+use std::io::{BufRead, BufReader, Cursor};
 use std::path::PathBuf;
 
 use leakscope_findings::analysis::Options;
@@ -106,6 +106,23 @@ proptest! {
         let _ = import(Box::new(Cursor::new(bytes)), &mut NoNames);
     }
 
+    /// Frames that are at hand as a whole are looked up instead of read; byte by byte none ever is.
+    #[test]
+    fn xml_says_the_same_in_pieces(
+        which in any::<prop::sample::Index>(), changes in prop::collection::vec(change(), 0..4), repeats in 1..3_usize,
+    ) {
+        let seeds: Vec<_> = seeds().into_iter().filter(|(format, _)| *format == Format::ValgrindXml).collect();
+        let mut bytes = seeds[which.index(seeds.len())].1.repeat(repeats);
+        for change in &changes {
+            apply(&mut bytes, change);
+        }
+        let read = |input: &mut dyn BufRead| import_as(Format::ValgrindXml, input, &mut NoNames).unwrap();
+        let whole = read(&mut Cursor::new(&bytes));
+        let pieces = read(&mut BufReader::with_capacity(1, Cursor::new(&bytes)));
+        prop_assert!(whole.processes == pieces.processes);
+        prop_assert_eq!(whole.unread, pieces.unread);
+    }
+
     #[test]
     fn any_bytes_are_read_by_every_parser(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
         for format in Format::ALL {
@@ -121,6 +138,15 @@ fn every_file_may_end_anywhere() {
             read_all(format, &bytes[..end]);
         }
     }
+}
+
+/// The reader keeps a note on every element that is open: a file of nothing but those would fill memory.
+#[test]
+fn elements_without_end_stop_the_reader() {
+    let document = [b"<valgrindoutput><pid>7</pid>".as_slice(), &b"<a>".repeat(1 << 20)].concat();
+    let imported = import_as(Format::ValgrindXml, &mut Cursor::new(&document), &mut NoNames).unwrap();
+    assert_eq!(imported.processes[0].process.pid, 7);
+    assert!(imported.unread.first.unwrap().1.contains("elements are open"));
 }
 
 #[test]

@@ -1,8 +1,8 @@
 //! Real outputs of the real tools, as this crate and the analysis read them.
 //!
-//! `data/` holds what the tools wrote on one machine (see docs/import.md for the programs and the commands); kmemleak,
-//! memleak and Dr. Memory are samples in the form of their documentation, as these need a kernel or a binary that is not
-//! there. What is expected of each is written down here from reading the file.
+//! `data/` holds what the tools wrote on one machine (see docs/import.md); kmemleak, `memleak-bcc.txt`,
+//! `memleak-libbpf.txt` and Dr. Memory are samples in the form of their documentation, as these need a kernel or a binary
+//! that is not there. What is expected of each is written down here from reading the file.
 
 use std::fs;
 use std::io::Cursor;
@@ -150,6 +150,13 @@ fn sums_are_the_tools_own() {
     let text = String::from_utf8(data("massif.out")).unwrap();
     assert!(text.contains(&format!("mem_heap_B={live}\n")), "{live}");
     assert_eq!(massif.processes[0].series.len(), text.matches("snapshot=").count());
+    // With `-a` memleak lists every block in front of the stacks.
+    let text = String::from_utf8(data("memleak-bcc-cpp.txt")).unwrap();
+    let sizes: Vec<u64> = text.lines().filter_map(|line| line.rsplit_once("size = ")?.1.parse().ok()).collect();
+    let memleak = read("memleak-bcc-cpp.txt").1;
+    let totals = memleak.processes[0].sites.iter().map(|site| &site.totals);
+    let live = totals.fold((0, 0), |sum, totals| (sum.0 + totals.live_bytes, sum.1 + totals.live_blocks));
+    assert_eq!(live, (sizes.iter().sum(), sizes.len() as u64));
 }
 
 #[test]

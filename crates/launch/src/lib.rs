@@ -18,6 +18,7 @@ mod control;
 mod environment;
 mod error;
 pub mod ledger_file;
+pub mod memcheck;
 mod oom;
 pub mod preflight;
 mod series;
@@ -35,5 +36,5 @@ pub use spawn::{Request, Session};
 
 /// What the observer may ask of the injected code.
 pub mod ledger {
-    pub use leakscope_ledger::layout::{Config, flags};
+    pub use leakscope_ledger::layout::{Config, LOG_NAME_BYTES, LogName, flags};
 }

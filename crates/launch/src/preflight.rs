@@ -35,11 +35,25 @@ pub struct Checked {
     pub image: PathBuf,
 }
 
+/// What a program is to run with.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Wanted {
+    /// The injected library.
+    Library,
+    /// The engine of `leakscope memcheck`.
+    Engine,
+}
+
 /// Finds `program` as a shell would, and makes sure that it can be traced.
 ///
 /// # Errors
 /// [`Error::Refused`] with one sentence that says why not, and what to do.
 pub fn check(program: &OsStr) -> Result<Checked, Error> {
+    check_for(program, Wanted::Library)
+}
+
+/// The same for either purpose.
+pub(crate) fn check_for(program: &OsStr, wanted: Wanted) -> Result<Checked, Error> {
     let found = find(program, std::env::var_os("PATH").as_deref())?;
     let mut image = found.clone();
     for depth in 0..=SCRIPT_DEPTH {
@@ -56,9 +70,15 @@ pub fn check(program: &OsStr) -> Result<Checked, Error> {
                 );
             }
             ProgramKind::Elf(facts) => {
-                check_elf(&image, &facts)?;
-                check_privileges(&image)?;
-                check_versions(&image, &facts)?;
+                check_machine(&image, &facts)?;
+                match wanted {
+                    Wanted::Library => {
+                        check_elf(&image, &facts)?;
+                        check_privileges(&image)?;
+                        check_versions(&image, &facts)?;
+                    }
+                    Wanted::Engine => crate::memcheck::check_image(&image, &facts.linkage)?,
+                }
                 return Ok(Checked { program: found, image });
             }
         }
@@ -164,7 +184,7 @@ fn check_executable(path: &Path, script: Option<&Path>) -> Result<(), Error> {
     Ok(())
 }
 
-fn check_elf(path: &Path, facts: &ElfFacts) -> Result<(), Error> {
+fn check_machine(path: &Path, facts: &ElfFacts) -> Result<(), Error> {
     let machine = facts.machine_name();
     if facts.class == Class::Bits32 {
         return refused(
@@ -181,6 +201,10 @@ fn check_elf(path: &Path, facts: &ElfFacts) -> Result<(), Error> {
             ),
         );
     }
+    Ok(())
+}
+
+fn check_elf(path: &Path, facts: &ElfFacts) -> Result<(), Error> {
     match &facts.linkage {
         Linkage::Static => refused(
             path,

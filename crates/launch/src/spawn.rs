@@ -96,7 +96,7 @@ impl Drop for Session {
 }
 
 /// A socket under a random name, and a random token.
-fn listen() -> Result<(OwnedFd, String, Token), Error> {
+pub(crate) fn listen() -> Result<(OwnedFd, String, Token), Error> {
     let mut random = [0u8; 24];
     let filled = rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())
         .map_err(Error::system("get random bytes"))?;
@@ -111,7 +111,7 @@ fn listen() -> Result<(OwnedFd, String, Token), Error> {
 }
 
 /// The value of the variable that tells a target where to ask.
-fn address(name: &str, token: &Token) -> String {
+pub(crate) fn address(name: &str, token: &Token) -> String {
     format!("{name}:{}", hex(token))
 }
 

@@ -1,15 +1,16 @@
-//! The bytes of a ledger, version 1. Native endianness (x86-64: little), every field naturally aligned.
+//! The bytes of a ledger, version 2. Native endianness (x86-64: little), every field naturally aligned.
 //!
 //! ```text
 //! 0          4096        strings   modules   nodes   sites   chunk descriptors   counters   threads
 //! +----------+-----------+---------+---------+-------+-------+-------------------+----------+---------
 //! | Header   | areas, each at Header.areas[i].offset, page-aligned, `capacity` records of `stride` bytes
 //! +----------+-----------+--------------------------------------------------------------------------
-//!  ... misuses | checks | check records | series |
+//!  ... misuses | checks | check records | series | intervals | interval sites |
 //! ```
 //!
 //! An area is append-only. Modules, nodes, sites, chunks and threads are claimed by raising `used` and filled after that,
-//! so a reader can meet a record that is still zero; misuses are filled first and then published by `used`. The `used`
+//! so a reader can meet a record that is still zero; misuses, intervals and
+//! interval sites are filled first and then published by `used` or by their state. The `used`
 //! of checks counts all checks so far, over a ring of [`CHECKS`]. No other `used` passes its capacity: what does not fit
 //! is counted in [`Lost`]. Record 0 of nodes and threads and string offset 0 (the empty string) are reserved ("none"), and
 //! the first [`COUNTERS_PER_CHUNK`] sites are those without a stack, 0 among them for "not recorded".
@@ -21,7 +22,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64};
 /// First bytes of every ledger.
 pub const MAGIC: [u8; 8] = *b"LKSCLEDG";
 /// The version that this build writes.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Bytes in front of the first area.
 pub const HEADER_BYTES: usize = 4096;
 
@@ -51,10 +52,14 @@ pub enum AreaId {
     CheckRecords = 9,
     /// [`SeriesSample`]; written by the observer, not by the target.
     Series = 10,
+    /// [`IntervalRecord`]: what happened between `mtrace()` and `muntrace()`.
+    Intervals = 11,
+    /// [`IntervalSiteRecord`]; those of one interval lie side by side.
+    IntervalSites = 12,
 }
 
 /// Number of areas.
-pub const AREAS: usize = 11;
+pub const AREAS: usize = 13;
 
 /// Where an area lies. Written once, before the target starts.
 #[derive(Clone, Copy, Debug, Default)]
@@ -90,6 +95,46 @@ pub mod flags {
     pub const STACKS_ARE_ROOTS: u64 = 1 << 8;
     /// Write the addresses of leaked blocks into the check's records, as far as they fit.
     pub const SAMPLE_ADDRESSES: u64 = 1 << 9;
+    /// Write a log of all events to [`super::Config::mtrace_log`].
+    pub const MTRACE_LOG: u64 = 1 << 10;
+}
+
+/// Bytes of the name of an event log, with the zero byte that ends it.
+pub const LOG_NAME_BYTES: usize = 1024;
+
+/// Where the injected code writes its event log: an absolute path, ended by a zero byte. `%p` in it is the process id, `%%`
+/// a percent sign.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct LogName([u8; LOG_NAME_BYTES]);
+
+impl LogName {
+    /// The name; `None` when it is too long or has a zero byte in it.
+    pub fn new(name: &[u8]) -> Option<Self> {
+        let mut bytes = [0; LOG_NAME_BYTES];
+        if name.len() >= LOG_NAME_BYTES || name.contains(&0) {
+            return None;
+        }
+        bytes.get_mut(..name.len())?.copy_from_slice(name);
+        Some(Self(bytes))
+    }
+
+    /// The bytes in front of the zero byte.
+    pub fn get(&self) -> &[u8] {
+        self.0.split(|&byte| byte == 0).next().unwrap_or(&[])
+    }
+}
+
+impl Default for LogName {
+    fn default() -> Self {
+        Self([0; LOG_NAME_BYTES])
+    }
+}
+
+impl core::fmt::Debug for LogName {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "{}", self.get().escape_ascii())
+    }
 }
 
 /// The observer's wishes. Written once, before the target starts; a forked child's ledger has the same.
@@ -106,6 +151,8 @@ pub struct Config {
     pub heuristics: u8,
     /// Zero.
     pub reserved: [u8; 3],
+    /// For [`flags::MTRACE_LOG`].
+    pub mtrace_log: LogName,
 }
 
 /// How a process came to have a ledger.
@@ -154,8 +201,26 @@ pub struct Lost {
     pub misuses: AtomicU64,
     /// Events of threads that had no thread record.
     pub threads: AtomicU64,
+    /// Intervals between `mtrace()` and `muntrace()`, or sites of them, that did not fit.
+    pub intervals: AtomicU64,
     /// Zero.
-    pub reserved: [AtomicU64; 7],
+    pub reserved: [AtomicU64; 6],
+}
+
+/// Facts about the event log that the target writes (`--mtrace-log`, or `MALLOC_TRACE` and a call of `mtrace()`).
+#[derive(Debug)]
+#[repr(C)]
+pub struct EventLog {
+    /// String reference: the file that is written, or was written last; 0 when there was none.
+    pub file: AtomicU64,
+    /// Lines in it, as of the last flush.
+    pub lines: AtomicU64,
+    /// Why it ends early: the errno of what failed, 0 when nothing did.
+    pub errno: AtomicU32,
+    /// Events that are missing in it: too many of signal handlers at once.
+    pub lost: AtomicU32,
+    /// String reference: what the program's `MALLOC_TRACE` says; 0 when it is not set.
+    pub wanted: AtomicU64,
 }
 
 /// The first page of the file.
@@ -175,7 +240,7 @@ pub struct Header {
     /// The observer's wishes.
     pub config: Config,
     /// Number of published records by area. For [`AreaId::Counters`] in chunks.
-    pub used: [AtomicU32; 12],
+    pub used: [AtomicU32; 16],
     /// A value of [`state`].
     pub state: AtomicU32,
     /// A value of [`origin`].
@@ -202,14 +267,16 @@ pub struct Header {
     pub failure: AtomicU64,
     /// What could not be recorded.
     pub lost: Lost,
+    /// The event log.
+    pub event_log: EventLog,
     /// The module list was changed this often (dlopen, dlclose); see [`ModuleRecord`].
     pub epoch: AtomicU32,
     /// Observer: adds one to ask for a leak check of the running target.
     pub snapshot_wanted: AtomicU32,
     /// Target: the last request that it has answered with a complete check.
     pub snapshot_done: AtomicU32,
-    /// Number of allocations that were live when recording began and are not in the table.
-    pub reserved: AtomicU32,
+    /// Target: forked children that have taken their copy of this ledger, or given up.
+    pub copies: AtomicU32,
 }
 
 const _: () = assert!(core::mem::size_of::<Header>() <= HEADER_BYTES);
@@ -261,6 +328,14 @@ pub mod site_flags {
     pub const CUT_DEEP: u32 = 1;
     /// The stack ends at code without unwind information.
     pub const BROKEN: u32 = 2;
+    /// From this bit on: number of the interval (see [`super::IntervalRecord`]) in which the site allocates, plus one; 0
+    /// outside of all. Within an interval every stack has a site of its own.
+    pub const INTERVAL_SHIFT: u32 = 8;
+
+    /// Number of the interval that these flags name.
+    pub const fn interval(flags: u32) -> Option<u32> {
+        (flags >> INTERVAL_SHIFT).checked_sub(1)
+    }
 }
 
 /// An allocation site: a stack and the function that allocated.
@@ -456,6 +531,61 @@ pub struct SeriesSample {
     pub resident_bytes: AtomicU64,
 }
 
+/// Values of [`IntervalRecord::state`].
+pub mod interval_state {
+    /// The program is in it, or was killed in it: its sites tell by their counters what is live.
+    pub const OPEN: u32 = 1;
+    /// `muntrace()` ended it.
+    pub const ENDED: u32 = 2;
+    /// The end of the program ended it.
+    pub const ENDED_WITH_PROGRAM: u32 = 3;
+}
+
+/// What a program did between `mtrace()` and `muntrace()`. Only blocks that were allocated in it count; "live" is at its
+/// end.
+#[derive(Debug)]
+#[repr(C)]
+pub struct IntervalRecord {
+    /// A value of [`interval_state`]; 0 while it is not filled.
+    pub state: AtomicU32,
+    /// Site whose stack is that of the call of `mtrace()`.
+    pub begin_site: AtomicU32,
+    /// Site whose stack is that of the call of `muntrace()`, 0 when there was none.
+    pub end_site: AtomicU32,
+    /// Number of its first record among the interval sites.
+    pub first_record: AtomicU32,
+    /// Number of its records there: the sites with live blocks.
+    pub records: AtomicU32,
+    /// Zero.
+    pub reserved: AtomicU32,
+    /// CLOCK_MONOTONIC at its begin, nanoseconds.
+    pub begin_ns: AtomicU64,
+    /// CLOCK_MONOTONIC at its end, nanoseconds.
+    pub end_ns: AtomicU64,
+    /// Blocks allocated.
+    pub allocated_blocks: AtomicU64,
+    /// Requested bytes in them.
+    pub allocated_bytes: AtomicU64,
+}
+
+/// What a site allocated in an interval.
+#[derive(Debug)]
+#[repr(C)]
+pub struct IntervalSiteRecord {
+    /// The site.
+    pub site: AtomicU32,
+    /// Zero.
+    pub reserved: AtomicU32,
+    /// Blocks allocated.
+    pub allocated_blocks: AtomicU64,
+    /// Requested bytes in them.
+    pub allocated_bytes: AtomicU64,
+    /// Blocks that are live at the end of the interval.
+    pub live_blocks: AtomicU64,
+    /// Requested bytes in them.
+    pub live_bytes: AtomicU64,
+}
+
 /// How much room a ledger has; records by area.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Capacity {
@@ -486,6 +616,10 @@ pub const MISUSES: u32 = 1 << 14;
 pub const CHECKS: u32 = 64;
 /// Samples of the time series.
 pub const SERIES: u32 = 2048;
+/// Intervals.
+pub const INTERVALS: u32 = 4096;
+/// Sites of intervals, of all intervals together.
+pub const INTERVAL_SITES: u32 = 1 << 16;
 
 /// The areas for a capacity, and the bytes of the whole file.
 pub const fn areas(capacity: Capacity) -> ([Area; AREAS], u64) {
@@ -501,6 +635,8 @@ pub const fn areas(capacity: Capacity) -> ([Area; AREAS], u64) {
         (size_of::<CheckHeader>(), CHECKS),
         (size_of::<CheckRecord>(), capacity.sites),
         (size_of::<SeriesSample>(), SERIES),
+        (size_of::<IntervalRecord>(), INTERVALS),
+        (size_of::<IntervalSiteRecord>(), INTERVAL_SITES),
     ];
     let mut out = [Area { offset: 0, stride: 0, capacity: 0 }; AREAS];
     let mut offset = HEADER_BYTES as u64;

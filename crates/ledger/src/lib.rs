@@ -8,11 +8,14 @@
 //! * [`layout`]: the bytes, as structs and offsets, with the invariants between them.
 //! * [`writer`]: what the injected code does to them (raw pointers, atomics, no allocation).
 //! * [`reader`]: what an observer makes of them; every byte is hostile until checked.
+//! * [`events`]: the file of `leakscope memcheck`, whose engine tells events in order and may allocate.
 //! * [`wire`]: the two messages by which a new process asks for its ledger.
 //!
 //! May run anywhere: no I/O, no allocation outside of `reader`.
 #![cfg_attr(not(any(test, feature = "reader")), no_std)]
 
+#[cfg(any(test, feature = "reader"))]
+pub mod events;
 pub mod layout;
 #[cfg(any(test, feature = "reader"))]
 pub mod reader;

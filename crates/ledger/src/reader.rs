@@ -13,6 +13,7 @@
 //! Runs in our own process only; allocates; does no I/O but through [`ReadAt`].
 
 mod checks;
+mod intervals;
 mod read;
 mod source;
 #[cfg(test)]
@@ -28,6 +29,7 @@ use std::vec::Vec;
 use crate::layout;
 use crate::layout::LIFETIME_BUCKETS;
 
+pub use intervals::{EventLog, Interval, IntervalEnd, IntervalSite};
 pub use source::{LedgerError, ReadAt, ReadError};
 
 /// Everything that a ledger held at one moment.
@@ -53,6 +55,10 @@ pub struct Snapshot {
     pub checks: Vec<Check>,
     /// The heap over time, oldest first.
     pub series: Vec<Sample>,
+    /// What happened between calls of `mtrace()` and `muntrace()`, oldest first.
+    pub intervals: Vec<Interval>,
+    /// The log that the target wrote.
+    pub event_log: EventLog,
     /// What could not be read, one sentence each; empty for a healthy ledger.
     pub problems: Vec<String>,
 }
@@ -177,6 +183,8 @@ pub struct Lost {
     pub misuses: u64,
     /// Events of threads without a record.
     pub threads: u64,
+    /// Intervals, or sites of them, that did not fit.
+    pub intervals: u64,
 }
 
 /// A mapped object.

@@ -4,8 +4,9 @@
 //! one thread alone writes are updated with relaxed loads and stores; records are published by `used`.
 
 use crate::layout::{
-    self, AREAS, Area, AreaId, CheckHeader, CheckRecord, ChunkRecord, Config, HEADER_BYTES, Header, MAGIC,
-    MisuseRecord, ModuleRecord, NodeRecord, SiteCounters, SiteRecord, ThreadRecord, VERSION,
+    self, AREAS, Area, AreaId, CheckHeader, CheckRecord, ChunkRecord, Config, HEADER_BYTES, Header,
+    IntervalRecord, IntervalSiteRecord, MAGIC, MisuseRecord, ModuleRecord, NodeRecord, SiteCounters, SiteRecord,
+    ThreadRecord, VERSION,
 };
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use core::sync::atomic::{AtomicU8, AtomicU32};
@@ -146,6 +147,10 @@ impl Ledger {
         check: Checks -> CheckHeader;
         /// Check record `index`.
         check_record: CheckRecords -> CheckRecord;
+        /// Interval record `index`.
+        interval: Intervals -> IntervalRecord;
+        /// Interval site record `index`.
+        interval_site: IntervalSites -> IntervalSiteRecord;
     }
 
     /// Room of an area in records.
@@ -182,6 +187,22 @@ impl Ledger {
         })
     }
 
+    /// Copies a stored string to the begin of `out`, as far as it fits; gives the bytes copied.
+    pub fn copy_string(&self, reference: u64, out: &mut [u8]) -> usize {
+        let (offset, length) = (reference as u32, (reference >> 32) as u32);
+        let area = &self.areas[AreaId::Strings as usize];
+        if offset.checked_add(length).is_none_or(|end| end > area.capacity) {
+            return 0;
+        }
+        let start = area.offset as usize + offset as usize;
+        let length = out.len().min(length as usize);
+        for (i, byte) in out.iter_mut().take(length).enumerate() {
+            // SAFETY: the range was checked against the strings area just above.
+            *byte = unsafe { &*self.base.add(start + i).cast::<AtomicU8>() }.load(Relaxed);
+        }
+        length
+    }
+
     /// Copies what `other` holds into this new ledger: the start of a forked child's. Wrong calls of the parent's and facts of the process
     /// itself (pid, state, times, checks) are left for the child to fill in.
     pub fn copy_contents_from(&self, other: &Self) {
@@ -193,6 +214,8 @@ impl Ledger {
             AreaId::Chunks,
             AreaId::Counters,
             AreaId::Threads,
+            AreaId::Intervals,
+            AreaId::IntervalSites,
         ] {
             let (to, from) = (&self.areas[id as usize], &other.areas[id as usize]);
             let used = other.used(id);
@@ -211,5 +234,7 @@ impl Ledger {
             self.header().used[id as usize].store(used, Release);
         }
         self.header().epoch.store(other.header().epoch.load(Relaxed), Relaxed);
+        let (to, from) = (&self.header().event_log.wanted, &other.header().event_log.wanted);
+        to.store(from.load(Relaxed), Relaxed);
     }
 }

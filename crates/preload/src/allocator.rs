@@ -9,7 +9,7 @@ use leakscope_ledger::layout::flags;
 use leakscope_model::{AllocFn, MisuseKind};
 use leakscope_rt::unwind::Registers;
 use leakscope_rt::waiting::{self, Waiting};
-use leakscope_rt::{blocks, misuse, runtime};
+use leakscope_rt::{blocks, event_log, misuse, runtime};
 use runtime::{Verdict, mode};
 
 /// Memory for allocations before the originals are known: `dlsym` itself allocates.
@@ -56,18 +56,24 @@ fn forwarded(bytes: usize) -> usize {
 #[inline(always)]
 fn made(block: *mut c_void, bytes: usize, function: AllocFn, regs: Registers) -> *mut c_void {
     let mode = runtime::mode();
-    if block.is_null() || mode & (mode::RECORDING | mode::SAMPLING) != mode::RECORDING {
-        return failed_or_sampled(block, bytes, function, regs);
+    if block.is_null() || mode & (mode::RECORDING | mode::SAMPLING | mode::LOGGING) != mode::RECORDING {
+        return made_specially(block, bytes, function, regs);
     }
     runtime::allocated(block as u64, bytes, function, regs) as *mut c_void
 }
 
 #[cold]
 #[inline(never)]
-fn failed_or_sampled(block: *mut c_void, bytes: usize, function: AllocFn, regs: Registers) -> *mut c_void {
+fn made_specially(block: *mut c_void, bytes: usize, function: AllocFn, regs: Registers) -> *mut c_void {
     let Some(ledger) = runtime::ledger() else { return block };
+    let mode = runtime::mode();
     if block.is_null() {
         failed(bytes, function, regs);
+    } else if mode & mode::LOGGING != 0 {
+        if mode & mode::LOG_ONLY == 0 {
+            runtime::allocated(block as u64, bytes, function, regs);
+        }
+        event_log::allocated(ledger, block as u64, bytes, regs);
     } else if runtime::sampling() {
         if !COUNTED_BY_HOOKS.contains(&function) {
             leakscope_rt::sampling::count(bytes);
@@ -216,9 +222,9 @@ pub unsafe fn reallocate(block: *mut c_void, bytes: usize, function: AllocFn, re
         // SAFETY: the original's contract is realloc's.
         return unsafe { original(block, bytes) };
     };
-    if runtime::sampling() {
+    if runtime::mode() & (mode::SAMPLING | mode::LOGGING) != 0 {
         // SAFETY: as above.
-        return unsafe { reallocate_sampled(original, block, bytes, function, regs) };
+        return unsafe { reallocate_specially(original, block, bytes, function, regs) };
     }
     let verdict = runtime::released(ledger, block as u64, function, regs);
     if verdict == Verdict::Refused {
@@ -240,20 +246,102 @@ pub unsafe fn reallocate(block: *mut c_void, bytes: usize, function: AllocFn, re
     made(fresh, bytes, function, regs)
 }
 
+/// While only a sample is recorded, or events are logged.
 #[cold]
-unsafe fn reallocate_sampled(
+unsafe fn reallocate_specially(
     original: originals::realloc::Function,
     block: *mut c_void,
     bytes: usize,
     function: AllocFn,
     regs: Registers,
 ) -> *mut c_void {
+    if runtime::mode() & mode::LOGGING != 0 {
+        // SAFETY: passed on.
+        return unsafe { reallocate_logged(original, block, bytes, function, regs) };
+    }
     if let Some(ledger) = runtime::ledger() {
         leakscope_rt::sampling::released(ledger, block as u64, function, regs);
     }
     // SAFETY: the original's contract is realloc's.
     let fresh = unsafe { original(block, if bytes == 0 { 0 } else { forwarded(bytes) }) };
     if fresh.is_null() { fresh } else { made(fresh, bytes, function, regs) }
+}
+
+/// As [`reallocate`], with lines in the event log.
+unsafe fn reallocate_logged(
+    original: originals::realloc::Function,
+    block: *mut c_void,
+    bytes: usize,
+    function: AllocFn,
+    regs: Registers,
+) -> *mut c_void {
+    let Some(ledger) = runtime::ledger() else { return core::ptr::null_mut() };
+    let start = block as u64;
+    let (verdict, known) = match judged(start, function, regs) {
+        Some(Verdict::Known(info)) => (Verdict::Known(info), Some(info)),
+        other => (other.unwrap_or(Verdict::Foreign), None),
+    };
+    if bytes == 0 {
+        event_log::released(ledger, start, known, regs);
+    } else {
+        event_log::reallocating(ledger, start, known, regs);
+    }
+    if verdict == Verdict::Refused {
+        if bytes != 0 {
+            event_log::realloc_failed(ledger, start, None, bytes, regs);
+        }
+        return core::ptr::null_mut();
+    }
+    // SAFETY: the original's contract is realloc's.
+    let fresh = runtime::while_pending(start, || unsafe {
+        original(block, if bytes == 0 { 0 } else { forwarded(bytes) })
+    });
+    if fresh.is_null() {
+        if bytes != 0 {
+            if let Some(info) = known.filter(|_| runtime::mode() & mode::LOG_ONLY == 0) {
+                runtime::still_there(ledger, &info, regs);
+            }
+            event_log::realloc_failed(ledger, start, known, bytes, regs);
+            failed(bytes, function, regs);
+        }
+        return fresh;
+    }
+    if runtime::mode() & mode::LOG_ONLY == 0 {
+        runtime::allocated(fresh as u64, bytes, function, regs);
+    }
+    if bytes == 0 {
+        event_log::allocated(ledger, fresh as u64, bytes, regs);
+    } else {
+        event_log::reallocated(ledger, fresh as u64, bytes, regs);
+    }
+    fresh
+}
+
+/// The verdict on a release; `None` where nothing is recorded.
+fn judged(start: u64, function: AllocFn, regs: Registers) -> Option<Verdict> {
+    let ledger = runtime::ledger()?;
+    if runtime::mode() & mode::LOG_ONLY == 0 {
+        return Some(runtime::released(ledger, start, function, regs));
+    }
+    blocks::lookup(start).filter(|info| !info.freed).map(Verdict::Known)
+}
+
+/// As [`judged`], while only a sample is recorded, or events are logged: with its line.
+#[cold]
+#[inline(never)]
+fn judged_specially(start: u64, function: AllocFn, regs: Registers) -> Option<Verdict> {
+    let ledger = runtime::ledger()?;
+    if runtime::sampling() {
+        leakscope_rt::sampling::released(ledger, start, function, regs);
+        return None;
+    }
+    let verdict = judged(start, function, regs);
+    let known = match verdict {
+        Some(Verdict::Known(info)) => Some(info),
+        _ => None,
+    };
+    event_log::released(ledger, start, known, regs);
+    verdict
 }
 
 /// `free`, `cfree`, and `operator delete` in all forms.
@@ -284,18 +372,18 @@ unsafe fn release_now(block: *mut c_void, function: AllocFn, regs: Registers) {
     if block.is_null() || is_bootstrap(block) {
         return;
     }
-    let mut foreign = false;
-    if let Some(ledger) = runtime::ledger() {
-        if runtime::sampling() {
-            leakscope_rt::sampling::released(ledger, block as u64, function, regs);
-        } else {
-            match runtime::released(ledger, block as u64, function, regs) {
-                Verdict::Refused => return,
-                Verdict::Known(_) => {}
-                Verdict::Foreign => foreign = true,
-            }
+    let mode = runtime::mode();
+    let verdict = match runtime::ledger() {
+        Some(ledger) if mode & (mode::SAMPLING | mode::LOGGING) == 0 => {
+            Some(runtime::released(ledger, block as u64, function, regs))
         }
+        Some(_) => judged_specially(block as u64, function, regs),
+        None => None,
+    };
+    if verdict == Some(Verdict::Refused) {
+        return;
     }
+    let foreign = verdict == Some(Verdict::Foreign);
     if foreign && function.family() != leakscope_model::AllocFamily::Malloc {
         // SAFETY: the block is not one of ours; its own operator delete knows it.
         return unsafe { release_foreign(block, function) };

@@ -18,7 +18,7 @@ use leakscope_rt::check::{self, Surroundings};
 use leakscope_rt::registers::{Preserved, RegisterFile, preserved_registers};
 use leakscope_rt::thread::{for_ourselves, tls};
 use leakscope_rt::unwind::Registers;
-use leakscope_rt::{raw, runtime};
+use leakscope_rt::{event_log, intervals, raw, runtime};
 
 struct Once<T>(UnsafeCell<T>);
 // SAFETY: written before any reader exists (at start), or only by the thread that ends the process.
@@ -88,6 +88,7 @@ fn finish(trigger: CheckTrigger, status: c_int, registers: &RegisterFile) {
     }
     let header = ledger.header();
     header.state.store(state::ENDING, Release);
+    end_intervals_and_log(trigger);
     if runtime::flag(flags::CHECK_AT_EXIT) && !runtime::sampling() {
         run_check(trigger, status, registers);
     }
@@ -96,17 +97,38 @@ fn finish(trigger: CheckTrigger, status: c_int, registers: &RegisterFile) {
     header.state.store(state::ENDED, Release);
 }
 
+/// Before the leak check, while other threads can still open a lock.
+fn end_intervals_and_log(trigger: CheckTrigger) {
+    let Some(ledger) = runtime::ledger() else { return };
+    let words = tls();
+    // SAFETY: the calling thread's own words.
+    let was_busy = unsafe { core::mem::replace(&mut (*words).busy, 1) };
+    if was_busy == 0 || runtime::locks_are_free() {
+        intervals::end_with_process(ledger);
+    }
+    // SAFETY: as above.
+    unsafe { (*words).busy = was_busy };
+    // As glibc's own mtrace does it: only a program that comes to its end in order lets libc clean up.
+    let freeres = if trigger == CheckTrigger::Exit && event_log::is_on() { freeres() } else { [None, None] };
+    event_log::end_with_process(ledger, &freeres);
+}
+
+/// libc's and libstdc++'s functions that release what they keep for themselves, if they are to run.
+fn freeres() -> [Option<unsafe extern "C" fn()>; 2] {
+    if !runtime::flag(flags::RUN_FREERES) {
+        return [None, None];
+    }
+    [c"__libc_freeres", c"_ZN9__gnu_cxx9__freeresEv"].map(|name| {
+        let address = for_ourselves(|| symbol(name));
+        // SAFETY: both take no arguments and return nothing.
+        (!address.is_null()).then(|| unsafe { core::mem::transmute::<*mut c_void, unsafe extern "C" fn()>(address) })
+    })
+}
+
 fn run_check(trigger: CheckTrigger, status: c_int, registers: &RegisterFile) {
     // SAFETY: written at start.
     let (Some(ledger), Some(mut surroundings)) = (runtime::ledger(), unsafe { *SURROUNDINGS.0.get() }) else { return };
-    if runtime::flag(flags::RUN_FREERES) {
-        surroundings.freeres = [c"__libc_freeres", c"_ZN9__gnu_cxx9__freeresEv"].map(|name| {
-            let address = for_ourselves(|| symbol(name));
-            // SAFETY: both take no arguments and return nothing.
-            (!address.is_null())
-                .then(|| unsafe { core::mem::transmute::<*mut c_void, unsafe extern "C" fn()>(address) })
-        });
-    }
+    surroundings.freeres = freeres();
     let words = tls();
     // SAFETY: the calling thread's own words.
     let was_busy = unsafe { core::mem::replace(&mut (*words).busy, 1) };

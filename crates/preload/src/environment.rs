@@ -29,14 +29,20 @@ unsafe fn text<'a>(entry: *const c_char) -> &'a [u8] {
 
 /// Calls `each` with the value of our variable, if it is set.
 pub fn with_ctl<R>(each: impl FnOnce(&[u8]) -> R) -> Option<R> {
+    if current().is_null() { with_initial_ctl(each) } else { with_value(CTL, each) }
+}
+
+/// Calls `each` with the value of the variable whose name and equals sign are `name`, if it is set. Nothing is set before
+/// libc has set `environ` up.
+pub fn with_value<R>(name: &[u8], each: impl FnOnce(&[u8]) -> R) -> Option<R> {
     let mut entries = current();
     if entries.is_null() {
-        return with_initial_ctl(each);
+        return None;
     }
     // SAFETY: `environ` is a null-terminated array of C strings.
     unsafe {
         while !(*entries).is_null() {
-            if let Some(value) = text(*entries).strip_prefix(CTL) {
+            if let Some(value) = text(*entries).strip_prefix(name) {
                 return Some(each(value));
             }
             entries = entries.add(1);

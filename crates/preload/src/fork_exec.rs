@@ -3,13 +3,13 @@
 use crate::{connect, ending, environment, originals, start};
 use core::cell::UnsafeCell;
 use core::ffi::{CStr, c_char, c_int, c_void};
-use core::sync::atomic::Ordering::{Relaxed, Release};
+use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use core::sync::atomic::{AtomicU32, AtomicUsize};
 use leakscope_ledger::layout::{flags, origin, state};
 use leakscope_ledger::writer::Ledger;
 use leakscope_rt::registers::{Preserved, RegisterFile, preserved_registers};
 use leakscope_rt::thread::{self, tls};
-use leakscope_rt::{memory, raw, runtime};
+use leakscope_rt::{event_log, intervals, memory, raw, runtime};
 
 const CTL_BYTES: usize = 256;
 struct Ctl(UnsafeCell<[u8; CTL_BYTES]>);
@@ -56,18 +56,50 @@ fn set_busy(busy: u32) {
 }
 
 extern "C" fn prepare() {
-    if runtime::ledger().is_some() {
+    if let Some(ledger) = runtime::ledger() {
         set_busy(1);
+        event_log::before_fork(ledger);
+        COPIES.store(ledger.header().copies.load(Relaxed), Relaxed);
         HAD_THREADS.store(u32::from(thread::has_several()), Relaxed);
         runtime::MODULES.before_fork();
         runtime::SITES.before_fork();
     }
 }
 
+/// Copies of the ledger that children had taken before the last `fork`.
+static COPIES: AtomicU32 = AtomicU32::new(0);
+
+/// Waits a second at most until the child has its copy of the ledger, if an interval is open: what this thread does now
+/// must not be in the child's.
+fn wait_for_copy(ledger: &Ledger) {
+    const WAIT: usize = 0;
+    let (copies, before) = (&ledger.header().copies, COPIES.load(Relaxed));
+    for _ in 0..100 {
+        if intervals::tag() == 0 || copies.load(Acquire) != before {
+            return;
+        }
+        let ten_milliseconds = [0u64, 10_000_000];
+        let args = [copies.as_ptr() as usize, WAIT, before as usize, ten_milliseconds.as_ptr() as usize, 0, 0];
+        // SAFETY: waits on a word of the ledger, which stays mapped; the kernel reads the time.
+        let _ = unsafe { raw::syscall(raw::nr::FUTEX, args) };
+    }
+}
+
+/// In the child: the parent may go on.
+fn copy_is_taken(parents: &Ledger) {
+    const WAKE: usize = 1;
+    let copies = &parents.header().copies;
+    copies.fetch_add(1, Release);
+    // SAFETY: wakes waiters on a word of the ledger.
+    let _ = unsafe { raw::syscall(raw::nr::FUTEX, [copies.as_ptr() as usize, WAKE, i32::MAX as usize, 0, 0, 0]) };
+}
+
 extern "C" fn parent() {
-    if runtime::ledger().is_some() {
+    if let Some(ledger) = runtime::ledger() {
+        wait_for_copy(ledger);
         runtime::SITES.after_fork();
         runtime::MODULES.after_fork_in_parent();
+        event_log::after_fork_in_parent(ledger);
         set_busy(0);
     }
 }
@@ -80,7 +112,10 @@ extern "C" fn child() {
         thread::after_fork_in_child();
         leakscope_rt::misuse::after_fork_in_child();
         leakscope_rt::check::after_fork_in_child();
+        intervals::after_fork_in_child();
+        event_log::after_fork_in_child();
         if runtime::flag(flags::CHILD_SILENT) || own_ledger(ledger).is_none() {
+            copy_is_taken(ledger);
             // Nothing may be written to the parent's ledger any more.
             runtime::stop();
         }
@@ -100,6 +135,7 @@ fn own_ledger(parents: &Ledger) -> Option<()> {
         return None;
     }
     fresh.copy_contents_from(parents);
+    copy_is_taken(parents);
     start::describe_process(&fresh);
     fresh.header().executable.store(parents.header().executable.load(Relaxed), Relaxed);
     fresh.header().command_line.store(parents.header().command_line.load(Relaxed), Relaxed);
@@ -167,6 +203,9 @@ fn check_first() {
     let mut here = Preserved::default();
     // SAFETY: `here` is valid for writing.
     unsafe { preserved_registers(&raw mut here) };
+    if let Some(ledger) = runtime::ledger().filter(|_| start::is_own_process()) {
+        event_log::flush(ledger);
+    }
     // A forked child that runs another program is the common case, and not an end worth a leak check.
     if runtime::ledger().is_some_and(|ledger| ledger.header().origin.load(Relaxed) != origin::FORK) {
         ending::before_exec(&RegisterFile::from(here));

@@ -13,6 +13,7 @@ mod fork_exec;
 mod heap_queries;
 mod hooks;
 mod mappings;
+mod mtrace;
 mod originals;
 mod signals;
 mod start;

@@ -1,9 +1,9 @@
-//! Signals that end the process: our handler stands where the program left the default action, checks for leaks, and
-//! lets the signal do what it would have done. `sigaction` and `signal` are hooked so that the program sees the
+//! Signals that end the process: our handler stands where the program left the default action, checks for leaks, ends the
+//! event log, and lets the signal do what it would have done. `sigaction` and `signal` are hooked so that the program sees the
 //! default action there.
 
 use crate::start::is_own_process;
-use crate::{ending, originals};
+use crate::{ending, mtrace, originals};
 use core::ffi::{c_int, c_void};
 use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::Relaxed;
@@ -53,9 +53,14 @@ fn our_action() -> libc::sigaction {
     action
 }
 
+/// Whether there is something to do at a fatal signal.
+fn is_wanted() -> bool {
+    runtime::flag(flags::CHECK_AT_EXIT) || mtrace::is_log_wanted()
+}
+
 /// Puts our handler wherever the default action stands.
 pub fn install() {
-    if !runtime::flag(flags::CHECK_AT_EXIT) {
+    if !is_wanted() {
         return;
     }
     let Some(original) = originals::sigaction::find() else { return };
@@ -107,7 +112,7 @@ unsafe extern "C" fn sigaction(signal: c_int, new: *const libc::sigaction, old: 
     unsafe {
         let to_default = new.as_ref().is_some_and(|new| new.sa_sigaction == libc::SIG_DFL);
         let ours = our_action();
-        let result = if to_default && runtime::flag(flags::CHECK_AT_EXIT) {
+        let result = if to_default && is_wanted() {
             original(signal, &raw const ours, old)
         } else {
             original(signal, new, old)
@@ -142,7 +147,7 @@ unsafe fn set_handler(original: unsafe extern "C" fn(c_int, usize) -> usize, sig
     if bit == 0 || old == libc::SIG_ERR || runtime::ledger().is_none() {
         return old;
     }
-    let to_default = handler == libc::SIG_DFL && runtime::flag(flags::CHECK_AT_EXIT);
+    let to_default = handler == libc::SIG_DFL && is_wanted();
     if to_default && let Some(sigaction) = originals::sigaction::find() {
         let action = our_action();
         // SAFETY: a valid structure of our own.

@@ -1,6 +1,6 @@
 //! The beginning: at the first hook that is called, often long before `main`, and again in the constructor.
 
-use crate::{connect, ending, environment, fork_exec, originals, signals};
+use crate::{connect, ending, environment, fork_exec, mtrace, originals, signals};
 use core::ffi::{CStr, c_char, c_int, c_void};
 use core::sync::atomic::AtomicU32;
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
@@ -9,7 +9,7 @@ use leakscope_ledger::writer::Ledger;
 use leakscope_rt::check::Surroundings;
 use leakscope_rt::modules::IteratePhdr;
 use leakscope_rt::unwind::ObjectFinder;
-use leakscope_rt::{memory, raw, roots, runtime, stop};
+use leakscope_rt::{event_log, memory, raw, roots, runtime, stop};
 
 const NOT_STARTED: u32 = 0;
 const STARTING: u32 = 1;
@@ -106,6 +106,7 @@ fn open_ledger() -> Option<()> {
         return None;
     }
     ledger.header().state.store(state::RUNNING, Release);
+    event_log::begin_with_process(&ledger);
     Some(())
 }
 
@@ -132,6 +133,7 @@ extern "C" fn constructor(argc: c_int, argv: *const *const c_char, _environment:
     if !runtime::flag(flags::TRACE_CHILDREN) {
         environment::scrub();
     }
+    mtrace::note_wish();
     fork_exec::register();
     signals::install();
     ending::register();

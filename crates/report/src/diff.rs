@@ -10,9 +10,10 @@ use std::io::{self, Write};
 use leakscope_findings::analysis::{Amount, Stack};
 use leakscope_findings::diff::{Basis, Change, Diff, SiteChange};
 use leakscope_model::LeakKind;
+use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::escape::{terminal, xml};
+use crate::escape::{InertJson, terminal, xml};
 use crate::finding;
 use crate::markdown::{MOST_LINES, short};
 use crate::place::Sources;
@@ -130,7 +131,7 @@ pub fn json(out: &mut dyn Write, diff: &Diff, names: &Names) -> io::Result<()> {
         "unchanged_sites": diff.unchanged,
         "sites": diff.sites.iter().map(site).collect::<Vec<Value>>(),
     });
-    serde_json::to_writer(&mut *out, &document)?;
+    document.serialize(&mut serde_json::Serializer::with_formatter(&mut *out, InertJson))?;
     writeln!(out)
 }
 

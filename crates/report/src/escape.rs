@@ -1,6 +1,7 @@
 //! Hostile names made harmless.
 
 use std::fmt::Write;
+use std::io;
 
 /// Whether a character could do more than be seen: terminal escapes, and marks that turn the direction of text.
 fn is_dangerous(c: char) -> bool {
@@ -8,12 +9,24 @@ fn is_dangerous(c: char) -> bool {
         || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{2028}' | '\u{2029}')
 }
 
+/// Whether `c` behind `before` could begin an order to a CI server, which some look for anywhere in a line of a log:
+/// `##[error]` (GitHub's runner), `##vso[task.setvariable]` (Azure Pipelines), `##teamcity[...]`.
+fn is_order(before: char, c: char) -> bool {
+    before == '#' && c == '#'
+}
+
 /// `name` on one line of a terminal: dangerous characters as `\x1b` or `\u{202e}`.
 pub(crate) fn terminal(name: &str) -> String {
+    // Nearly all names; a report of a large file has millions.
+    if name.bytes().all(|byte| matches!(byte, b' '..=b'~') && byte != b'#') {
+        return name.to_owned();
+    }
     let mut out = String::with_capacity(name.len());
+    let mut before = ' ';
     for c in name.chars() {
+        let is_order = is_order(std::mem::replace(&mut before, c), c);
         match c {
-            _ if !is_dangerous(c) => out.push(c),
+            _ if !is_dangerous(c) && !is_order => out.push(c),
             '\0'..='\u{ff}' => _ = write!(out, "\\x{:02x}", c as u32),
             _ => _ = write!(out, "\\u{{{:x}}}", c as u32),
         }
@@ -25,8 +38,11 @@ pub(crate) fn terminal(name: &str) -> String {
 /// replaced by a question mark, as Valgrind's readers expect single lines.
 pub(crate) fn xml(name: &str) -> String {
     let mut out = String::with_capacity(name.len());
+    let mut before = ' ';
     for c in name.chars() {
+        let is_order = is_order(std::mem::replace(&mut before, c), c);
         match c {
+            _ if is_order => out.push_str("&#35;"),
             '<' => out.push_str("&lt;"),
             '>' => out.push_str("&gt;"),
             '&' => out.push_str("&amp;"),
@@ -65,4 +81,24 @@ pub(crate) fn markdown(name: &str) -> String {
         }
     }
     out
+}
+
+/// Writes JSON on one line in which no text is more than text, also where somebody looks at it in a terminal: what could
+/// be more is written as its number, and means the same to a reader.
+pub(crate) struct InertJson;
+
+impl serde_json::ser::Formatter for InertJson {
+    fn write_string_fragment<W: ?Sized + io::Write>(&mut self, writer: &mut W, fragment: &str) -> io::Result<()> {
+        let mut rest = fragment;
+        let mut before = ' ';
+        while let Some((at, c)) =
+            rest.char_indices().find(|&(_, c)| is_dangerous(c) || is_order(std::mem::replace(&mut before, c), c))
+        {
+            writer.write_all(&rest.as_bytes()[..at])?;
+            // None of them lies above the 16 bits of one number.
+            write!(writer, "\\u{:04x}", c as u32)?;
+            rest = &rest[at + c.len_utf8()..];
+        }
+        writer.write_all(rest.as_bytes())
+    }
 }

@@ -3,14 +3,21 @@
 //! A new kind of error becomes known to all formats for pipelines by one more function like [`of_memory_error`] and its
 //! part in [`errors`]; text, JSON and XML have more to say of each and go their own way.
 
+use std::collections::HashMap;
+
 use leakscope_findings::Fingerprint;
 use leakscope_findings::analysis::signal_name;
 use leakscope_findings::analysis::{Analysis, Frame, LossRecord, MemoryError, MisuseError, Outcome, Stack};
-use leakscope_findings::recording::End;
+use leakscope_findings::recording::{End, Witness};
+use leakscope_findings::witness::Sight;
 
 use crate::Process;
 use crate::rules::Rule;
+use crate::witnesses::{Identity, Witnesses};
 use crate::wording::{self, grouped};
+
+/// Places with live blocks that nobody classified that a process's document lists; it says how many there are.
+const MOST_LIVE: usize = 10;
 
 /// How much a finding matters to a pipeline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -43,13 +50,32 @@ pub(crate) struct Finding<'a> {
     pub stack: &'a Stack,
     /// Where its block came from and went, for an error.
     pub more: Vec<(&'a str, &'a Stack)>,
+    /// Who saw it, with what each saw; empty where only our own tool was there, and where the document is not known.
+    pub witnesses: Vec<(&'a Witness, Sight)>,
 }
 
-/// The findings of a process that its options show, errors first, then the largest leaks. Blocks that are not
-/// classified are no findings.
+impl Finding<'_> {
+    /// What it is the same finding by, whichever tool saw it.
+    pub fn identity(&self) -> Identity {
+        (self.rule.is_of_blocks(), self.fingerprint)
+    }
+
+    /// Whether it says no more than that blocks were live.
+    pub fn is_only_live(&self) -> bool {
+        self.rule == Rule::of_leak(None) && self.level == Level::Note
+    }
+}
+
+/// The findings of a process that its options show, errors first, then the largest leaks. Of blocks that are not
+/// classified only the largest are listed, unless the options make errors of them.
 pub(crate) fn findings(analysis: &Analysis) -> Vec<Finding<'_>> {
-    let mut leaks: Vec<Finding<'_>> = analysis.shown_records().filter_map(of_record).collect();
+    let mut leaks: Vec<Finding<'_>> = analysis.shown_records().map(of_record).collect();
     leaks.sort_by_key(|leak| std::cmp::Reverse((leak.level, leak.bytes, leak.blocks)));
+    let mut live = 0;
+    leaks.retain(|leak| {
+        live += usize::from(leak.is_only_live());
+        !leak.is_only_live() || live <= MOST_LIVE
+    });
     errors(analysis).chain(leaks).collect()
 }
 
@@ -58,32 +84,46 @@ pub(crate) fn errors(analysis: &Analysis) -> impl Iterator<Item = Finding<'_>> {
     analysis.shown_misuses().map(of_misuse).chain(analysis.shown_memory_errors().map(of_memory_error))
 }
 
-/// The findings of all processes with the process of each.
+/// The findings of all processes with the process of each. What several tools saw stands there once, as the tool has it
+/// that takes it most seriously.
 pub(crate) fn all<'a>(processes: &[Process<'a>]) -> Vec<(Process<'a>, Finding<'a>)> {
-    processes
-        .iter()
-        .flat_map(|&process| findings(process.analysis).into_iter().map(move |finding| (process, finding)))
-        .collect()
+    let witnesses = Witnesses::of(processes);
+    let mut told_by: HashMap<Identity, (Level, &Witness)> = HashMap::new();
+    let mut all = Vec::new();
+    for &process in processes {
+        for mut finding in findings(process.analysis) {
+            finding.witnesses = witnesses.of_finding(&finding);
+            let this = (finding.level, &process.analysis.witness);
+            let teller = told_by.entry(finding.identity()).or_insert(this);
+            if this.0 > teller.0 {
+                *teller = this;
+            }
+            all.push((process, finding));
+        }
+    }
+    all.retain(|(process, finding)| told_by[&finding.identity()].1 == &process.analysis.witness);
+    all
 }
 
-/// A loss record; `None` when it is not classified.
-pub(crate) fn of_record(record: &LossRecord) -> Option<Finding<'_>> {
-    let kind = record.kind?;
+/// A loss record, or live blocks that nobody classified.
+pub(crate) fn of_record(record: &LossRecord) -> Finding<'_> {
     let bytes = record.bytes.saturating_add(record.indirect_bytes);
     let blocks = record.blocks.saturating_add(record.indirect_blocks);
     let plural = if blocks == 1 { "block is" } else { "blocks are" };
-    let mut title = format!("{} bytes in {} {plural} {}", grouped(bytes), grouped(blocks), kind.words());
+    let words = record.kind.map_or("live (not classified)", leakscope_model::LeakKind::words);
+    let mut title = format!("{} bytes in {} {plural} {words}", grouped(bytes), grouped(blocks));
     if record.indirect_bytes > 0 {
         title += &format!(" ({} direct, {} indirect)", grouped(record.bytes), grouped(record.indirect_bytes));
     }
-    let rule = Rule::of_leak(kind);
-    let level = match kind {
+    let rule = Rule::of_leak(record.kind);
+    let level = match record.kind {
         _ if !record.is_error => Level::Note,
-        leakscope_model::LeakKind::PossiblyLost => Level::Warning,
+        Some(leakscope_model::LeakKind::PossiblyLost) => Level::Warning,
         _ => Level::Error,
     };
     let (stack, fingerprint) = (&record.stack, record.fingerprint);
-    Some(Finding { rule, level, fingerprint, title, bytes, blocks, count: 1, stack, more: Vec::new() })
+    let (more, witnesses) = (Vec::new(), Vec::new());
+    Finding { rule, level, fingerprint, title, bytes, blocks, count: 1, stack, more, witnesses }
 }
 
 /// What another tool found.
@@ -103,6 +143,7 @@ fn of_memory_error(error: &MemoryError) -> Finding<'_> {
         count: error.count,
         stack: &error.stack,
         more: error.auxiliary.iter().filter_map(|(words, stack)| Some((&**words, stack.as_ref()?))).collect(),
+        witnesses: Vec::new(),
     }
 }
 
@@ -128,6 +169,7 @@ fn of_misuse(error: &MisuseError) -> Finding<'_> {
         count: error.count,
         stack: &error.stack,
         more: stacks.into_iter().filter_map(|(words, stack)| Some((words, stack?))).collect(),
+        witnesses: Vec::new(),
     }
 }
 
@@ -181,6 +223,29 @@ pub(crate) fn not_classified(analysis: &Analysis) -> Option<String> {
         Outcome::NotClassified(reason) => Some(format!("blocks are not classified: {reason}")),
         Outcome::NotChecked => Some("no leak check was made".to_owned()),
     }
+}
+
+/// What the live blocks of a process amount to that nobody classified, not escaped; `are_listed` says whether the
+/// document has [`findings`].
+pub(crate) fn live(analysis: &Analysis, are_listed: bool) -> Option<String> {
+    let live = || analysis.shown_records().filter(|record| record.kind.is_none() && !record.is_error);
+    let sites = live().count();
+    let sum = |of: fn(&LossRecord) -> u64| grouped(live().fold(0_u64, |sum, record| sum.saturating_add(of(record))));
+    let listed =
+        if are_listed && sites > MOST_LIVE { format!(" (the {MOST_LIVE} largest are listed)") } else { String::new() };
+    (sites > 0).then(|| {
+        format!(
+            "{} bytes in {} blocks of {} places{listed} were live when recording ended; that is no verdict that they leaked",
+            sum(|record| record.bytes),
+            sum(|record| record.blocks),
+            grouped(sites as u64)
+        )
+    })
+}
+
+/// What a reader must know beside the findings, one sentence each, not escaped.
+pub(crate) fn notes(analysis: &Analysis) -> Vec<String> {
+    not_classified(analysis).into_iter().chain(live(analysis, true)).chain(losses(analysis)).collect()
 }
 
 /// What of the recording is missing, one sentence each, not escaped.

@@ -6,10 +6,10 @@
 
 use std::io::{self, Write};
 
-use crate::Process;
 use crate::escape::terminal;
 use crate::finding::{self, Finding, Level};
 use crate::place::Sources;
+use crate::{Process, witnesses};
 
 /// Writes a line for each finding of all processes.
 ///
@@ -23,7 +23,7 @@ pub fn write(out: &mut dyn Write, processes: &[Process<'_>], sources: &Sources) 
     }
     for process in processes {
         let program = finding::program(process.analysis);
-        for sentence in finding::not_classified(process.analysis).into_iter().chain(finding::losses(process.analysis)) {
+        for sentence in finding::notes(process.analysis) {
             writeln!(out, "::notice title=leakscope::{}", data(&format!("{program}: {sentence}")))?;
         }
     }
@@ -48,6 +48,9 @@ fn command(finding: &Finding<'_>, sources: &Sources) -> String {
     }
     properties.push(format!("title={}", property(finding.rule.words)));
     let mut message = data(&finding.title);
+    if let Some(words) = witnesses::words(finding) {
+        message += &format!("%0A  {}", data(&words));
+    }
     for (heading, stack) in std::iter::once(("", finding.stack)).chain(finding.more.iter().copied()) {
         if !heading.is_empty() {
             message += &format!("%0A  {}", data(heading));

@@ -7,10 +7,10 @@ use std::io::{self, Write};
 
 use serde_json::{Value, json};
 
-use crate::Process;
 use crate::escape::terminal;
 use crate::finding::{self, Finding, Level, Occurrences};
 use crate::place::Sources;
+use crate::{Process, witnesses};
 
 /// Writes the document on all processes.
 ///
@@ -37,15 +37,16 @@ fn issue(process: Process<'_>, finding: &Finding<'_>, sources: &Sources, occurre
         1 => finding.fingerprint.to_string(),
         _ => format!("{}-{occurrence}", finding.fingerprint),
     };
+    let seen_by = witnesses::words(finding).map_or_else(String::new, |words| format!(" ({words})"));
     json!({
-        "description": terminal(&format!("{}, in {at}", finding.title)),
+        "description": terminal(&format!("{}, in {at}{seen_by}", finding.title)),
         "check_name": finding.rule.id,
         "fingerprint": fingerprint,
-        "severity": match (finding.level, finding.rule.id) {
-            (Level::Error, id) if !id.starts_with("leak-") => "critical",
-            (Level::Error, _) => "major",
-            (Level::Warning, _) => "minor",
-            (Level::Note, _) => "info",
+        "severity": match finding.level {
+            Level::Error if !finding.rule.is_of_blocks() => "critical",
+            Level::Error => "major",
+            Level::Warning => "minor",
+            Level::Note => "info",
         },
         "location": { "path": terminal(&path), "lines": { "begin": line } },
     })

@@ -13,6 +13,9 @@ use leakscope_findings::recording::{Access, End, Origin, Sample, State, Totals};
 use leakscope_model::{CheckTrigger, Heuristic, LeakKind, LeakKindSet, MisuseKind};
 use serde::Serialize;
 
+use crate::escape::InertJson;
+use crate::intervals::{IntervalView, LogView};
+
 /// Version of the schema.
 pub const VERSION: u32 = 1;
 
@@ -21,7 +24,8 @@ pub const VERSION: u32 = 1;
 /// # Errors
 /// Those of `out`.
 pub fn write(out: &mut dyn Write, analysis: &Analysis) -> io::Result<()> {
-    serde_json::to_writer(&mut *out, &Document::new(analysis)).map_err(io::Error::from)?;
+    let mut inert = serde_json::Serializer::with_formatter(&mut *out, InertJson);
+    Document::new(analysis).serialize(&mut inert).map_err(io::Error::from)?;
     writeln!(out)
 }
 
@@ -43,6 +47,12 @@ struct Document<'a> {
     witness: Option<Witness<'a>>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     memory_errors: Vec<MemoryErrorView<'a>>,
+    /// Only of programs that call `mtrace()`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    intervals: Vec<IntervalView<'a>>,
+    /// Only where there is something to say of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mtrace_log: Option<LogView<'a>>,
     suppressions: Vec<Suppression<'a>>,
     lost: Lost,
     problems: &'a [String],
@@ -190,7 +200,7 @@ struct Record<'a> {
 }
 
 #[derive(Serialize)]
-struct StackView<'a> {
+pub(crate) struct StackView<'a> {
     shown: usize,
     cut: bool,
     broken: bool,
@@ -285,6 +295,7 @@ struct Lost {
     modules: u64,
     misuses: u64,
     threads: u64,
+    intervals: u64,
 }
 
 #[derive(Serialize)]
@@ -343,6 +354,8 @@ impl<'a> Document<'a> {
             witness: (analysis.witness.tool != leakscope_model::Tool::Leakscope)
                 .then(|| Witness { name: analysis.witness.tool.name(), version: &analysis.witness.version }),
             memory_errors: analysis.memory_errors.iter().map(memory_error).collect(),
+            intervals: analysis.intervals.iter().map(IntervalView::new).collect(),
+            mtrace_log: LogView::new(analysis),
             suppressions: suppressions(analysis),
             lost: Lost {
                 sites: lost.sites,
@@ -354,6 +367,7 @@ impl<'a> Document<'a> {
                 modules: lost.modules,
                 misuses: lost.misuses,
                 threads: lost.threads,
+                intervals: lost.intervals,
             },
             problems: &analysis.problems,
             series: analysis.series.iter().map(|sample| moment(analysis, sample)).collect(),
@@ -468,7 +482,7 @@ fn record(record: &LossRecord) -> Record<'_> {
     }
 }
 
-fn stack(stack: &Stack) -> StackView<'_> {
+pub(crate) fn stack(stack: &Stack) -> StackView<'_> {
     StackView {
         shown: stack.frames().len(),
         cut: stack.is_cut(),

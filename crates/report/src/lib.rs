@@ -23,6 +23,7 @@ pub mod folded;
 pub mod github;
 pub mod gitlab;
 pub mod html;
+mod intervals;
 pub mod json;
 pub mod junit;
 pub mod markdown;
@@ -35,6 +36,7 @@ pub mod speedscope;
 pub mod text;
 pub mod tui;
 pub mod valgrind_xml;
+mod witnesses;
 mod wording;
 
 use leakscope_findings::Analysis;

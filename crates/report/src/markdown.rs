@@ -31,7 +31,9 @@ const LONGEST_NAME: usize = 120;
 /// # Errors
 /// Those of `out`.
 pub fn write(out: &mut dyn Write, processes: &[Process<'_>], sources: &Sources) -> io::Result<()> {
-    let findings = finding::all(processes);
+    let mut findings = finding::all(processes);
+    // They have a table of their own.
+    findings.retain(|(_, finding)| !finding.is_only_live());
     let mut lines = vec![heading(processes, &findings), String::new()];
     totals(&mut lines, processes);
     table(&mut lines, &findings, sources);
@@ -105,12 +107,20 @@ fn table(lines: &mut Vec<String>, findings: &[(Process<'_>, Finding<'_>)], sourc
     if findings.is_empty() {
         return;
     }
-    lines.push("| finding | bytes | blocks | where | fingerprint |".to_owned());
-    lines.push("|---|---:|---:|---|---|".to_owned());
+    let has_witnesses = findings.iter().any(|(_, finding)| !finding.witnesses.is_empty());
+    let (head, line) = if has_witnesses { ("| seen by ", "|---") } else { ("", "") };
+    lines.push(format!("| finding | bytes | blocks | where {head}| fingerprint |"));
+    lines.push(format!("|---|---:|---:|---{line}|---|"));
     for (_, finding) in findings.iter().take(MOST_ROWS) {
         let amount = |number: u64| if finding.blocks == 0 { String::new() } else { grouped(number) };
+        let names: Vec<String> = finding
+            .witnesses
+            .iter()
+            .map(|(witness, _)| format!("<code>{}</code>", short(&witness.to_string())))
+            .collect();
+        let seen_by = if has_witnesses { format!("| {} ", names.join("<br>")) } else { String::new() };
         lines.push(format!(
-            "| {} | {} | {} | {} | <code>{}</code> |",
+            "| {} | {} | {} | {} {seen_by}| <code>{}</code> |",
             finding.rule.words,
             amount(finding.bytes),
             amount(finding.blocks),
@@ -143,7 +153,7 @@ fn live(lines: &mut Vec<String>, processes: &[Process<'_>], sources: &Sources) {
     let mut records: Vec<&LossRecord> = processes
         .iter()
         .flat_map(|process| process.analysis.shown_records())
-        .filter(|record| record.kind.is_none())
+        .filter(|record| record.kind.is_none() && !record.is_error)
         .collect();
     if records.is_empty() {
         return;

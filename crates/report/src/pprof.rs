@@ -4,14 +4,14 @@
 //! profile, in its order: `alloc_objects`, `alloc_space`, `inuse_objects`, `inuse_space`. A site whose live blocks were
 //! classified is several samples, one for each kind with the label `leak_kind` (`definite`, `indirect`, `possible`,
 //! `reachable`, `suppressed`) and one for the rest; together they add up to the site. With several processes each
-//! sample has the numeric label `pid`.
+//! sample has the numeric label `pid`, and when another tool than ours saw one of them, the label `tool`.
 
 use std::collections::HashMap;
 use std::io::{self, Write};
 
 use flate2::{Compression, GzBuilder};
 use leakscope_findings::analysis::Amount;
-use leakscope_model::LeakKind;
+use leakscope_model::{LeakKind, Tool};
 use prost::Message;
 
 use crate::Process;
@@ -25,8 +25,10 @@ use crate::profile::{Code, Profile, Sample as SiteSample};
 /// Those of `out`.
 pub fn write(out: &mut dyn Write, processes: &[Process<'_>]) -> io::Result<()> {
     let mut builder = Builder::new();
+    let is_ours = |process: &Process<'_>| process.analysis.witness.tool == Tool::Leakscope;
+    let labels = Labels { pid: processes.len() > 1, tool: !processes.iter().all(is_ours) };
     for &process in processes {
-        builder.process(&Profile::new(process), processes.len() > 1);
+        builder.process(&Profile::new(process), labels);
     }
     // Without a name and a time in the header, equal profiles are equal files.
     let mut gzip = GzBuilder::new().write(out, Compression::default());
@@ -147,6 +149,13 @@ struct Function {
     filename: i64,
 }
 
+/// What samples are labelled with, beside the kind.
+#[derive(Clone, Copy)]
+struct Labels {
+    pid: bool,
+    tool: bool,
+}
+
 struct Builder {
     document: Document,
     strings: HashMap<String, i64>,
@@ -212,7 +221,11 @@ impl Builder {
         id
     }
 
-    fn process(&mut self, profile: &Profile<'_>, several: bool) {
+    fn process(&mut self, profile: &Profile<'_>, labels: Labels) {
+        let pid = Label { key: self.string("pid"), str: 0, num: i64::from(profile.analysis().process.pid) };
+        let tool = profile.analysis().witness.tool.name();
+        let tool = Label { key: self.string("tool"), str: self.string(tool), num: 0 };
+        let labels: Vec<Label> = labels.pid.then_some(pid).into_iter().chain(labels.tool.then_some(tool)).collect();
         let recorded = profile.recorded();
         let mappings = self.mappings(profile);
         let locations: Vec<u64> = recorded
@@ -233,7 +246,7 @@ impl Builder {
                 .or_insert_with(|| self.location(hook_mapping, 0, &[profile.hook(sample.record)]));
             let of = |&location: &u32| locations.get(location as usize).copied();
             let stack: Vec<u64> = std::iter::once(hook).chain(sample.stack.iter().filter_map(of)).collect();
-            self.samples(sample, stack, several.then(|| profile.analysis().process.pid));
+            self.samples(sample, stack, &labels);
         }
     }
 
@@ -262,8 +275,7 @@ impl Builder {
     }
 
     /// One sample for each kind of leak of a site, and one for the rest.
-    fn samples(&mut self, site: &SiteSample<'_>, stack: Vec<u64>, pid: Option<u32>) {
-        let pid = pid.map(|pid| Label { key: self.string("pid"), str: 0, num: i64::from(pid) });
+    fn samples(&mut self, site: &SiteSample<'_>, stack: Vec<u64>, labels: &[Label]) {
         let kinds = LeakKind::ALL.into_iter().map(|kind| (kind.option_word(), site.by_kind[kind as usize]));
         let mut rest = site.record.totals.clone();
         for (kind, Amount { bytes, blocks }) in kinds.chain([("suppressed", site.suppressed)]) {
@@ -274,7 +286,7 @@ impl Builder {
             self.document.sample.push(Sample {
                 location_id: stack.clone(),
                 value: [blocks, bytes, blocks, bytes].map(signed).to_vec(),
-                label: std::iter::once(kind).chain(pid).collect(),
+                label: std::iter::once(kind).chain(labels.iter().copied()).collect(),
             });
             rest.allocated_blocks = rest.allocated_blocks.saturating_sub(blocks);
             rest.allocated_bytes = rest.allocated_bytes.saturating_sub(bytes);
@@ -284,7 +296,7 @@ impl Builder {
         let values = [rest.allocated_blocks, rest.allocated_bytes, rest.live_blocks, rest.live_bytes];
         if values != [0; 4] {
             let value = values.map(signed).to_vec();
-            self.document.sample.push(Sample { location_id: stack, value, label: pid.into_iter().collect() });
+            self.document.sample.push(Sample { location_id: stack, value, label: labels.to_vec() });
         }
     }
 

@@ -74,17 +74,26 @@ rules! {
     MEMORY_ERROR = "memory-error", "MemoryError", "memory error",
         "Another tool found a memory error.",
         "The message is the tool's own; its manual explains it.";
+    LIVE = "live", "LiveBlocks", "live, not classified",
+        "The block was live when recording ended; whether it is lost is not known.",
+        "This is no verdict: a program that works has live blocks. Let the program end in order, or ask for a leak check with `leakscope snapshot PID` while it runs; a profile of another tool has no leak check at all.";
 }
 
 impl Rule {
-    /// That of a leak.
-    pub fn of_leak(kind: LeakKind) -> &'static Self {
+    /// That of a leak; of blocks that nobody classified without a kind.
+    pub fn of_leak(kind: Option<LeakKind>) -> &'static Self {
         match kind {
-            LeakKind::DefinitelyLost => &DEFINITE,
-            LeakKind::IndirectlyLost => &INDIRECT,
-            LeakKind::PossiblyLost => &POSSIBLE,
-            LeakKind::StillReachable => &REACHABLE,
+            Some(LeakKind::DefinitelyLost) => &DEFINITE,
+            Some(LeakKind::IndirectlyLost) => &INDIRECT,
+            Some(LeakKind::PossiblyLost) => &POSSIBLE,
+            Some(LeakKind::StillReachable) => &REACHABLE,
+            None => &LIVE,
         }
+    }
+
+    /// Whether its findings are blocks; else they are errors.
+    pub fn is_of_blocks(&self) -> bool {
+        self.id.starts_with("leak-") || self.id == LIVE.id
     }
 
     /// That of a memory error.

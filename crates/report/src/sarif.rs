@@ -14,7 +14,7 @@ use serde_json::{Map, Value, json};
 use crate::escape::terminal;
 use crate::finding::{self, Finding, Level, Occurrences};
 use crate::place::{Place, Sources, uri};
-use crate::{Process, rules};
+use crate::{Process, rules, witnesses};
 
 const SCHEMA: &str = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json";
 const ROOT: &str = "%SRCROOT%";
@@ -33,7 +33,7 @@ pub fn write(out: &mut dyn Write, processes: &[Process<'_>], sources: &Sources) 
     let mut run = json!({
         "tool": { "driver": {
             "name": "leakscope",
-            "version": version,
+            "version": terminal(version),
             "rules": rules::ALL.iter().map(rule).collect::<Vec<_>>(),
         }},
         "invocations": processes.iter().map(|process| invocation(process.analysis)).collect::<Vec<_>>(),
@@ -52,7 +52,7 @@ pub fn write(out: &mut dyn Write, processes: &[Process<'_>], sources: &Sources) 
 fn rule(rule: &rules::Rule) -> Value {
     let level = match rule.id {
         "leak-possible" => "warning",
-        "leak-reachable" => "note",
+        "leak-reachable" | "live" => "note",
         _ => "error",
     };
     json!({
@@ -88,8 +88,7 @@ fn invocation(analysis: &Analysis) -> Value {
         }
         End::Unknown | End::Running | End::Exec => {}
     }
-    let mut notes: Vec<String> = finding::not_classified(analysis).into_iter().collect();
-    notes.extend(finding::losses(analysis));
+    let notes = finding::notes(analysis);
     let notes = notes.iter().map(|note| json!({ "level": "warning", "message": { "text": terminal(note) } }));
     invocation["toolExecutionNotifications"] = notes.collect();
     invocation
@@ -98,6 +97,7 @@ fn invocation(analysis: &Analysis) -> Value {
 fn result(analysis: &Analysis, finding: &Finding<'_>, sources: &Sources, occurrences: &mut Occurrences) -> Value {
     let occurrence = occurrences.next(finding.fingerprint);
     let at = finding::site(finding.stack).map(finding::line).unwrap_or_default();
+    let seen_by = witnesses::words(finding).map_or_else(String::new, |words| format!(" ({words})"));
     let mut result = json!({
         "ruleId": finding.rule.id,
         "ruleIndex": rules::ALL.iter().position(|rule| rule == finding.rule),
@@ -106,7 +106,7 @@ fn result(analysis: &Analysis, finding: &Finding<'_>, sources: &Sources, occurre
             Level::Warning => "warning",
             Level::Note => "note",
         },
-        "message": { "text": terminal(&format!("{}, in {at}", finding.title)) },
+        "message": { "text": terminal(&format!("{}, in {at}{seen_by}", finding.title)) },
         "partialFingerprints": {
             "leakscope/v1": finding.fingerprint.to_string(),
             "primaryLocationLineHash": format!("{}:{occurrence}", finding.fingerprint),
@@ -126,6 +126,9 @@ fn result(analysis: &Analysis, finding: &Finding<'_>, sources: &Sources, occurre
             "processId": analysis.process.pid,
         },
     });
+    if !finding.witnesses.is_empty() {
+        result["properties"]["witnesses"] = Value::Array(witnesses::values(finding));
+    }
     let related: Vec<Value> = finding.more.iter().filter_map(|(words, stack)| related(words, stack, sources)).collect();
     if !related.is_empty() {
         result["relatedLocations"] = Value::Array(related);

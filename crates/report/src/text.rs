@@ -15,6 +15,7 @@ use leakscope_findings::suppressions::{Error, generate};
 use leakscope_model::{CheckTrigger, Heuristic, LeakKind, Tool};
 
 use crate::escape::terminal;
+use crate::intervals;
 use crate::wording::{self, grouped};
 
 /// How the text looks, and how much of it there is.
@@ -101,6 +102,7 @@ pub fn write(out: &mut dyn Write, analysis: &Analysis, style: &Style) -> io::Res
     }
     leaks(&mut text, analysis)?;
     if style.verbosity > 0 {
+        interval_summary(&mut text, analysis)?;
         notes(&mut text, analysis)?;
         if !style.error_lists {
             text.line(PLAIN, "For lists of detected and suppressed errors, rerun with: -s")?;
@@ -370,11 +372,40 @@ fn leak_summary(text: &mut Text<'_>, analysis: &Analysis) -> io::Result<()> {
     text.blank()
 }
 
+/// What happened between `mtrace()` and `muntrace()`.
+fn interval_summary(text: &mut Text<'_>, analysis: &Analysis) -> io::Result<()> {
+    if analysis.intervals.is_empty() {
+        return Ok(());
+    }
+    text.line(HEADING, "INTERVAL SUMMARY:")?;
+    for interval in &analysis.intervals {
+        text.line(PLAIN, &format!("    {}", intervals::summary(interval)))?;
+    }
+    text.blank()?;
+    for interval in analysis.intervals.iter().filter(|_| analysis.options.leak_check == LeakCheck::Full) {
+        text.line(PLAIN, &format!("Interval {} begins at mtrace(), called", interval.number))?;
+        text.stack(&interval.begin)?;
+        if let Some(stack) = &interval.ended_at {
+            text.line(PLAIN, " and ends at muntrace(), called")?;
+            text.stack(stack)?;
+        }
+        text.blank()?;
+        for (i, record) in interval.records.iter().enumerate() {
+            text.line(REACHABLE, &intervals::record(interval, record, i + 1))?;
+            text.stack(&record.stack)?;
+            text.fingerprint(record.fingerprint)?;
+            text.blank()?;
+        }
+    }
+    Ok(())
+}
+
 /// What was lost on the way, and how the leak check went.
 fn notes(text: &mut Text<'_>, analysis: &Analysis) -> io::Result<()> {
     let mut lines: Vec<String> =
         analysis.lost.words().into_iter().map(|(count, words)| format!("{} {words}", grouped(count))).collect();
     lines.extend(analysis.problems.iter().map(|problem| terminal(problem)));
+    lines.extend(intervals::log_notes(analysis).iter().map(|note| terminal(note)));
     if analysis.process.sample_bytes > 0 {
         let bytes = grouped(analysis.process.sample_bytes);
         lines.push(format!("one allocation in {bytes} bytes was recorded; sizes and counts are estimates"));

@@ -11,11 +11,11 @@ use leakscope_findings::analysis::{
     Analysis, Frame, LossRecord, MemoryError, MisuseError, Outcome, Stack, signal_name,
 };
 use leakscope_findings::suppressions::{Error, Generated, generate};
-use leakscope_model::LeakKind;
+use leakscope_model::{LeakKind, Tool};
 
 use crate::escape::xml;
 use crate::text::ended_by_signal;
-use crate::wording;
+use crate::{finding, wording};
 
 /// What the document holds beside the findings.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -83,11 +83,19 @@ impl Document<'_> {
         self.line("<?xml version=\"1.0\"?>\n\n<valgrindoutput>\n")?;
         self.line("<protocolversion>4</protocolversion>\n<protocoltool>memcheck</protocoltool>\n")?;
         self.line("<preamble>")?;
-        self.element(2, "line", &format!("leakscope {}, a memory leak finder", analysis.tool_version))?;
+        let leakscope = format!("leakscope {}", analysis.tool_version);
+        let made_by = match analysis.witness.tool {
+            Tool::Leakscope => format!("{leakscope}, a memory leak finder"),
+            _ => format!("{}, imported by {leakscope}", analysis.witness),
+        };
+        self.element(2, "line", &made_by)?;
         self.element(2, "line", &format!("Command: {}", process.command_line.join(" ")))?;
         // The protocol has no other place to say that silence about leaks is not their absence.
         if let Outcome::NotClassified(reason) = &analysis.outcome {
             self.element(2, "line", &format!("Live blocks are not classified: {reason}"))?;
+            if let Some(live) = finding::live(analysis, false) {
+                self.element(2, "line", &live)?;
+            }
         }
         self.line("</preamble>\n")?;
         self.line(&format!("<pid>{}</pid>\n<ppid>{}</ppid>\n<tool>memcheck</tool>", process.pid, process.parent_pid))?;

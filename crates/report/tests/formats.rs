@@ -8,7 +8,7 @@ mod support;
 use std::path::PathBuf;
 
 use leakscope_findings::analysis::{LeakCheck, analyse};
-use leakscope_findings::recording::{CheckState, End, ProcessRecording, State};
+use leakscope_findings::recording::{CheckState, End, EventLog, Interval, IntervalEnd, IntervalSite, ProcessRecording, State};
 use leakscope_findings::{Analysis, Options, Suppressions};
 use leakscope_model::{AllocFn, CheckTrigger, LeakKind, LeakKindSet, MisuseKind};
 use leakscope_report::{Style, json, text, valgrind_xml};
@@ -97,6 +97,38 @@ fn crashed() -> ProcessRecording {
     recorded
 }
 
+/// Calls `mtrace()` twice: once with a `muntrace()` that two sites outlive, once to the end.
+fn traced() -> ProcessRecording {
+    let mut recorded = sample();
+    let live = |site, live_bytes, live_blocks| {
+        let (allocated_bytes, allocated_blocks) = (live_bytes * 3, live_blocks * 3);
+        IntervalSite { site, allocated_blocks, allocated_bytes, live_blocks, live_bytes }
+    };
+    let sites = vec![live(1, 4096, 2), live(2, 16, 1)];
+    let start = recorded.process.start_monotonic_ns;
+    let first = Interval {
+        end: IntervalEnd::Muntrace,
+        begin_site: 3,
+        end_site: 2,
+        begin_ns: start + 1_000_000,
+        end_ns: start + 3_000_000,
+        allocated_blocks: 1234,
+        allocated_bytes: 56_789,
+        sites,
+        ..Interval::default()
+    };
+    let second = Interval { number: 1, begin_site: 3, begin_ns: start + 4_000_000, ..Interval::default() };
+    recorded.intervals = vec![first, second];
+    recorded.event_log = EventLog {
+        file: "/tmp/trace.log".into(),
+        lines: 12_345,
+        errno: 28,
+        lost: 1,
+        wanted: "trace.log".into(),
+    };
+    recorded
+}
+
 #[test]
 fn text_goldens() {
     let sample = sample();
@@ -119,6 +151,8 @@ fn text_goldens() {
     golden("unstarted.txt", &as_text(&analysis(&unstarted(), &full()), &plain));
     golden("crashed.txt", &as_text(&analysis(&crashed(), &full()), &plain));
     golden("clean.txt", &as_text(&analysis(&clean(), &full()), &plain));
+    golden("traced.txt", &as_text(&analysis(&traced(), &full()), &plain));
+    golden("traced_summary.txt", &as_text(&analysis(&traced(), &Options::default()), &plain));
     let off = Options { leak_check: LeakCheck::No, ..full() };
     golden("no_leak_check.txt", &as_text(&analysis(&clean(), &off), &plain));
 }
@@ -175,7 +209,7 @@ fn json_obeys_its_schema() {
     let mut schema: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
     closed(&mut schema);
     let validator = jsonschema::validator_for(&schema).unwrap();
-    for recorded in [sample(), killed(), clean(), crashed(), ProcessRecording::default()] {
+    for recorded in [sample(), killed(), clean(), crashed(), traced(), ProcessRecording::default()] {
         let document = as_json(&analysis(&recorded, &full()));
         assert_eq!(document.matches('\n').count(), 1, "one document is one line");
         let document: serde_json::Value = serde_json::from_str(&document).unwrap();
@@ -183,6 +217,20 @@ fn json_obeys_its_schema() {
             validator.iter_errors(&document).map(|error| format!("{}: {error}", error.instance_path)).collect();
         assert!(errors.is_empty(), "{errors:#?}");
     }
+}
+
+#[test]
+fn json_carries_intervals() {
+    let document: serde_json::Value = serde_json::from_str(&as_json(&analysis(&traced(), &full()))).unwrap();
+    let [first, second] = &document["intervals"].as_array().unwrap()[..] else { panic!("{document}") };
+    assert_eq!((&first["end"], &first["duration_ns"]), (&"muntrace".into(), &2_000_000.into()));
+    assert_eq!((&first["live_bytes"], &first["allocated_blocks"]), (&4112.into(), &1234.into()));
+    assert_eq!(first["records"][0]["live_bytes"], 16);
+    assert_eq!(first["records"][0]["allocated_blocks"], 3);
+    assert_eq!((&second["end"], &second["duration_ns"], &second["ended_at"]), (&"open".into(), &().into(), &().into()));
+    assert_eq!(document["mtrace_log"]["errno"], 28);
+    let plain: serde_json::Value = serde_json::from_str(&as_json(&analysis(&sample(), &full()))).unwrap();
+    assert!(plain.get("intervals").is_none() && plain.get("mtrace_log").is_none());
 }
 
 #[test]

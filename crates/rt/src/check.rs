@@ -122,8 +122,37 @@ fn fork_quietly() -> Option<u32> {
     unsafe { call!(nr::CLONE, 0, 0, 0, 0, 0) }.ok().map(|pid| pid as u32)
 }
 
-/// Makes the copy harmless: no signal handlers of the program, no descriptors, no core file.
-fn become_harmless() {
+/// Runs `body` in a copy of the process, which has only the descriptor `keep`, and waits for it a little.
+pub(crate) fn in_harmless_copy(keep: Option<i32>, body: impl FnOnce()) {
+    const WALL: usize = 0x4000_0000;
+    const WNOHANG: usize = 1;
+    match fork_quietly() {
+        Some(0) => {
+            become_harmless(keep);
+            body();
+            raw::exit_group(0)
+        }
+        Some(child) => {
+            let deadline = raw::clock_ns(1) + FREERES_PATIENCE_NS;
+            // SAFETY: no status is asked for.
+            while matches!(unsafe { call!(nr::WAIT4, child, 0, WALL | WNOHANG, 0) }, Ok(0) | Err(raw::Errno(4))) {
+                if raw::clock_ns(1) > deadline {
+                    // SAFETY: kills our own copy; no status is asked for.
+                    unsafe {
+                        let _ = call!(nr::KILL, child, 9);
+                        let _ = call!(nr::WAIT4, child, 0, WALL, 0);
+                    }
+                    return;
+                }
+                raw::sleep_ns(50_000);
+            }
+        }
+        None => {}
+    }
+}
+
+/// Makes the copy harmless: no signal handlers of the program, no descriptors but one, no core file.
+fn become_harmless(keep: Option<i32>) {
     const CLOSE_RANGE: usize = 436;
     const PR_SET_DUMPABLE: usize = 4;
     const PR_SET_NAME: usize = 15;
@@ -134,8 +163,10 @@ fn become_harmless() {
     }
     // SAFETY: descriptors of the copy only; the program's are its own.
     unsafe {
-        if call!(CLOSE_RANGE, 0, u32::MAX, 0).is_err() {
-            for fd in 0..4096 {
+        let keep = keep.map(|fd| fd as u32);
+        let below = keep.is_some_and(|fd| fd > 0 && call!(CLOSE_RANGE, 0, fd - 1, 0).is_err());
+        if below || call!(CLOSE_RANGE, keep.map_or(0, |fd| fd + 1), u32::MAX, 0).is_err() {
+            for fd in (0..4096).filter(|&fd| keep != Some(fd as u32)) {
                 raw::close(fd);
             }
         }
@@ -158,7 +189,7 @@ fn in_copy(job: &Job<'_>, freeres: bool) -> bool {
     const WNOHANG: usize = 1;
     match fork_quietly() {
         Some(0) => {
-            become_harmless();
+            become_harmless(None);
             if freeres {
                 release_library_memory(job);
             }
@@ -195,7 +226,7 @@ fn on_the_side(job: &Job<'_>) {
     let wanted = job.ledger.header().snapshot_wanted.load(Acquire);
     match fork_quietly() {
         Some(0) => {
-            become_harmless();
+            become_harmless(None);
             job.examine(false, true);
             job.ledger.header().snapshot_done.store(wanted, Release);
             raw::exit_group(0)

@@ -40,6 +40,18 @@ pub struct Mapped {
     epoch: u32,
 }
 
+impl Mapped {
+    /// Number of its record in the ledger; `u32::MAX` when there was no room for one.
+    pub fn record(&self) -> u32 {
+        self.record
+    }
+
+    #[cfg(test)]
+    pub(crate) fn for_tests(start: u64, end: u64, load_bias: u64) -> Self {
+        Self { start, end, load_bias, name: 0, build_id: (0, 0), record: 0, epoch: 0 }
+    }
+}
+
 /// The list of one process.
 pub struct ModuleList {
     iterate: AtomicUsize,

@@ -7,6 +7,7 @@
 use crate::blocks::{self, BlockInfo, Taken};
 use crate::canary;
 use crate::hints;
+use crate::intervals;
 use crate::lifetimes;
 use crate::misuse;
 use crate::modules::ModuleList;
@@ -18,7 +19,7 @@ use core::cell::UnsafeCell;
 use core::mem::MaybeUninit;
 use core::sync::atomic::Ordering::{self, Acquire, Relaxed};
 use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, compiler_fence};
-use leakscope_ledger::layout::{LIFETIME_SAMPLE, SiteCounters, flags, site_flags};
+use leakscope_ledger::layout::{LIFETIME_SAMPLE, SiteCounters, flags, site_flags, state};
 use leakscope_ledger::writer::Ledger;
 use leakscope_model::AllocFn;
 
@@ -50,6 +51,12 @@ pub mod mode {
     pub const CANARY: u32 = 8;
     /// Releases may wait (see [`crate::waiting`]).
     pub const WAIT: u32 = 16;
+    /// Events are logged (see [`crate::event_log`]).
+    pub const LOGGING: u32 = 32;
+    /// Nothing is recorded, only logged: in a copy of the process that lets libc release what it keeps.
+    pub const LOG_ONLY: u32 = 64;
+    /// Releases may wait whenever nothing forbids it.
+    pub const MAY_WAIT: u32 = 128;
 }
 
 /// Starts recording into `ledger`. `glibc_chunks` says that blocks have glibc's chunk header in front of them.
@@ -69,7 +76,7 @@ pub fn start(ledger: Ledger, glibc_chunks: bool) -> bool {
         }
         // Where the stack of every release is wanted, no release may wait.
         if config.flags & flags::FREE_STACKS == 0 {
-            mode |= mode::WAIT;
+            mode |= mode::WAIT | mode::MAY_WAIT;
         }
     }
     if config.sample_bytes != 0 {
@@ -118,6 +125,19 @@ pub fn has_glibc_chunks() -> bool {
 #[inline(always)]
 pub fn sampling() -> bool {
     mode() & mode::SAMPLING != 0
+}
+
+/// Lets no release wait until [`let_wait_again`].
+pub fn let_none_wait() {
+    MODE.fetch_and(!mode::WAIT, Ordering::AcqRel);
+}
+
+/// Lets releases wait again, unless an interval is open, events are logged, or the process is at its end.
+pub fn let_wait_again(ledger: &Ledger) {
+    let is_running = ledger.header().state.load(Relaxed) == state::RUNNING;
+    if is_running && intervals::tag() == 0 && mode() & (mode::MAY_WAIT | mode::LOGGING) == mode::MAY_WAIT {
+        MODE.fetch_or(mode::WAIT, Ordering::AcqRel);
+    }
 }
 
 /// Adds to a counter that only this thread writes.
@@ -214,6 +234,8 @@ fn walk_to_site(ledger: &Ledger, state: &mut ThreadState, function: AllocFn, reg
         if kept < walked.frames {
             bits |= site_flags::CUT_DEEP;
         }
+        // Not before the epoch: see `intervals::change`.
+        let tag = intervals::tag();
         if bits & site_flags::CUT_DEEP != 0 {
             ledger.header().lost.deep_stacks.fetch_add(1, Relaxed);
         } else if bits != 0 {
@@ -224,7 +246,7 @@ fn walk_to_site(ledger: &Ledger, state: &mut ThreadState, function: AllocFn, reg
         crate::stop::stay_installed();
         let modules = MODULES.read(ledger);
         let frames = frames.get(..kept).unwrap_or(&[]);
-        let site = SITES.intern(ledger, frames, function, bits, |pc| modules.epoch_of(pc));
+        let site = SITES.intern(ledger, frames, function, bits | tag, |pc| modules.epoch_of(pc));
         SITES.enter(hash, site, epoch);
         drop(modules);
         crate::deferred::settle(ledger);
@@ -251,9 +273,14 @@ pub fn locks_are_free() -> bool {
 /// Brings the module list up to date, and makes the unwinder forget what was unloaded. The busy mark must be set.
 pub fn refresh_modules(ledger: &Ledger) {
     if MODULES.refresh(ledger) {
-        UNWINDER.set_epoch(ledger.header().epoch.load(Relaxed) as u16);
+        set_unwinder_epoch(ledger);
         SITES.forget_last();
     }
+}
+
+/// Makes the unwinder forget: code has gone, or an interval has begun or ended.
+pub(crate) fn set_unwinder_epoch(ledger: &Ledger) {
+    UNWINDER.set_epoch(ledger.header().epoch.load(Relaxed).wrapping_add(intervals::changes()) as u16);
 }
 
 /// Records a block that `function` has just returned: `start` is not 0, and is given back. `regs` are those at the hook's
@@ -430,7 +457,7 @@ fn site_while_busy(ledger: &Ledger, start: u64, function: AllocFn, regs: Registe
     // SAFETY: the cache is this thread's; the hook's caller is suspended in the hook.
     let walked = unsafe { UNWINDER.walk_afresh(&raw const state.cache, regs, &mut frames) };
     let frames = frames.get(..walked.frames.min(MAX_DEPTH.load(Relaxed) as usize))?;
-    let bits = if walked.end == WalkEnd::Complete { 0 } else { site_flags::BROKEN };
+    let bits = intervals::tag() | if walked.end == WalkEnd::Complete { 0 } else { site_flags::BROKEN };
     let site = MODULES
         .try_read(ledger)
         .and_then(|modules| SITES.try_intern(ledger, frames, function, bits, |pc| modules.epoch_of(pc)));

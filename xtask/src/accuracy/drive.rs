@@ -12,7 +12,7 @@ use leakscope_e2e::{Ending, Report, Run, leakscope_bin, parse_report};
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
 use super::programs::{Drive, Subject, make_web_root};
-use crate::bench::redis::{Server, free_port};
+use crate::bench::redis::{Manner, Server, free_port};
 use crate::bench::workloads::installed;
 
 /// What watches the program.
@@ -82,7 +82,7 @@ pub fn observe(subject: &Subject, checker: Checker, inputs: &Path) -> Result<Obs
         }
         Drive::Redis => {
             let server = Server::spawn(start, scratch.path())?;
-            server.load(2000)?;
+            server.load(Manner::Pipelined, 2000)?;
             let code = server.stop(LIMIT)?;
             (Ending::Exit(code.unwrap_or(-1)), Vec::new(), String::new())
         }

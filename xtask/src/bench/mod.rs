@@ -1,6 +1,7 @@
 //! `bench`: speed and memory of leakscope beside the other tools, every number taken in the same run as its pair.
 
 mod fingerprints;
+mod import;
 mod large;
 mod live;
 mod page;
@@ -26,8 +27,8 @@ const QUICK_ROUNDS: Rounds = Rounds { least: 3, short: 5, very_short: 9 };
 /// What the whole table may take, builds aside. Slow tools get what the others leave over.
 const BUDGET: Duration = Duration::from_secs(40 * 60);
 const QUICK_BUDGET: Duration = Duration::from_secs(10 * 60);
-/// What is no workload, and has a table of its own.
-const TABLES: [&str; 2] = ["fingerprints", "reports"];
+/// What is no workload, and has a table of its own; `import` comes first because its programs need little memory.
+const TABLES: [&str; 3] = ["import", "fingerprints", "reports"];
 const REDIS_REQUESTS: u32 = 200_000;
 
 struct Options {
@@ -100,6 +101,7 @@ fn own_table(name: &str, options: &Options) -> Result<()> {
     }
     let table = match name {
         "fingerprints" => fingerprints::table()?,
+        "import" => import::table(options.quick)?,
         _ => reports::table()?,
     };
     println!("\n{table}");
@@ -109,9 +111,15 @@ fn own_table(name: &str, options: &Options) -> Result<()> {
 fn one(name: &str, tools: &[Tool], options: &Options, share: Share, page: &mut Page) -> Result<()> {
     match name {
         "redis" => {
-            let series = redis::measure(tools, options.rounds, share, REDIS_REQUESTS)?;
-            let what = format!("the server's own CPU time under redis-benchmark, {REDIS_REQUESTS} requests of 4 kinds");
+            let series = redis::measure(tools, options.rounds, share, redis::Manner::Plain, REDIS_REQUESTS / 4)?;
+            let what = format!(
+                "the server's own CPU time under redis-benchmark as it is, {} requests of 4 kinds",
+                REDIS_REQUESTS / 4
+            );
             page.ratios("redis", &what, "1.06", &series);
+            let series = redis::measure(tools, options.rounds, share, redis::Manner::Pipelined, REDIS_REQUESTS)?;
+            let what = format!("the same with `-c 20 -r 10000 -d 64 -P 8`, {REDIS_REQUESTS} requests");
+            page.ratios("redis, 8 at a time", &what, "-", &series);
         }
         "exit-check" => exit_check(tools, share, page)?,
         "snapshot" if options.peers_only => {}
@@ -197,19 +205,19 @@ fn snapshot(page: &mut Page) -> Result<()> {
     Ok(())
 }
 
-/// Added resident bytes: for each block, as the slope between no blocks and a million; and with no blocks.
+/// Added resident bytes: for each block, as the slope between one and two million; and what is left without any, which
+/// holds the tables that every program with some blocks fills.
 fn memory(tools: &[Tool], share: Share, page: &mut Page) -> Result<()> {
     let program = workloads::build(&target_dir().join("bench"), "live_blocks")?;
     let blocks = 1_000_000;
+    let sizes = [16, 64, 200];
     let mut native = Vec::new();
     for tool in tools {
         let resident = |blocks, bytes| {
             live::exit_run(*tool, &program, blocks, bytes, share.limit(*tool)).map(|run| run.resident_bytes)
         };
-        let measured: Result<Vec<f64>> = [(0, 16), (blocks, 16), (blocks, 64), (blocks, 200)]
-            .into_iter()
-            .map(|(n, bytes)| resident(n, bytes))
-            .collect();
+        let measured: Result<Vec<[f64; 2]>> =
+            sizes.into_iter().map(|bytes| Ok([resident(blocks, bytes)?, resident(2 * blocks, bytes)?])).collect();
         let measured = match measured {
             Ok(measured) => measured,
             Err(error) if *tool == Tool::Native => return Err(error),
@@ -223,9 +231,11 @@ fn memory(tools: &[Tool], share: Share, page: &mut Page) -> Result<()> {
             page.set("memory", *tool, "0".to_owned());
             continue;
         }
-        let fixed = measured[0] - native[0];
+        let added: Vec<[f64; 2]> =
+            measured.iter().zip(&native).map(|(with, without)| [with[0] - without[0], with[1] - without[1]]).collect();
         let per_block: Vec<String> =
-            (1..4).map(|i| format!("{:.1}", ((measured[i] - native[i]) - fixed) / blocks as f64)).collect();
+            added.iter().map(|[one, two]| format!("{:.1}", (two - one) / blocks as f64)).collect();
+        let fixed = added.iter().map(|[one, two]| 2.0 * one - two).fold(0.0, f64::max);
         let cell = format!("{} B; {:.1} MiB fixed", per_block.join(" / "), fixed / f64::from(1 << 20));
         eprintln!("  {:20} {cell}", tool.title());
         page.set("memory", *tool, cell);

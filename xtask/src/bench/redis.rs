@@ -15,6 +15,24 @@ use super::pairs::{Cost, Rounds, Series, Share, rounds};
 use super::tools::Tool;
 use super::workloads::installed;
 
+/// How redis-benchmark asks.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Manner {
+    /// As it does by itself: each client waits for its answer before it asks again, so much of the time is the kernel's.
+    Plain,
+    /// Eight requests at a time, on many keys: the server allocates most of the time.
+    Pipelined,
+}
+
+impl Manner {
+    fn options(self) -> &'static [&'static str] {
+        match self {
+            Self::Plain => &[],
+            Self::Pipelined => &["-c", "20", "-r", "10000", "-d", "64", "-P", "8"],
+        }
+    }
+}
+
 const START_LIMIT: Duration = Duration::from_secs(60);
 
 /// A server that is running under a tool; killed with its group if it is dropped before it was stopped.
@@ -61,10 +79,11 @@ impl Server {
     ///
     /// # Errors
     /// The client fails.
-    pub fn load(&self, requests: u32) -> Result<()> {
+    pub fn load(&self, manner: Manner, requests: u32) -> Result<()> {
         let port = self.port.to_string();
         let status = Command::new("redis-benchmark")
-            .args(["-h", "127.0.0.1", "-p", &port, "-q", "-c", "20", "-r", "10000", "-d", "64", "-P", "8"])
+            .args(["-h", "127.0.0.1", "-p", &port, "-q"])
+            .args(manner.options())
             .args(["-t", "set,get,lpush,hset", "-n", &requests.to_string()])
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -143,19 +162,26 @@ pub fn free_port() -> Result<u16> {
 ///
 /// # Errors
 /// The native server fails.
-pub fn measure(tools: &[Tool], count: Rounds, share: Share, requests: u32) -> Result<BTreeMap<Tool, Series>> {
-    let mut all =
-        rounds(tools, count, share, |tool, limit| once(tool, requests, limit).map_err(|error| format!("{error:#}")))?;
+pub fn measure(
+    tools: &[Tool],
+    count: Rounds,
+    share: Share,
+    manner: Manner,
+    requests: u32,
+) -> Result<BTreeMap<Tool, Series>> {
+    let mut all = rounds(tools, count, share, |tool, limit| {
+        once(tool, manner, requests, limit).map_err(|error| format!("{error:#}"))
+    })?;
     // Of the wall time the client, which is not measured, has the greater part.
     all.values_mut().for_each(|series| series.wall.clear());
     Ok(all)
 }
 
-fn once(tool: Tool, requests: u32, limit: Duration) -> Result<Cost> {
+fn once(tool: Tool, manner: Manner, requests: u32, limit: Duration) -> Result<Cost> {
     let scratch = tempfile::tempdir()?;
     let begin = Instant::now();
     let server = Server::start(tool, scratch.path())?;
-    server.load(requests)?;
+    server.load(manner, requests)?;
     let cpu = server.used()?;
     let wall = begin.elapsed().as_secs_f64();
     server.stop(limit)?;

@@ -1,4 +1,4 @@
-//! `bench reports`: reports of large recordings, and large files of other tools.
+//! `bench reports`: reports of large recordings.
 
 use std::fs::File;
 use std::io::{BufWriter, Write as _};
@@ -9,12 +9,9 @@ use anyhow::{Context, Result, bail};
 use leakscope_e2e::{Ending, Finished, Run, leakscope_bin, target_dir};
 
 use super::large;
-use crate::step::on_path;
 
 const SITES: u32 = 20_000;
 const SITES_OF_A_MAIL: u32 = 5_000;
-const XML_ERRORS: u32 = 80_000;
-const EVENTS: u32 = 10_000_000;
 const ROUNDS: usize = 3;
 const LIMIT: Duration = Duration::from_secs(300);
 
@@ -26,18 +23,13 @@ pub fn table() -> Result<String> {
     std::fs::create_dir_all(target_dir().join("bench"))?;
     let scratch = tempfile::tempdir_in(target_dir().join("bench"))?;
     let mut text = String::from("| what | to reach | measured |\n|---|---|---|\n");
-    for row in [html(scratch.path())?, import(scratch.path())?, mtrace(scratch.path())?] {
-        text += &row;
-    }
+    text += &html(scratch.path())?;
     text += &format!(
-        "\nMedian of {ROUNDS} runs of the whole command (reading, analysis, names, writing), the greatest memory of them. The recordings have stacks of 8 to 24 \
-         functions, {} samples of the heap over a week, and {} leak checks; the XML has {XML_ERRORS} loss records of 12 frames, \
-         no two stacks alike; the mtrace log has {EVENTS} events, at most {} live blocks and {} callers. \
+        "\nMedian of {ROUNDS} runs of the whole command (reading, analysis, names, writing), the greatest memory of them. The \
+         recordings have stacks of 8 to 24 functions, {} samples of the heap over a week, and {} leak checks. \
          `xtask/src/bench/large.rs` makes them.\n",
         large::SAMPLES,
         large::CHECKS,
-        large::LIVE_BLOCKS,
-        large::CALLERS
     );
     Ok(text)
 }
@@ -62,59 +54,16 @@ fn html(scratch: &Path) -> Result<String> {
     Ok(first + &row(format!("HTML of {SITES_OF_A_MAIL} sites"), "page of 2 MB", mail, *mail_page))
 }
 
-fn import(scratch: &Path) -> Result<String> {
-    let (xml, recording) = (scratch.join("large.xml"), scratch.join("imported.leak"));
-    let bytes = written(&xml, |out| large::valgrind_xml(out, XML_ERRORS))?;
-    let run = Run::new(leakscope_bin()).args(["import", "-q", "-o"]).arg(&recording).arg(&xml);
-    let cost = median(&run, &[0])?;
-    std::fs::remove_file(&xml)?;
-    let megabytes = bytes as f64 / 1e6;
-    Ok(format!(
-        "| import of {megabytes:.0} MB of Valgrind's XML | 100 MB/s | {:.0} MB/s ({:.0} by CPU time), {:.0} MB |\n",
-        megabytes / cost.seconds,
-        megabytes / cost.cpu_seconds,
-        cost.peak_megabytes
-    ))
-}
-
-fn mtrace(scratch: &Path) -> Result<String> {
-    let log = scratch.join("mtrace.log");
-    let bytes = written(&log, |out| large::mtrace_log(out, EVENTS))?;
-    // Both end with 1 where something was not freed.
-    let ours = median(&Run::new(leakscope_bin()).arg("mtrace").arg(&log), &[1])?;
-    let rate = |seconds: f64| f64::from(EVENTS) / 1e6 / seconds;
-    let (by_wall, by_cpu) = (rate(ours.seconds), rate(ours.cpu_seconds));
-    let mut row = format!(
-        "| mtrace log of {:.0} MB | 5 million events/s | {by_wall:.1} million/s ({by_cpu:.1} by CPU time), {:.0} MB |\n",
-        bytes as f64 / 1e6,
-        ours.peak_megabytes
-    );
-    if on_path("mtrace") {
-        let theirs = Cost::of(&once(&Run::new("mtrace").arg(&log), &[1])?);
-        row += &format!(
-            "| the same beside glibc's script | 20 times as fast | {:.0} times; {:.0} by CPU time (script: {:.1} s, CPU {:.1} s, {:.0} MB) |\n",
-            theirs.seconds / ours.seconds,
-            theirs.cpu_seconds / ours.cpu_seconds,
-            theirs.seconds,
-            theirs.cpu_seconds,
-            theirs.peak_megabytes
-        );
-    } else {
-        row += "| the same beside glibc's script | 20 times as fast | not measured: mtrace is not installed |\n";
-    }
-    std::fs::remove_file(&log)?;
-    Ok(row)
-}
-
-struct Cost {
-    seconds: f64,
+/// What one run of a command cost.
+pub(super) struct Cost {
+    pub(super) seconds: f64,
     /// User and system time: on a machine that does other work too, the steadier number.
-    cpu_seconds: f64,
-    peak_megabytes: f64,
+    pub(super) cpu_seconds: f64,
+    pub(super) peak_megabytes: f64,
 }
 
 impl Cost {
-    fn of(finished: &Finished) -> Cost {
+    pub(super) fn of(finished: &Finished) -> Cost {
         Cost {
             seconds: finished.wall.as_secs_f64(),
             cpu_seconds: finished.cpu.as_secs_f64(),
@@ -137,7 +86,8 @@ fn median(run: &Run, codes: &[i32]) -> Result<Cost> {
     Ok(cost)
 }
 
-fn once(run: &Run, codes: &[i32]) -> Result<Finished> {
+/// One run that must end with one of these codes.
+pub(super) fn once(run: &Run, codes: &[i32]) -> Result<Finished> {
     let run = run.clone().limit(LIMIT);
     let finished = run.finish()?;
     match finished.ending {
@@ -147,7 +97,7 @@ fn once(run: &Run, codes: &[i32]) -> Result<Finished> {
 }
 
 /// Writes a file; gives its length in bytes.
-fn written(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> std::io::Result<()>) -> Result<u64> {
+pub(super) fn written(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> std::io::Result<()>) -> Result<u64> {
     let file = File::create(path).with_context(|| format!("create {}", path.display()))?;
     let mut out = BufWriter::with_capacity(1 << 20, file);
     write(&mut out).and_then(|()| out.flush()).with_context(|| format!("write {}", path.display()))?;

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use leakscope_e2e::{Ending, Run, fixtures_dir, leakscope_bin, target_dir};
 use leakscope_findings::{ProcessRecording, decode};
 
-use super::redis::Server;
+use super::redis::{Manner, Server};
 use super::workloads;
 
 /// Workloads, and which of their allocations are unwound. Those of bzip2 and xz are few.
@@ -92,7 +92,7 @@ fn compare(library: &Path, name: &str, every: u32) -> Result<Compared> {
     let program = if name == "redis" {
         let program = workloads::installed("redis-server")?;
         let server = Server::spawn(traced(&program), scratch.path())?;
-        server.load(REDIS_REQUESTS)?;
+        server.load(Manner::Pipelined, REDIS_REQUESTS)?;
         server.stop(std::time::Duration::from_secs(60))?;
         program
     } else {

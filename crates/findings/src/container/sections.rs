@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::{DecodeError, MAGIC, MOST_RAW_BYTES, Problem, VERSION};
-use crate::recording::{Host, ProcessRecording, Recording, Witness};
+use crate::recording::{EventLog, Host, ProcessRecording, Recording, Witness};
 
 const FILE_HEADER_BYTES: usize = 16;
 const SECTION_HEADER_BYTES: usize = 24;
@@ -52,6 +52,8 @@ pub(super) fn encode(recording: &Recording) -> Vec<u8> {
             series,
             witness,
             memory_errors,
+            intervals,
+            event_log,
         } = process;
         section(
             &mut out,
@@ -64,6 +66,10 @@ pub(super) fn encode(recording: &Recording) -> Vec<u8> {
         // Only imported processes have it: what an earlier build wrote and what it reads stays the same.
         if *witness != Witness::default() || !memory_errors.is_empty() {
             section(&mut out, *b"WITN", &(witness, memory_errors));
+        }
+        // Likewise only processes that called `mtrace()`, or whose events were logged.
+        if !intervals.is_empty() || *event_log != EventLog::default() || lost.intervals > 0 {
+            section(&mut out, *b"INTV", &(intervals, event_log, lost.intervals));
         }
     }
     section(&mut out, *b"DONE", &());
@@ -111,6 +117,7 @@ fn name(tag: [u8; 4]) -> &'static str {
         b"TREE" => "the stacks",
         b"SITE" => "the allocation sites",
         b"WITN" => "what the other tool found",
+        b"INTV" => "the intervals",
         b"DONE" => "the end mark",
         _ => "a section",
     }
@@ -228,6 +235,11 @@ fn part(section: &Section<'_>, processes: &mut Vec<ProcessRecording>, budget: &m
         b"WITN" => {
             if let Some(seen) = section.payload(budget, problems) {
                 (process.witness, process.memory_errors) = seen;
+            }
+        }
+        b"INTV" => {
+            if let Some(intervals) = section.payload(budget, problems) {
+                (process.intervals, process.event_log, process.lost.intervals) = intervals;
             }
         }
         _ => {}

@@ -1,15 +1,13 @@
 //! From a ledger's snapshot to a recording: names for addresses, each looked up once.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 
 use foldhash::fast::RandomState;
 use leakscope_ledger::reader::{self, Snapshot};
 use leakscope_model::{ModuleId, Svma};
 
 use super::{
-    Check, CheckRecord, CheckState, End, FrameRecord, Location, Lost, Misuse, Module, Node, Origin, ProcessFacts,
-    ProcessRecording, Sample, Site, State, Thread, Totals, Witness,
+    Check, CheckRecord, CheckState, End, EventLog, Interval, IntervalEnd, IntervalSite, Location, Lost, Misuse, Module, Node, Origin, ProcessFacts, ProcessRecording, Sample, Site, State, Strings, Thread, Totals, Witness,
 };
 use crate::analysis::{Detail, Options, SitesToName, sites_to_name};
 use crate::suppressions::Suppressions;
@@ -87,6 +85,8 @@ pub fn build(snapshot: &Snapshot, options: &BuildOptions<'_>, resolve: &mut Reso
         series: snapshot.series.iter().map(sample).collect(),
         witness: Witness::default(),
         memory_errors: Vec::new(),
+        intervals: snapshot.intervals.iter().map(interval).collect(),
+        event_log: event_log(&snapshot.event_log),
     };
     let mut symbols = Symbols { snapshot, strings: Strings::default(), resolve };
     match options.names {
@@ -111,7 +111,7 @@ fn name_for(recording: &mut ProcessRecording, symbols: &mut Symbols<'_, '_>, wis
     symbols.name(recording, |number, location| location.module == executable && needed[number]);
     if !shown.is_empty() {
         needed = whole_stacks(recording, whole.iter());
-        let main = symbols.strings.number(Some("main"));
+        let main = symbols.strings.number("main");
         add_up_to_main(recording, &shown, main, &mut needed);
     }
     symbols.name(recording, |number, location| location.module != executable && needed[number]);
@@ -175,33 +175,6 @@ fn locate(snapshot: &Snapshot) -> (Vec<Node>, Vec<Location>) {
     (nodes, locations)
 }
 
-/// Strings by number.
-struct Strings {
-    list: Vec<Arc<str>>,
-    numbers: HashMap<Arc<str>, u32, RandomState>,
-}
-
-impl Default for Strings {
-    fn default() -> Self {
-        let empty: Arc<str> = Arc::from("");
-        Self { list: vec![empty.clone()], numbers: HashMap::from_iter([(empty, 0)]) }
-    }
-}
-
-impl Strings {
-    fn number(&mut self, name: Option<&str>) -> u32 {
-        let name = name.unwrap_or_default();
-        if let Some(&number) = self.numbers.get(name) {
-            return number;
-        }
-        let name: Arc<str> = Arc::from(name);
-        let number = self.list.len() as u32;
-        self.list.push(name.clone());
-        self.numbers.insert(name, number);
-        number
-    }
-}
-
 /// Where names come from, and those that are there already.
 struct Symbols<'a, 'r> {
     snapshot: &'a Snapshot,
@@ -229,22 +202,9 @@ impl Symbols<'_, '_> {
                 let location = &mut recording.locations[number as usize];
                 location.first_frame = recording.frames.len() as u32;
                 location.frames = resolved.len() as u32;
-                recording.frames.extend(resolved.iter().map(|frame| frame_record(frame, &mut self.strings)));
+                recording.frames.extend(resolved.iter().map(|frame| self.strings.frame(frame)));
             }
         }
-    }
-}
-
-fn frame_record(frame: &ResolvedFrame, names: &mut Strings) -> FrameRecord {
-    let linkage_name = frame.linkage_name.as_deref().filter(|name| frame.function.as_deref() != Some(*name));
-    FrameRecord {
-        function: names.number(frame.function.as_deref()),
-        linkage_name: names.number(linkage_name),
-        file: names.number(frame.file.as_deref()),
-        directory: names.number(frame.directory.as_deref()),
-        line: frame.line.unwrap_or(0),
-        column: frame.column.unwrap_or(0),
-        inlined: frame.inlined,
     }
 }
 
@@ -283,8 +243,9 @@ fn facts(process: &reader::Process) -> ProcessFacts {
 }
 
 fn lost(lost: &reader::Lost) -> Lost {
-    let reader::Lost { sites, nodes, counters, blocks, deep_stacks, broken_stacks, modules, misuses, threads } = *lost;
-    Lost { sites, nodes, counters, blocks, deep_stacks, broken_stacks, modules, misuses, threads }
+    let reader::Lost { sites, nodes, counters, blocks, deep_stacks, broken_stacks, modules, misuses, threads, intervals } =
+        *lost;
+    Lost { sites, nodes, counters, blocks, deep_stacks, broken_stacks, modules, misuses, threads, intervals }
 }
 
 fn module(module: &reader::Module) -> Module {
@@ -376,6 +337,39 @@ fn check_record(record: &reader::CheckRecord) -> CheckRecord {
         indirect_blocks: record.indirect_blocks,
         indirect_bytes: record.indirect_bytes,
         addresses: record.addresses,
+    }
+}
+
+fn interval(interval: &reader::Interval) -> Interval {
+    Interval {
+        number: interval.number,
+        end: match interval.end {
+            reader::IntervalEnd::Muntrace => IntervalEnd::Muntrace,
+            reader::IntervalEnd::Program => IntervalEnd::Program,
+            reader::IntervalEnd::Open => IntervalEnd::Open,
+        },
+        begin_site: interval.begin_site.0,
+        end_site: interval.end_site.0,
+        begin_ns: interval.begin_ns,
+        end_ns: interval.end_ns,
+        allocated_blocks: interval.allocated_blocks,
+        allocated_bytes: interval.allocated_bytes,
+        sites: interval.sites.iter().map(interval_site).collect(),
+    }
+}
+
+fn interval_site(record: &reader::IntervalSite) -> IntervalSite {
+    let reader::IntervalSite { site, allocated_blocks, allocated_bytes, live_blocks, live_bytes } = *record;
+    IntervalSite { site: site.0, allocated_blocks, allocated_bytes, live_blocks, live_bytes }
+}
+
+fn event_log(log: &reader::EventLog) -> EventLog {
+    EventLog {
+        file: text(&log.file),
+        lines: log.lines,
+        errno: log.errno,
+        lost: log.lost,
+        wanted: text(&log.wanted),
     }
 }
 

@@ -6,6 +6,7 @@ use leakscope_model::MisuseKind;
 
 use super::{Error, fishy_names};
 use crate::analysis::Frame;
+use crate::baseline::is_dangerous;
 
 /// A rule that would hide a finding.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,7 +69,16 @@ pub fn generate(error: &Error, frames: &[impl Borrow<Frame>]) -> Generated {
     Generated { kind, extra, frames }
 }
 
-/// A hostile name must not end its line: `?` matches any one byte.
+/// A hostile name must not end its line, turn it round, or give a CI server an order (`##[error]`): `?` matches any one
+/// byte.
 fn one_line(name: &str) -> String {
-    name.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
+    let mut out = String::with_capacity(name.len());
+    for c in name.chars() {
+        match c {
+            '#' if out.ends_with('#') => out.push('?'),
+            _ if is_dangerous(c) => out.extend(std::iter::repeat_n('?', c.len_utf8())),
+            _ => out.push(c),
+        }
+    }
+    out
 }

@@ -10,7 +10,7 @@ use leakscope_model::{AllocFn, HeuristicSet, MisuseKind, NodeId, SiteId, ThreadI
 
 use super::{
     Config, LedgerError, Lost, Misuse, Module, Node, Origin, Process, ReadAt, Sample, Site, SiteTotals, Snapshot,
-    State, Thread, checks,
+    State, Thread, checks, intervals,
 };
 use crate::layout::{self, AREAS, Area, AreaId, COUNTERS_PER_CHUNK, Capacity, Header};
 
@@ -62,6 +62,8 @@ fn name(id: AreaId) -> &'static str {
         AreaId::Checks => "leak checks",
         AreaId::CheckRecords => "records of leak checks",
         AreaId::Series => "samples",
+        AreaId::Intervals => "intervals",
+        AreaId::IntervalSites => "sites of intervals",
     }
 }
 
@@ -77,6 +79,8 @@ const ALL_AREAS: [AreaId; AREAS] = [
     AreaId::Checks,
     AreaId::CheckRecords,
     AreaId::Series,
+    AreaId::Intervals,
+    AreaId::IntervalSites,
 ];
 
 impl<'a, S: ReadAt + ?Sized> Ledger<'a, S> {
@@ -131,7 +135,7 @@ impl<'a, S: ReadAt + ?Sized> Ledger<'a, S> {
     }
 
     /// The published number of records, cut to what is there.
-    fn used(&mut self, id: AreaId) -> u32 {
+    pub(super) fn used(&mut self, id: AreaId) -> u32 {
         let claimed = self.claimed(id);
         let room = self.capacity(id);
         if claimed > room {
@@ -195,6 +199,7 @@ pub(super) fn snapshot<S: ReadAt + ?Sized>(source: &S, file_bytes: u64) -> Resul
     let series = read_series(&mut ledger);
     let (raw_checks, check_records) = checks::read_raw(&mut ledger);
     let raw_misuses = read_misuses(&mut ledger);
+    let raw_intervals = intervals::read_raw(&mut ledger);
     let counters = read_counters(&mut ledger);
     let threads = read_threads(&mut ledger);
     let raw_sites = read_sites(&mut ledger);
@@ -207,6 +212,7 @@ pub(super) fn snapshot<S: ReadAt + ?Sized>(source: &S, file_bytes: u64) -> Resul
     let sites = finish_sites(&mut ledger, raw_sites, nodes.len());
     let misuses = finish_misuses(&mut ledger, raw_misuses, sites.len());
     let totals = finish_totals(&mut ledger, counters, sites.len());
+    let intervals = intervals::finish(&mut ledger, raw_intervals, &sites, &totals);
     let mut bad_strings = 0;
     let modules = raw_modules
         .into_iter()
@@ -219,6 +225,7 @@ pub(super) fn snapshot<S: ReadAt + ?Sized>(source: &S, file_bytes: u64) -> Resul
         strings.get(string, &mut bad_strings)
     });
     let process = read_process(&mut ledger, &header, |string| strings.get(string, &mut bad_strings));
+    let event_log = intervals::read_event_log(&header, |string| strings.get(string, &mut bad_strings));
     ledger.note(bad_strings, "strings lie outside of the file");
     Ok(Snapshot {
         process,
@@ -231,6 +238,8 @@ pub(super) fn snapshot<S: ReadAt + ?Sized>(source: &S, file_bytes: u64) -> Resul
         misuses,
         checks,
         series,
+        intervals,
+        event_log,
         problems: ledger.problems,
     })
 }
@@ -331,6 +340,7 @@ fn read_lost(header: &[u8]) -> Lost {
         modules: count(offset_of!(layout::Lost, modules)),
         misuses: count(offset_of!(layout::Lost, misuses)),
         threads: count(offset_of!(layout::Lost, threads)),
+        intervals: count(offset_of!(layout::Lost, intervals)),
     }
 }
 

@@ -8,8 +8,8 @@ use leakscope_model::{
 
 use super::*;
 use crate::layout::{
-    self, AREAS, Area, AreaId, COUNTERS_PER_CHUNK, Header, MAGIC, NO_HEURISTIC, VERSION, check_state, origin, state,
-    string_ref,
+    self, AREAS, Area, AreaId, COUNTERS_PER_CHUNK, Header, MAGIC, NO_HEURISTIC, VERSION, check_state, interval_state, origin,
+    site_flags, state, string_ref,
 };
 
 /// A ledger in the making: small areas, so that thousands of damaged copies are cheap.
@@ -19,7 +19,7 @@ struct Builder {
     strings: u32,
 }
 
-const ROOM: [u32; AREAS] = [512, 4, 64, 64, 4, 4 * COUNTERS_PER_CHUNK as u32, 8, 8, 64, 16, 8];
+const ROOM: [u32; AREAS] = [512, 4, 64, 64, 4, 4 * COUNTERS_PER_CHUNK as u32, 8, 8, 64, 16, 8, 4, 16];
 
 impl Builder {
     fn new() -> Self {
@@ -125,6 +125,26 @@ impl Builder {
         self.used(AreaId::Checks, number + 1);
     }
 
+    fn interval(&mut self, number: u32, state: u32, first_record: u32, records: u32) {
+        use layout::IntervalRecord as R;
+        self.u32(AreaId::Intervals, number, offset_of!(R, state), state);
+        self.u32(AreaId::Intervals, number, offset_of!(R, begin_site), 2);
+        self.u32(AreaId::Intervals, number, offset_of!(R, first_record), first_record);
+        self.u32(AreaId::Intervals, number, offset_of!(R, records), records);
+        self.u64(AreaId::Intervals, number, offset_of!(R, begin_ns), 2000);
+        self.u64(AreaId::Intervals, number, offset_of!(R, allocated_blocks), 6);
+        self.used(AreaId::Intervals, number + 1);
+    }
+
+    fn interval_site(&mut self, number: u32, site: u32, values: [u64; 4]) {
+        use layout::IntervalSiteRecord as R;
+        self.u32(AreaId::IntervalSites, number, offset_of!(R, site), site);
+        for (i, value) in values.into_iter().enumerate() {
+            self.u64(AreaId::IntervalSites, number, offset_of!(R, allocated_blocks) + i * 8, value);
+        }
+        self.used(AreaId::IntervalSites, number + 1);
+    }
+
     fn check_record(&mut self, number: u32, site: u32, kind: LeakKind, heuristic: u32) {
         use layout::CheckRecord as R;
         self.u32(AreaId::CheckRecords, number, offset_of!(R, site), site);
@@ -192,6 +212,15 @@ fn full() -> Builder {
     b.check_record(1, 2, LeakKind::StillReachable, Heuristic::NewArray as u32);
     b.u64(AreaId::Series, 0, offset_of!(layout::SeriesSample, live_bytes), 99);
     b.used(AreaId::Series, 1);
+
+    let (log, wanted) = (b.string(b"/tmp/log.77"), b.string(b"log"));
+    let at = offset_of!(Header, event_log);
+    b.header_u64(at + offset_of!(layout::EventLog, file), log);
+    b.header_u64(at + offset_of!(layout::EventLog, wanted), wanted);
+    b.header_u64(at + offset_of!(layout::EventLog, lines), 12);
+    b.interval(0, interval_state::ENDED, 0, 2);
+    b.interval_site(0, 1, [5, 500, 2, 200]);
+    b.interval_site(1, 2, [1, 10, 1, 10]);
     b
 }
 
@@ -245,13 +274,57 @@ fn everything_written_is_read() {
 }
 
 #[test]
+fn an_interval_holds_what_was_live_at_its_end_or_is_live_while_it_is_open() {
+    let mut b = full();
+    // Site 1 allocates in interval 1, which is open; site 2 in interval 0.
+    let flags = offset_of!(layout::SiteRecord, flags);
+    b.u32(AreaId::Sites, 1, flags, 2 << site_flags::INTERVAL_SHIFT | site_flags::BROKEN);
+    b.u32(AreaId::Sites, 2, flags, 1 << site_flags::INTERVAL_SHIFT);
+    b.interval(1, interval_state::OPEN, 0, 0);
+    let snapshot = read(&b.bytes).unwrap();
+    assert_eq!(snapshot.problems, Vec::<String>::new());
+    let [ended, open] = &snapshot.intervals[..] else { panic!("{:?}", snapshot.intervals) };
+    assert_eq!((ended.end, ended.begin_site, ended.allocated_blocks), (IntervalEnd::Muntrace, SiteId(2), 6));
+    let first = IntervalSite {
+        site: SiteId(1),
+        allocated_blocks: 5,
+        allocated_bytes: 500,
+        live_blocks: 2,
+        live_bytes: 200,
+    };
+    assert_eq!((ended.sites[0], ended.sites.len()), (first, 2));
+    // Of the counters of site 1 in all threads.
+    let now = IntervalSite { allocated_blocks: 10, allocated_bytes: 1000, live_blocks: 3, live_bytes: 300, ..first };
+    assert_eq!((open.end, &open.sites[..]), (IntervalEnd::Open, &[now][..]));
+    let log = EventLog { file: b"/tmp/log.77".to_vec(), lines: 12, wanted: b"log".to_vec(), ..EventLog::default() };
+    assert_eq!(snapshot.event_log, log);
+}
+
+#[test]
+fn intervals_share_no_records_and_name_sites_that_are_there() {
+    let mut b = full();
+    b.interval(1, interval_state::ENDED, 1, 2);
+    b.interval(2, interval_state::ENDED_WITH_PROGRAM, 2, 50);
+    b.interval_site(2, 99, [1, 1, 1, 1]);
+    b.interval(3, 77, 0, 0);
+    let snapshot = read(&b.bytes).unwrap();
+    let sites: Vec<usize> = snapshot.intervals.iter().map(|interval| interval.sites.len()).collect();
+    assert_eq!(sites, [2, 0, 1]);
+    assert_eq!(snapshot.intervals[2].sites[0].site, SiteId(0));
+    assert_eq!(
+        snapshot.problems,
+        ["1 intervals are damaged; they are left out", "51 sites of intervals are missing", "1 stacks of intervals are missing"]
+    );
+}
+
+#[test]
 fn what_is_no_ledger_is_refused_in_one_sentence() {
     let words = |bytes: &[u8]| read(bytes).unwrap_err().to_string();
     assert!(words(&[]).starts_with("0 bytes are too few for a ledger"));
     assert!(words(&[0; 5000]).starts_with("not a leakscope ledger"));
     let mut newer = full();
     newer.header_u32(offset_of!(Header, version), 5);
-    assert_eq!(words(&newer.bytes), "format version 5; this build reads 1-1. help: upgrade leakscope, or record again");
+    assert_eq!(words(&newer.bytes), "format version 5; this build reads 2-2. help: upgrade leakscope, or record again");
 }
 
 #[test]
@@ -358,6 +431,12 @@ fn assert_invariants(snapshot: &Snapshot, file_bytes: usize) {
     for check in &snapshot.checks {
         assert!(check.records.iter().flatten().all(|record| in_range(record.site)));
     }
+    for interval in &snapshot.intervals {
+        assert!(in_range(interval.begin_site) && in_range(interval.end_site));
+        assert!(interval.sites.iter().all(|record| in_range(record.site)));
+    }
+    let records: usize = snapshot.intervals.iter().map(|interval| interval.sites.len()).sum();
+    assert!(records * 40 <= 2 * file_bytes);
     let strings = snapshot.modules.iter().map(|module| module.path.len()).max().unwrap_or(0);
     assert!(
         strings <= file_bytes && snapshot.nodes.len() * 16 <= file_bytes && snapshot.sites.len() * 16 <= file_bytes

@@ -4,7 +4,6 @@
 
 use std::collections::HashMap;
 
-use leakscope_findings::analysis::LossRecord;
 use leakscope_findings::recording::{ProcessRecording, Sample};
 use leakscope_model::LeakKind;
 use serde::Serialize;
@@ -14,7 +13,8 @@ use crate::escape::terminal;
 use crate::finding::{self, Finding, Level};
 use crate::place::Sources;
 use crate::profile::{Code, Profile};
-use crate::{Process, rules};
+use crate::witnesses::Witnesses;
+use crate::{Process, rules, witnesses};
 
 /// Moments of a chart: more than pixels are of no use.
 const MOST_MOMENTS: usize = 1000;
@@ -39,6 +39,12 @@ pub(super) struct Page {
     sources: Vec<(u32, Vec<(u32, String)>)>,
     #[serde(skip)]
     intern: Intern,
+}
+
+/// What is known of all processes.
+struct About<'a> {
+    places: &'a Sources,
+    witnesses: Witnesses<'a>,
 }
 
 #[derive(Default)]
@@ -150,9 +156,6 @@ struct Growth {
     sites: Vec<(u32, Vec<u64>)>,
 }
 
-/// The number of the pseudo-kind of blocks that are not classified.
-const LIVE: usize = rules::ALL.len();
-
 fn kinds() -> Vec<Kind> {
     let of_rule = |rule: &rules::Rule| Kind {
         id: rule.id,
@@ -161,14 +164,7 @@ fn kinds() -> Vec<Kind> {
         help: rule.help,
         shown: rule.id != "leak-reachable",
     };
-    let live = Kind {
-        id: "live",
-        words: "live, not classified",
-        what: "The block was live when recording ended; whether it is lost is not known.",
-        help: "Let the program end in order, or ask for a leak check with `leakscope snapshot PID` while it runs.",
-        shown: true,
-    };
-    rules::ALL.iter().map(of_rule).chain([live]).collect()
+    rules::ALL.iter().map(of_rule).collect()
 }
 
 impl Page {
@@ -193,9 +189,10 @@ impl Page {
         };
         // Text 0 is the empty one.
         page.text("");
+        let about = About { places, witnesses: Witnesses::of(processes) };
         let mut wanted = Vec::new();
         for (number, &process) in processes.iter().enumerate() {
-            page.process(number as u32, process, places, &mut wanted);
+            page.process(number as u32, process, &about, &mut wanted);
         }
         wanted.sort_by_key(|&(level, bytes, _, _)| std::cmp::Reverse((level, bytes)));
         let lines = sources::around(wanted.into_iter().map(|(_, _, path, line)| (path, line)), read);
@@ -248,10 +245,11 @@ impl Page {
         &mut self,
         number: u32,
         process: Process<'_>,
-        places: &Sources,
+        about: &About<'_>,
         wanted: &mut Vec<(Level, u64, String, u32)>,
     ) {
         let Process { recorded, analysis } = process;
+        let places = about.places;
         let profile = Profile::new(process);
         let locations: Vec<Vec<u32>> = (0..recorded.locations.len())
             .map(|location| profile.codes(location as u32).iter().map(|code| self.frame(code, places)).collect())
@@ -280,7 +278,7 @@ impl Page {
             sites.total.push(totals.allocated_bytes);
             sites.total_blocks.push(totals.allocated_blocks);
         }
-        self.records(number, process, &profile, &whole, places, wanted);
+        self.records(number, process, &profile, &whole, about, wanted);
         let growth = self.growth(&profile, &locations, places);
         let (sizes, (lifetimes, lifetime_seconds)) = (sizes(&profile), lifetimes(&profile));
         let amount = |kind: LeakKind| {
@@ -319,18 +317,20 @@ impl Page {
         process: Process<'_>,
         profile: &Profile<'_>,
         whole: &HashMap<Vec<u64>, u32>,
-        places: &Sources,
+        about: &About<'_>,
         wanted: &mut Vec<(Level, u64, String, u32)>,
     ) {
-        let analysis = process.analysis;
-        for finding in finding::errors(analysis) {
+        let (analysis, places) = (process.analysis, about.places);
+        for mut finding in finding::errors(analysis) {
+            finding.witnesses = about.witnesses.of_finding(&finding);
             want(&finding, wanted);
             let node = self.stack(finding.stack, places);
             let more = finding.more.iter().map(|(words, stack)| (terminal(words), self.stack(stack, places))).collect();
             self.records.push(Record { process: number, node, more, ..record(&finding) });
         }
         for loss in analysis.records.iter().rev() {
-            let finding = any_record(loss);
+            let mut finding = finding::of_record(loss);
+            finding.witnesses = about.witnesses.of_finding(&finding);
             if loss.suppressed_by.is_none() {
                 want(&finding, wanted);
             }
@@ -342,7 +342,6 @@ impl Page {
             let run = [totals.allocated_bytes, totals.allocated_blocks, totals.freed_blocks, totals.peak_bytes];
             self.records.push(Record {
                 process: number,
-                kind: if loss.kind.is_none() { LIVE } else { kind_number(&finding) },
                 node,
                 suppressed: loss.suppressed_by.is_some(),
                 run: Some(run),
@@ -423,35 +422,17 @@ fn seconds_between(from_ns: u64, to_ns: u64) -> f64 {
     ms as f64 / 1000.0
 }
 
-/// A loss record of any kind as a finding.
-fn any_record(record: &LossRecord) -> Finding<'_> {
-    finding::of_record(record).unwrap_or_else(|| Finding {
-        rule: &rules::ALL[0],
-        level: Level::Note,
-        fingerprint: record.fingerprint,
-        title: format!(
-            "{} bytes in {} blocks are live",
-            crate::wording::grouped(record.bytes),
-            crate::wording::grouped(record.blocks)
-        ),
-        bytes: record.bytes,
-        blocks: record.blocks,
-        count: 1,
-        stack: &record.stack,
-        more: Vec::new(),
-    })
-}
-
 fn kind_number(finding: &Finding<'_>) -> usize {
-    rules::ALL.iter().position(|rule| rule == finding.rule).unwrap_or(LIVE)
+    rules::ALL.iter().position(|rule| rule == finding.rule).unwrap_or(0)
 }
 
 fn record(finding: &Finding<'_>) -> Record {
+    let seen_by = witnesses::words(finding).map_or_else(String::new, |words| format!(" ({words})"));
     Record {
         process: 0,
         kind: kind_number(finding),
         level: finding.level as u8,
-        title: terminal(&finding.title),
+        title: terminal(&format!("{}{seen_by}", finding.title)),
         bytes: finding.bytes,
         blocks: finding.blocks,
         count: finding.count,

@@ -1,0 +1,132 @@
+//! Runs a program under the kernel interface, for tests and for looking at things by hand.
+//!
+//! `guest_run [--native] [--children] [--checks] PROGRAM ARGUMENTS`. `--native`: the program's instructions run on the
+//! processor itself and only its system calls are caught, so that an error of the interface can be told from one of the
+//! translation. `--children`: programs that it executes run in the same way.
+//!
+//! Has to be a static executable at a fixed address: `crates/guest/examples/build.sh` builds it.
+#![no_main]
+
+mod loader;
+mod native;
+
+use std::ffi::{CStr, CString, c_char, c_int};
+use std::os::unix::ffi::OsStringExt;
+
+use leakscope_guest::{Cpu, Ending, ExecPlan, ExecRequest, Monitor, Process, Setup};
+use leakscope_translate::{Config, Engine};
+
+/// Options, as they are passed on to children.
+#[derive(Clone, Default)]
+struct Options {
+    native: bool,
+    children: bool,
+    statistics: bool,
+    argv0: Option<CString>,
+}
+
+struct Runner {
+    options: Options,
+    engine: Vec<u8>,
+}
+
+impl<C: Cpu + Counts> Monitor<C> for Runner {
+    fn exec(&mut self, _: &mut C, request: &ExecRequest<'_>) -> ExecPlan {
+        if !self.options.children {
+            return ExecPlan::Native;
+        }
+        let mut arguments = vec![self.engine.clone(), b"--children".to_vec()];
+        if self.options.native {
+            arguments.push(b"--native".to_vec());
+        }
+        arguments.push(b"--argv0".to_vec());
+        arguments.push(request.arguments.first().cloned().unwrap_or_default());
+        arguments.push(request.path.to_vec());
+        arguments.extend(request.arguments.iter().skip(1).cloned());
+        ExecPlan::Instead { path: self.engine.clone(), arguments, environment: request.environment.to_vec() }
+    }
+
+    fn ending(&mut self, cpu: &mut C, ending: &Ending) -> i32 {
+        if self.options.statistics {
+            eprintln!("guest_run: {ending:?} {}", cpu.counts());
+        }
+        if let Ending::Signal { fault: Some(fault), .. } = ending
+            && std::env::var_os("GUEST_RUN_FAULTS").is_some()
+        {
+            let guest = cpu.guest();
+            eprintln!("guest_run: {fault:x?} at {:#x}, registers {:x?}", guest.rip, guest.gpr);
+        }
+        match ending {
+            Ending::Exit(status) => *status,
+            _ => 0,
+        }
+    }
+
+    fn warn(&mut self, text: &str) {
+        eprintln!("guest_run: {text}");
+    }
+}
+
+/// What is printed with `--statistics`.
+trait Counts {
+    fn counts(&self) -> String;
+}
+
+impl Counts for Engine {
+    fn counts(&self) -> String {
+        format!("{:?}", self.statistics())
+    }
+}
+
+impl Counts for native::Native {
+    fn counts(&self) -> String {
+        String::new()
+    }
+}
+
+/// `main` of C: Rust's own start-up ignores SIGPIPE and makes handlers, which the target would inherit.
+#[unsafe(no_mangle)]
+extern "C" fn main(count: c_int, arguments: *const *const c_char) -> c_int {
+    // SAFETY: the C library's arguments.
+    let words = (0..count as usize).map(|at| unsafe { CStr::from_ptr(*arguments.add(at)) }.to_owned()).collect();
+    match run(words) {
+        Ok(never) => match never {},
+        Err(message) => {
+            eprintln!("guest_run: {message}");
+            127
+        }
+    }
+}
+
+fn run(words: Vec<CString>) -> Result<std::convert::Infallible, String> {
+    let mut options = Options::default();
+    let mut words = words.into_iter().skip(1).peekable();
+    while let Some(word) = words.next_if(|word| word.as_bytes().starts_with(b"--")) {
+        match word.to_str() {
+            Ok("--native") => options.native = true,
+            Ok("--children") => options.children = true,
+            Ok("--statistics") => options.statistics = true,
+            Ok("--argv0") => options.argv0 = words.next(),
+            _ => return Err(format!("{word:?} is no option")),
+        }
+    }
+    let words: Vec<CString> = words.collect();
+    let path = words.first().ok_or("expected a program")?.clone();
+    let environment: Vec<CString> = std::env::vars_os()
+        .filter_map(|(name, value)| {
+            CString::new([name.into_vec(), vec![b'='], value.into_vec()].concat()).ok()
+        })
+        .collect();
+    let engine = std::fs::read_link("/proc/self/exe").map_err(|error| error.to_string())?;
+    let runner = Runner { options: options.clone(), engine: engine.into_os_string().into_vec() };
+    let mut process = Process::new(Setup::default()).map_err(|error| error.to_string())?;
+    if options.native {
+        let cpu = native::Native::new();
+        let start = loader::load(&mut process, &path, options.argv0, &words, &environment)?;
+        process.run(cpu, runner, &start).map_err(|error| error.to_string())
+    } else {
+        let engine = Engine::new(Config { checks: false, ..Config::default() }).map_err(|error| error.to_string())?;
+        let start = loader::load(&mut process, &path, options.argv0, &words, &environment)?;
+        process.run(engine, runner, &start).map_err(|error| error.to_string())
+    }
+}

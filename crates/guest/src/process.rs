@@ -1,0 +1,160 @@
+//! What the threads of the target share, and the start of it all.
+
+use std::collections::BTreeSet;
+use std::convert::Infallible;
+use std::fmt;
+use std::ops::Range;
+
+use leakscope_translate::{GUEST_END, Guest};
+
+use crate::descriptors::Hidden;
+use crate::limits::Limits;
+use crate::signals::{self, Action, Actions};
+use crate::space::Space;
+use crate::task::Task;
+use crate::thread::{BATON, Thread, take_over};
+use crate::{Cpu, Monitor, raw};
+
+/// What the target is to find about itself.
+#[derive(Debug, Clone, Default)]
+pub struct Setup {
+    /// The executable's absolute path: `/proc/self/exe`.
+    pub program: Vec<u8>,
+    /// `/proc/self/cmdline`, without terminating zeros.
+    pub arguments: Vec<Vec<u8>>,
+    /// `/proc/self/environ`, likewise.
+    pub environment: Vec<Vec<u8>>,
+    /// `/proc/self/auxv`: the bytes that are on the target's stack.
+    pub auxiliary: Vec<u8>,
+    /// Descriptors of the engine, which the target must not close. They are close-on-exec.
+    pub hidden_descriptors: Vec<i32>,
+}
+
+/// Why a process could not be run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Error {
+    /// `/proc/self/maps` cannot be read, or is not what it should be.
+    Maps(String),
+    /// The engine gave up.
+    Engine(leakscope_translate::Error),
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Maps(why) => write!(f, "/proc/self/maps: {why}; is /proc mounted here?"),
+            Self::Engine(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for Error {}
+
+/// The target's process, as its threads share it.
+pub struct Process {
+    pub(crate) setup: Setup,
+    pub(crate) space: Space,
+    pub(crate) actions: Actions,
+    pub(crate) threads: Vec<*const Thread>,
+    pub(crate) limits: Limits,
+    pub(crate) hidden: Hidden,
+    pub(crate) warned: BTreeSet<u64>,
+}
+
+impl Process {
+    /// A process without memory. To be made before the loader maps anything: what is mapped now below
+    /// [`GUEST_END`] is taken for the engine's.
+    ///
+    /// # Errors
+    /// `/proc/self/maps` cannot be read.
+    pub fn new(setup: Setup) -> Result<Self, Error> {
+        let own = engine_ranges()?;
+        let hidden = Hidden::new(&setup.hidden_descriptors);
+        let mut actions = Actions::default();
+        for signal in 1..=64 {
+            if signals::is_ignored(signal) {
+                actions.set(signal, Action { handler: 1, ..Action::default() });
+            }
+        }
+        Ok(Self {
+            setup,
+            space: Space::new(&own),
+            actions,
+            threads: Vec::new(),
+            limits: Limits::from_kernel(),
+            hidden,
+            warned: BTreeSet::new(),
+        })
+    }
+
+    /// The target's mappings.
+    #[must_use]
+    pub fn space(&self) -> &Space {
+        &self.space
+    }
+
+    /// The target's mappings, for the loader.
+    pub fn space_mut(&mut self) -> &mut Space {
+        &mut self.space
+    }
+
+    /// The setup, which the loader completes.
+    pub fn setup_mut(&mut self) -> &mut Setup {
+        &mut self.setup
+    }
+
+    /// Hides one more descriptor of the engine.
+    pub fn hide_descriptor(&mut self, descriptor: i32) {
+        self.hidden.add(descriptor);
+    }
+
+    /// Runs the target, from the registers in `start`, on this thread. The process ends as the target ends.
+    ///
+    /// Everything is leaked: threads of the target use it until the process is gone.
+    ///
+    /// # Errors
+    /// The engine gave up on the first thread.
+    pub fn run<C: Cpu, M: Monitor<C> + 'static>(self, cpu: C, monitor: M, start: &Guest) -> Result<Infallible, Error> {
+        let process = Box::leak(Box::new(self));
+        let cpu = Box::into_raw(Box::new(cpu));
+        let monitor = Box::into_raw(Box::new(monitor));
+        let thread = Box::leak(Box::new(Thread::new(start.clone(), signals::kernel_mask())));
+        thread.set_tid(raw::gettid());
+        process.threads.push(thread);
+        let mut task = Task::new(process, monitor, cpu, thread);
+        BATON.acquire(&thread.waiter);
+        task.attach();
+        signals::install_all::<C>(&task.process().actions);
+        let leave = {
+            // SAFETY: just made, never freed; only the holder of the baton uses it.
+            let cpu = unsafe { &mut *cpu };
+            take_over(cpu, thread);
+            cpu.attach_thread();
+            cpu.run(&mut task)
+        };
+        leave.map_err(Error::Engine)?;
+        // The first thread ended while others go on: the process has to keep it as a zombie, as it is natively.
+        BATON.release();
+        loop {
+            // SAFETY: ends this thread alone; nothing of it is needed any more.
+            unsafe { raw::syscall(libc::SYS_exit, [0; 6]) };
+        }
+    }
+}
+
+/// What is mapped below the end of the target's address space.
+fn engine_ranges() -> Result<Vec<Range<u64>>, Error> {
+    let text = std::fs::read_to_string("/proc/self/maps").map_err(|error| Error::Maps(error.to_string()))?;
+    let mut ranges = Vec::new();
+    for line in text.lines() {
+        let range = line
+            .split_once(' ')
+            .and_then(|(range, _)| range.split_once('-'))
+            .and_then(|(start, end)| Some(u64::from_str_radix(start, 16).ok()?..u64::from_str_radix(end, 16).ok()?))
+            .ok_or_else(|| Error::Maps(format!("expected a line of two addresses, found {line:?}")))?;
+        if range.start < GUEST_END {
+            ranges.push(range);
+        }
+    }
+    Ok(ranges)
+}

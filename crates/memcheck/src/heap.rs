@@ -1,0 +1,362 @@
+//! The target's heap: where its blocks lie, what surrounds them, and how long freed ones are kept away from reuse.
+//!
+//! ```text
+//!  region   | span: slots of one class            | span | span of one big slot              |
+//!  slot     | redzone | block                | redzone and slack |
+//!  shadow   | 0xFF .. | 0 ..                 | 0xFF ..           |      of a freed block all 0xFF
+//! ```
+//!
+//! Nothing about a block stands beside it, where the target could overwrite it: for each slot there is a [`Block`]
+//! in an array of its own, found from any address in the slot by two divisions. It outlives the block until the slot is
+//! used again, so that an access to freed memory can be told where the block came from and went.
+//!
+//! Freed slots wait in a quarantine of `--freelist-vol` bytes, oldest out first; blocks from `--freelist-big-blocks` bytes
+//! on are thrown out before smaller ones. Source: Valgrind manual, section 4.3.
+//!
+//! Runs on the engine's stack. Allocates for its own tables with the engine's allocator; memory for blocks comes from
+//! [`Pages`]. The caller keeps other threads out.
+
+mod classes;
+mod quarantine;
+mod span;
+#[cfg(test)]
+mod tests;
+
+use leakscope_model::AllocFn;
+use leakscope_shadow::Shadow;
+
+use crate::stacks::StackId;
+use classes::{Class, class_of};
+use quarantine::Quarantine;
+use span::{Spans, UNIT_BYTES};
+
+/// Where memory for blocks comes from.
+pub trait Pages {
+    /// Maps zeroed memory that may be read and written at exactly this place. `false` when there is none left.
+    fn map(&mut self, address: u64, bytes: u64) -> bool;
+
+    /// Gives the memory of a range back and makes every access to it fault; its shadow becomes zero.
+    fn revoke(&mut self, address: u64, bytes: u64);
+}
+
+/// What the options say about the heap. The defaults are Memcheck's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HeapOptions {
+    /// `--redzone-size`, rounded up to a multiple of 16.
+    pub redzone_bytes: u64,
+    /// `--freelist-vol`.
+    pub quarantine_bytes: u64,
+    /// `--freelist-big-blocks`.
+    pub big_block_bytes: u64,
+    /// `--malloc-fill`.
+    pub malloc_fill: Option<u8>,
+    /// `--free-fill`.
+    pub free_fill: Option<u8>,
+    /// `--alignment`: at least so much for every block.
+    pub alignment: u64,
+}
+
+impl Default for HeapOptions {
+    fn default() -> Self {
+        Self {
+            redzone_bytes: 16,
+            quarantine_bytes: 20_000_000,
+            big_block_bytes: 1_000_000,
+            malloc_fill: None,
+            free_fill: None,
+            alignment: 16,
+        }
+    }
+}
+
+/// The life of a slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum State {
+    /// No block has been in it yet.
+    Unused,
+    /// The target owns the block.
+    Live,
+    /// Freed, and not to be reused yet.
+    Quarantined,
+    /// Freed, and free for reuse.
+    Free,
+}
+
+/// A block, or the last one that was in a slot.
+#[derive(Clone, Copy, Debug)]
+pub struct Block {
+    /// What the allocating function returned.
+    pub start: u64,
+    /// What it was asked for.
+    pub size_bytes: u64,
+    /// Where it was allocated.
+    pub allocated_at: StackId,
+    /// Where it was freed.
+    pub freed_at: StackId,
+    /// What has become of it.
+    pub state: State,
+    /// The function that allocated it.
+    pub function: AllocFn,
+    /// The leak check has seen it before (its kind and 1), for `--leak-check` deltas.
+    pub mark: u8,
+}
+
+/// The place of a [`Block`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct BlockId(u32);
+
+/// What to allocate.
+#[derive(Clone, Copy, Debug)]
+pub struct Request {
+    /// How much.
+    pub size_bytes: u64,
+    /// A power of two, or less than 16 for the usual.
+    pub alignment: u64,
+    /// On behalf of whom.
+    pub function: AllocFn,
+    /// From where.
+    pub stack: StackId,
+    /// Whether its bytes must be zero.
+    pub zeroed: bool,
+}
+
+/// Sums for the heap summary.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Blocks that were ever allocated.
+    pub allocations: u64,
+    /// Calls that freed one.
+    pub frees: u64,
+    /// Bytes that were ever asked for.
+    pub allocated_bytes: u64,
+    /// Blocks that are live.
+    pub live_blocks: u64,
+    /// Bytes in them.
+    pub live_bytes: u64,
+}
+
+/// The target's heap.
+pub struct Heap<P> {
+    pages: P,
+    shadow: Shadow,
+    options: HeapOptions,
+    spans: Spans,
+    blocks: Vec<Block>,
+    /// Free slots by class.
+    free: Vec<Vec<BlockId>>,
+    quarantine: Quarantine,
+    totals: Totals,
+}
+
+const NO_BLOCK: Block = Block {
+    start: 0,
+    size_bytes: 0,
+    allocated_at: StackId::NONE,
+    freed_at: StackId::NONE,
+    state: State::Unused,
+    function: AllocFn::Malloc,
+    mark: 0,
+};
+
+/// The most that can be asked for at once.
+const MOST_BYTES: u64 = 1 << 44;
+
+impl<P: Pages> Heap<P> {
+    /// An empty heap that grows from `base`, a multiple of 64 KiB, to `end`.
+    ///
+    /// # Safety
+    /// `shadow` describes `[base, end)` in the way that [`Shadow::new`] demands as soon as `pages` has mapped it, and
+    /// nobody else maps memory there.
+    pub unsafe fn new(pages: P, shadow: Shadow, base: u64, end: u64, mut options: HeapOptions) -> Self {
+        options.redzone_bytes = options.redzone_bytes.next_multiple_of(16).clamp(16, 4096);
+        options.alignment = options.alignment.next_power_of_two().clamp(16, 4096);
+        let quarantine = Quarantine::new(options.quarantine_bytes, options.big_block_bytes);
+        Self {
+            pages,
+            shadow,
+            options,
+            spans: Spans::new(base, end),
+            blocks: Vec::new(),
+            free: vec![Vec::new(); classes::COUNT],
+            quarantine,
+            totals: Totals::default(),
+        }
+    }
+
+    /// Allocates a block; `None` when there is no memory.
+    pub fn allocate(&mut self, request: Request) -> Option<u64> {
+        let alignment = request.alignment.max(self.options.alignment);
+        if request.size_bytes > MOST_BYTES || alignment > MOST_BYTES {
+            return None;
+        }
+        let redzone = self.options.redzone_bytes;
+        // Slots begin at multiples of 16 only.
+        let total = redzone + request.size_bytes + redzone + (alignment - 16);
+        let (id, is_fresh) = match class_of(total) {
+            Class::Small { number, slot_bytes } => self.small(number, slot_bytes)?,
+            Class::Big { bytes } => self.big(bytes)?,
+        };
+        let slot = self.slot(id);
+        let start = (slot.0 + redzone).next_multiple_of(alignment);
+        let block = &mut self.blocks[id.0 as usize];
+        *block = Block {
+            start,
+            size_bytes: request.size_bytes,
+            allocated_at: request.stack,
+            freed_at: StackId::NONE,
+            state: State::Live,
+            function: request.function,
+            mark: 0,
+        };
+        self.shadow.allow(start, request.size_bytes);
+        // SAFETY: `[start, start + size)` lies in a slot that was free: mapped, writable, and the new owner's.
+        unsafe {
+            if request.zeroed {
+                if !is_fresh {
+                    core::ptr::write_bytes(start as *mut u8, 0, request.size_bytes as usize);
+                }
+            } else if let Some(fill) = self.options.malloc_fill {
+                core::ptr::write_bytes(start as *mut u8, fill, request.size_bytes as usize);
+            }
+        }
+        self.totals.allocations += 1;
+        self.totals.allocated_bytes += request.size_bytes;
+        self.totals.live_blocks += 1;
+        self.totals.live_bytes += request.size_bytes;
+        Some(start)
+    }
+
+    /// A free slot of a class, and whether its memory was never used.
+    fn small(&mut self, number: usize, slot_bytes: u64) -> Option<(BlockId, bool)> {
+        if let Some(id) = self.free[number].pop() {
+            return Some((id, false));
+        }
+        let units = classes::span_units(slot_bytes);
+        let slots = units * UNIT_BYTES / slot_bytes;
+        let first = self.grow(units, slot_bytes, slots)?;
+        // The next allocation takes the lowest one.
+        self.free[number].extend((1..slots as u32).rev().map(|slot| BlockId(first.0 + slot)));
+        Some((first, true))
+    }
+
+    /// A slot of its own.
+    fn big(&mut self, bytes: u64) -> Option<(BlockId, bool)> {
+        let units = bytes.div_ceil(UNIT_BYTES);
+        if let Some(span) = self.spans.take_free_big(units) {
+            // Revoked when it was freed for good.
+            let (start, bytes, first) = (span.start, span.bytes(), span.first_block);
+            if !self.pages.map(start, bytes) {
+                return None;
+            }
+            self.shadow.forbid(start, bytes);
+            return Some((BlockId(first), true));
+        }
+        self.grow(units, units * UNIT_BYTES, 1).map(|first| (first, true))
+    }
+
+    fn grow(&mut self, units: u64, slot_bytes: u64, slots: u64) -> Option<BlockId> {
+        let first = u32::try_from(self.blocks.len() as u64 + slots).ok()? - slots as u32;
+        let start = self.spans.next_start(units)?;
+        if !self.pages.map(start, units * UNIT_BYTES) {
+            return None;
+        }
+        self.shadow.forbid(start, units * UNIT_BYTES);
+        self.spans.push(units, slot_bytes, first);
+        self.blocks.resize(self.blocks.len() + slots as usize, NO_BLOCK);
+        Some(BlockId(first))
+    }
+
+    /// First address and bytes of a block's slot.
+    fn slot(&self, id: BlockId) -> (u64, u64) {
+        self.spans.slot(id.0)
+    }
+
+    /// The block in whose slot an address lies, if one is or was there.
+    pub fn find(&self, address: u64) -> Option<BlockId> {
+        let id = BlockId(self.spans.block_at(address)?);
+        (self.block(id).state != State::Unused).then_some(id)
+    }
+
+    /// The live block that starts at an address.
+    pub fn find_live(&self, start: u64) -> Option<BlockId> {
+        let id = self.find(start)?;
+        let block = self.block(id);
+        (block.state == State::Live && block.start == start).then_some(id)
+    }
+
+    /// A block that [`Heap::find`] gave.
+    pub fn block(&self, id: BlockId) -> &Block {
+        &self.blocks[id.0 as usize]
+    }
+
+    /// The same, to write to it.
+    pub fn block_mut(&mut self, id: BlockId) -> &mut Block {
+        &mut self.blocks[id.0 as usize]
+    }
+
+    /// Frees a live block.
+    pub fn release(&mut self, id: BlockId, stack: StackId) {
+        let block = &mut self.blocks[id.0 as usize];
+        debug_assert_eq!(block.state, State::Live);
+        block.state = State::Quarantined;
+        block.freed_at = stack;
+        self.totals.frees += 1;
+        self.totals.live_blocks -= 1;
+        self.totals.live_bytes -= block.size_bytes;
+        let (start, size) = (block.start, block.size_bytes);
+        if let Some(fill) = self.options.free_fill {
+            // SAFETY: the block's bytes are mapped, and nobody may use them any more.
+            unsafe { core::ptr::write_bytes(start as *mut u8, fill, size as usize) }
+        }
+        self.shadow.forbid(start, size);
+        self.quarantine.push(id, size);
+        while let Some(out) = self.quarantine.overflow() {
+            self.recycle(out);
+        }
+    }
+
+    /// Gives a slot back that has been in the quarantine long enough.
+    fn recycle(&mut self, id: BlockId) {
+        let (start, bytes) = self.slot(id);
+        self.blocks[id.0 as usize].state = State::Free;
+        match class_of(bytes) {
+            Class::Small { number, slot_bytes } if slot_bytes == bytes => self.free[number].push(id),
+            _ => {
+                self.pages.revoke(start, bytes);
+                self.spans.free_big(start);
+            }
+        }
+    }
+
+    /// Changes the size of a live block where it lies; only to less than it has.
+    pub fn shrink(&mut self, id: BlockId, size_bytes: u64) {
+        let block = &mut self.blocks[id.0 as usize];
+        let (start, old) = (block.start, block.size_bytes);
+        if size_bytes < old {
+            block.size_bytes = size_bytes;
+            self.totals.live_bytes -= old - size_bytes;
+            self.shadow.forbid(start + size_bytes, old - size_bytes);
+        }
+    }
+
+    /// The live blocks in ascending order.
+    pub fn live(&self) -> impl Iterator<Item = BlockId> + '_ {
+        self.spans.block_ranges().flat_map(|range| range.map(BlockId)).filter(|&id| self.block(id).state == State::Live)
+    }
+
+    /// The sums.
+    pub fn totals(&self) -> Totals {
+        self.totals
+    }
+
+    /// How much room lies around a block at least.
+    pub fn redzone_bytes(&self) -> u64 {
+        self.options.redzone_bytes
+    }
+
+    /// The addresses that blocks have come from so far.
+    pub fn extent(&self) -> core::ops::Range<u64> {
+        self.spans.extent()
+    }
+}

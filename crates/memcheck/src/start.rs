@@ -1,0 +1,372 @@
+//! From the engine's own start to the target's first instruction.
+
+use std::ffi::{CStr, CString};
+use std::os::fd::RawFd;
+use std::os::unix::ffi::OsStrExt;
+
+use leakscope_ledger::events::{self, Event};
+use leakscope_ledger::wire::{Hello, WIRE_VERSION, Welcome};
+use leakscope_translate::{Config, Engine, GUEST_END, Gpr, SHADOW_OFFSET, StackMarking};
+
+use crate::engine::{Memcheck, Program, clock, monotonic_ns, shadow};
+use crate::loader::{self, LoadError, Loaded, Stack, StackContents};
+use crate::options::Options;
+use crate::output::Output;
+use crate::space::{HIGH, LOW, Mapping, PROGRAM_BASE, PROGRAM_END, Space, Use};
+use crate::tool::{RETURN_FROM_CALL, RETURN_FROM_FREERES};
+
+mod signals;
+
+const PAGE: u64 = 4096;
+/// The stack of a target whose limit says "unlimited", and the most that is marked beforehand.
+const LARGEST_STACK: u64 = 64 << 20;
+const MOST_MARKED: u64 = 8 << 20;
+
+/// The engine's words: where to connect, the program's path, and its arguments with its name.
+pub struct Start {
+    /// Socket and token.
+    pub connect: Vec<u8>,
+    /// What to execute.
+    pub path: CString,
+    /// Its arguments, name first.
+    pub arguments: Vec<CString>,
+    /// Its environment.
+    pub environment: Vec<CString>,
+}
+
+/// Asks the process outside for a file; `None` when it does not answer. `origin` is one of the ledger's.
+pub fn connect(address: &[u8], origin: u32) -> Option<Output> {
+    let text = std::str::from_utf8(address).ok()?;
+    let (name, token) = text.split_once(':')?;
+    let mut hello = Hello {
+        version: WIRE_VERSION,
+        origin,
+        token: [0; 16],
+        pid: std::process::id(),
+        // SAFETY: a plain call.
+        parent_pid: unsafe { libc::getppid() } as u32,
+    };
+    for (at, byte) in hello.token.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(token.get(2 * at..2 * at + 2)?, 16).ok()?;
+    }
+    let socket = open_socket(name)?;
+    let fd = exchange(socket, &hello.encode());
+    // SAFETY: both descriptors are ours alone; the map keeps the file.
+    unsafe {
+        libc::close(socket);
+        let output = Output::map(fd?, name);
+        libc::close(fd?);
+        output
+    }
+}
+
+/// Connects to the outside.
+pub fn open_socket(name: &str) -> Option<RawFd> {
+    // SAFETY: a zeroed address is one, and as long as said.
+    unsafe {
+        let socket = libc::socket(libc::AF_UNIX, libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC, 0);
+        if socket < 0 {
+            return None;
+        }
+        let mut address: libc::sockaddr_un = std::mem::zeroed();
+        address.sun_family = libc::AF_UNIX as u16;
+        // An abstract name begins with a zero byte.
+        for (to, &from) in address.sun_path[1..].iter_mut().zip(name.as_bytes()) {
+            *to = from as libc::c_char;
+        }
+        let length = std::mem::offset_of!(libc::sockaddr_un, sun_path) + 1 + name.len();
+        let connected = libc::connect(socket, (&raw const address).cast(), length as libc::socklen_t) == 0;
+        if !connected {
+            libc::close(socket);
+            return None;
+        }
+        Some(socket)
+    }
+}
+
+/// Sends the greeting; gives the descriptor that comes with the answer.
+fn exchange(socket: RawFd, hello: &[u8]) -> Option<RawFd> {
+    let mut answer = [0u8; Welcome::BYTES];
+    let mut control = [0u64; 8];
+    // SAFETY: all buffers live as long as the calls and are as long as said; the header is checked before it is read.
+    unsafe {
+        if libc::send(socket, hello.as_ptr().cast(), hello.len(), libc::MSG_NOSIGNAL) != hello.len() as isize {
+            return None;
+        }
+        let mut part = libc::iovec { iov_base: answer.as_mut_ptr().cast(), iov_len: answer.len() };
+        let mut message: libc::msghdr = std::mem::zeroed();
+        message.msg_iov = &raw mut part;
+        message.msg_iovlen = 1;
+        message.msg_control = control.as_mut_ptr().cast();
+        message.msg_controllen = size_of_val(&control) as _;
+        let received = libc::recvmsg(socket, &raw mut message, libc::MSG_CMSG_CLOEXEC);
+        let welcome = Welcome::decode(answer.get(..usize::try_from(received).ok()?)?)?;
+        if welcome.status != 0 || welcome.version != WIRE_VERSION {
+            return None;
+        }
+        let header = libc::CMSG_FIRSTHDR(&raw const message);
+        if header.is_null() || (*header).cmsg_type != libc::SCM_RIGHTS {
+            return None;
+        }
+        Some(libc::CMSG_DATA(header).cast::<RawFd>().read_unaligned())
+    }
+}
+
+/// Who this process is.
+pub fn process_event(program: &Program, origin: u32) -> Event {
+    Event::Process(events::Process {
+        pid: std::process::id(),
+        // SAFETY: a plain call.
+        parent_pid: unsafe { libc::getppid() } as u32,
+        origin,
+        realtime_ns: clock(libc::CLOCK_REALTIME),
+        monotonic_ns: monotonic_ns(),
+        executable: program.path.clone(),
+        command_line: program.arguments.clone(),
+    })
+}
+
+/// Whether a file can be executed, as far as that is known without doing it.
+///
+/// # Errors
+/// Why not.
+pub fn check(path: &CStr) -> Result<(), LoadError> {
+    // SAFETY: a C string.
+    if unsafe { libc::access(path.as_ptr(), libc::X_OK) } != 0 {
+        let errno = std::io::Error::last_os_error().raw_os_error().unwrap_or(libc::ENOENT);
+        return Err(LoadError::File { path: path.to_owned(), errno });
+    }
+    let resolved = loader::resolve(path, vec![path.to_owned()], loader::head)?;
+    let bytes =
+        loader::head(&resolved.path).map_err(|errno| LoadError::File { path: resolved.path.clone(), errno })?;
+    match loader::Headers::decode(&bytes) {
+        Ok(_) => Ok(()),
+        Err(why) => Err(LoadError::NotRunnable { path: resolved.path, why }),
+    }
+}
+
+/// Puts a new engine for another program into this one's place; gives the error number when that fails.
+pub fn execute_engine(connect: &[u8], path: &CStr, arguments: &[CString], environment: &[CString]) -> i64 {
+    let Ok(connect) = CString::new(connect) else { return -i64::from(libc::EINVAL) };
+    let mut words = vec![c"leakscope-memcheck".as_ptr(), connect.as_ptr(), path.as_ptr()];
+    words.extend(arguments.iter().map(|word| word.as_ptr()));
+    words.push(std::ptr::null());
+    let mut variables: Vec<_> = environment.iter().map(|word| word.as_ptr()).collect();
+    variables.push(std::ptr::null());
+    // SAFETY: arrays of C strings that end with null.
+    unsafe { libc::execve(c"/proc/self/exe".as_ptr(), words.as_ptr(), variables.as_ptr()) };
+    -i64::from(std::io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO))
+}
+
+/// Runs a program to its end.
+pub fn run(start: Start) -> ! {
+    let Some(output) = connect(&start.connect, 0) else {
+        eprintln!("leakscope-memcheck: nobody answers; `leakscope memcheck` starts this program");
+        crate::engine::exit(2);
+    };
+    let options = Options::parse(&output.config());
+    output.set_state(events::state::RUNNING);
+    let mut memcheck = Memcheck::new(options, output);
+    memcheck.program.connect = start.connect.clone();
+    match prepare(&mut memcheck, start) {
+        Ok(mut engine) => {
+            let result = engine.run(&mut memcheck);
+            let why = match result {
+                Ok(status) => format!("the simulated CPU stopped with {status}"),
+                Err(error) => error.to_string(),
+            };
+            memcheck.output.tell(&Event::Failed(why));
+        }
+        Err(why) => memcheck.output.tell(&Event::Failed(why)),
+    }
+    memcheck.output.wait();
+    crate::engine::exit(127)
+}
+
+/// Everything up to the first instruction.
+fn prepare(memcheck: &mut Memcheck, start: Start) -> Result<Engine, String> {
+    let words = |error: LoadError| error.to_string();
+    let resolved = loader::resolve(&start.path, start.arguments.clone(), loader::head).map_err(words)?;
+    map_shadow()?;
+    let config = Config {
+        stack: if memcheck.options.stack_marks { StackMarking::Exact } else { StackMarking::Off },
+        ..Config::default()
+    };
+    let mut engine = Engine::new(config).map_err(|error| error.to_string())?;
+    signals::install()?;
+    engine.hook(RETURN_FROM_FREERES, RETURN_FROM_FREERES);
+    engine.hook(RETURN_FROM_CALL, RETURN_FROM_CALL);
+
+    let path = real_path(&resolved.path);
+    memcheck.program.path = path.clone();
+    memcheck.program.arguments = resolved.arguments.iter().map(|word| word.as_bytes().to_vec()).collect();
+    let origin = memcheck.output.get(events::Field::Origin) as u32;
+    let event = process_event(&memcheck.program, origin);
+    memcheck.output.tell(&event);
+    name_process(&path);
+
+    let program = load(memcheck, &resolved.path, &path, true).map_err(words)?;
+    let interpreter = match &program.interpreter {
+        Some(name) => Some(load(memcheck, name, &real_path(name), false).map_err(|error| match error {
+            LoadError::File { errno: libc::ENOENT, .. } => {
+                LoadError::NoInterpreter { path: resolved.path.clone(), interpreter: name.clone() }.to_string()
+            }
+            other => other.to_string(),
+        })?),
+        None => None,
+    };
+    let first_brk = if program.end <= PROGRAM_END { program.end } else { PROGRAM_BASE };
+    memcheck.program.brk = (first_brk, first_brk);
+    let code: Vec<u64> = memcheck
+        .space
+        .iter()
+        .filter(|mapping| mapping.protection & libc::PROT_EXEC != 0)
+        .map(|mapping| mapping.start)
+        .collect();
+    for address in code {
+        memcheck.code_mapped(&mut engine, address);
+    }
+    let pointer = make_stack(memcheck, &start, &resolved, &program, interpreter.as_ref())?;
+    let guest = engine.guest_mut();
+    guest.rip = interpreter.as_ref().map_or(program.entry, |interpreter| interpreter.entry);
+    guest.set_gpr(Gpr::Rsp, pointer);
+    Ok(engine)
+}
+
+fn map_shadow() -> Result<(), String> {
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED_NOREPLACE;
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    // SAFETY: fails if anything is there.
+    let at = unsafe { libc::mmap(SHADOW_OFFSET as *mut _, GUEST_END as usize, protection, flags, -1, 0) };
+    if at as u64 == SHADOW_OFFSET {
+        return Ok(());
+    }
+    Err(format!(
+        "cannot map shadow memory: {}; it takes 48 TB of address space (not of memory): lift `ulimit -v`, and set vm.overcommit_memory to 0 or 1",
+        std::io::Error::last_os_error()
+    ))
+}
+
+fn real_path(path: &CStr) -> Vec<u8> {
+    let given = std::path::Path::new(std::ffi::OsStr::from_bytes(path.to_bytes()));
+    let real = std::fs::canonicalize(given).unwrap_or_else(|_| given.to_owned());
+    real.as_os_str().as_bytes().to_vec()
+}
+
+fn name_process(path: &[u8]) {
+    let name = path.rsplit(|&byte| byte == b'/').next().unwrap_or_default();
+    if let Ok(name) = CString::new(&name[..name.len().min(15)]) {
+        // SAFETY: a C string.
+        unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr()) };
+    }
+}
+
+/// Maps a program or its interpreter.
+fn load(memcheck: &mut Memcheck, path: &CStr, real: &[u8], is_program: bool) -> Result<Loaded, LoadError> {
+    let number = memcheck.space.intern_path(real);
+    let space = &mut memcheck.space;
+    let mut maps = Vec::new();
+    let loaded = loader::load(
+        path,
+        |low, high| {
+            let bytes = high - low;
+            let fits = is_program && bytes < (PROGRAM_END - PROGRAM_BASE) / 2;
+            let place = if fits { Some(PROGRAM_BASE) } else { space.room(bytes, &LOW, LOW.start) };
+            place.unwrap_or(HIGH.start).wrapping_sub(low)
+        },
+        |start, bytes, protection, offset| maps.push((start, bytes, protection, offset)),
+    )?;
+    for (start, bytes, protection, offset) in maps {
+        let usage = offset.map_or(Use::Anonymous, |offset| Use::File { path: number, offset });
+        memcheck.space.add(Mapping { start, end: start + bytes, protection, shared: false, usage });
+    }
+    if !Space::is_allowed(loaded.start, loaded.end - loaded.start) {
+        return Err(LoadError::NotRunnable {
+            path: path.to_owned(),
+            why: "it is linked for addresses that the simulated CPU needs itself; link it as a position-independent executable (-pie)",
+        });
+    }
+    Ok(loaded)
+}
+
+/// Maps the stack and fills it; gives the stack pointer.
+fn make_stack(
+    memcheck: &mut Memcheck,
+    start: &Start,
+    resolved: &loader::Resolved,
+    program: &Loaded,
+    interpreter: Option<&Loaded>,
+) -> Result<u64, String> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: a live structure.
+    unsafe { libc::getrlimit(libc::RLIMIT_STACK, &mut limit) };
+    let bytes = limit.rlim_cur.clamp(1 << 20, LARGEST_STACK).next_multiple_of(PAGE);
+    let top = HIGH.end - PAGE;
+    let execute = if program.headers.executable_stack { libc::PROT_EXEC } else { 0 };
+    let protection = libc::PROT_READ | libc::PROT_WRITE | execute;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED_NOREPLACE;
+    // SAFETY: fails if anything is there.
+    let at = unsafe { libc::mmap((top - bytes) as *mut _, bytes as usize, protection, flags, -1, 0) };
+    if at as u64 != top - bytes {
+        return Err(format!("cannot map the stack: {}", std::io::Error::last_os_error()));
+    }
+    memcheck.space.add(Mapping { start: top - bytes, end: top, protection, shared: false, usage: Use::Stack });
+    memcheck.thread.stack = top - bytes..top;
+
+    let auxiliary = auxiliary_vector(program, interpreter);
+    let mut random = [0u8; 16];
+    // SAFETY: a buffer as long as said.
+    unsafe { libc::getrandom(random.as_mut_ptr().cast(), random.len(), 0) };
+    let contents = StackContents {
+        arguments: &resolved.arguments,
+        environment: &start.environment,
+        executable: &start.path,
+        auxiliary: &auxiliary,
+        random,
+    };
+    let stack = Stack::build(top, &contents);
+    if stack.bytes.len() as u64 > bytes / 2 {
+        return Err("arguments and environment are too long for the stack; raise `ulimit -s`".to_owned());
+    }
+    // SAFETY: the top of the new stack.
+    unsafe { std::ptr::copy_nonoverlapping(stack.bytes.as_ptr(), stack.pointer as *mut u8, stack.bytes.len()) };
+    let vector = (stack.auxiliary - stack.pointer) as usize;
+    memcheck.program.auxiliary = stack.bytes[vector..vector + 16 * (auxiliary.len() + 1)].to_vec();
+    if memcheck.options.stack_marks {
+        let end = stack.pointer - 128;
+        let marked = (end - (top - bytes)).min(MOST_MARKED);
+        shadow().forbid(end - marked, marked);
+    }
+    Ok(stack.pointer)
+}
+
+/// As the kernel makes it, but without the vDSO and restartable sequences.
+fn auxiliary_vector(program: &Loaded, interpreter: Option<&Loaded>) -> Vec<(u64, u64)> {
+    const PASSED_ON: [u64; 11] = [
+        libc::AT_HWCAP,
+        libc::AT_PAGESZ,
+        libc::AT_CLKTCK,
+        libc::AT_FLAGS,
+        libc::AT_UID,
+        libc::AT_EUID,
+        libc::AT_GID,
+        libc::AT_EGID,
+        libc::AT_SECURE,
+        libc::AT_HWCAP2,
+        51, // AT_MINSIGSTKSZ
+    ];
+    // SAFETY: a plain call.
+    let passed = PASSED_ON.map(|kind| (kind, unsafe { libc::getauxval(kind) }));
+    let mut vector: Vec<(u64, u64)> = passed.to_vec();
+    vector.extend([
+        (libc::AT_PHDR, program.header_address),
+        (libc::AT_PHENT, 56),
+        (libc::AT_PHNUM, program.headers.header_count.into()),
+        (libc::AT_BASE, interpreter.map_or(0, |interpreter| interpreter.bias)),
+        (libc::AT_ENTRY, program.entry),
+        (loader::AT_RANDOM, 0),
+        (loader::AT_EXECFN, 0),
+        (loader::AT_PLATFORM, 0),
+    ]);
+    vector
+}

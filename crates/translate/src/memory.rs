@@ -1,0 +1,81 @@
+//! Reading the target's code, mapping the engine's memory: the raw operations that the rest builds on.
+
+use crate::Error;
+
+/// Maps zeroed memory at a fixed address that must be free.
+pub(crate) fn map(what: &'static str, address: u64, bytes: usize, protection: i32) -> Result<(), Error> {
+    // SAFETY: NOREPLACE never touches what is mapped already.
+    let got = unsafe {
+        libc::mmap(
+            address as *mut libc::c_void,
+            bytes,
+            protection,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED_NOREPLACE,
+            -1,
+            0,
+        )
+    };
+    if got as u64 == address {
+        return Ok(());
+    }
+    let errno = std::io::Error::last_os_error().raw_os_error().unwrap_or(0);
+    if got != libc::MAP_FAILED {
+        // SAFETY: an old kernel took the address for a hint; the mapping is ours.
+        unsafe { libc::munmap(got, bytes) };
+    }
+    Err(Error::AddressTaken { what, address, errno: if errno == 0 { libc::EEXIST } else { errno } })
+}
+
+/// Unmaps what [`map`] mapped.
+pub(crate) fn unmap(address: u64, bytes: usize) {
+    // SAFETY: the engine owns the range and is being dropped.
+    unsafe { libc::munmap(address as *mut libc::c_void, bytes) };
+}
+
+/// Changes the protection of the target's pages.
+pub(crate) fn protect(start: u64, end: u64, protection: i32) {
+    // SAFETY: at most takes the right to write away from the target's pages, or gives back what the target set.
+    unsafe { libc::mprotect(start as *mut libc::c_void, (end - start) as usize, protection) };
+}
+
+/// The target's code as a slice.
+///
+/// # Safety
+/// The tool said that `[start, end)` is executable memory, so it is mapped; nothing runs that writes to it while the
+/// slice lives (the target is stopped in the run loop).
+pub(crate) unsafe fn code<'a>(start: u64, end: u64) -> &'a [u8] {
+    // SAFETY: the caller's promise.
+    unsafe { std::slice::from_raw_parts(std::ptr::with_exposed_provenance(start as usize), (end - start) as usize) }
+}
+
+/// Puts code into the cache.
+///
+/// # Safety
+/// `[at, at + bytes.len())` lies in the cache, and no thread executes it now.
+pub(crate) unsafe fn put(at: u64, bytes: &[u8]) {
+    // SAFETY: the caller's promise; the cache is mapped readable, writable and executable.
+    unsafe {
+        std::ptr::copy_nonoverlapping(bytes.as_ptr(), std::ptr::with_exposed_provenance_mut(at as usize), bytes.len());
+    }
+}
+
+/// Whether any byte of the target's range has a shadow that is not 0.
+///
+/// # Safety
+/// The tool mapped the shadow of the target's whole address space.
+pub(crate) unsafe fn shadow_is_set(address: u64, bytes: u64) -> bool {
+    let end = crate::GUEST_END;
+    if address >= end || bytes > end - address {
+        return false;
+    }
+    // SAFETY: the range lies below GUEST_END, so its shadow is mapped.
+    let shadow = unsafe { code(address + crate::SHADOW_OFFSET, address + crate::SHADOW_OFFSET + bytes) };
+    shadow.iter().any(|&byte| byte != 0)
+}
+
+/// Sets GS base of this thread to the shadow's offset.
+pub(crate) fn set_gs_to_shadow() {
+    // SAFETY: `Engine::new` found FSGSBASE; nothing on x86-64 Linux in user mode uses GS but the target, whose GS base
+    // is virtual.
+    unsafe { std::arch::asm!("wrgsbase {}", in(reg) crate::SHADOW_OFFSET, options(nostack, nomem)) };
+}
