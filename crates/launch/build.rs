@@ -66,8 +66,9 @@ fn engine(out: &Path) {
     fs::write(out.join("memcheck"), bytes).expect("OUT_DIR is writable");
 }
 
-/// Builds a crate with these flags in a target directory of this name, and gives the path of the file that it makes.
-fn build(out: &Path, package: &str, flags: &[&str], directory: &str, file: &str) -> PathBuf {
+/// Builds a crate with these flags and this profile, in a target directory of its name, and gives the path of the file
+/// that it makes.
+fn build(out: &Path, package: &str, flags: &[&str], profile: &str, file: &str) -> PathBuf {
     let manifest = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR"));
     let workspace = manifest.ancestors().nth(2).expect("this crate lies in <workspace>/crates/launch");
     for name in INJECTED_CRATES.iter().chain(&ENGINE_CRATES) {
@@ -79,7 +80,7 @@ fn build(out: &Path, package: &str, flags: &[&str], directory: &str, file: &str)
     let architecture = env::var("CARGO_CFG_TARGET_ARCH").expect("cargo sets CARGO_CFG_TARGET_ARCH");
     let triple = format!("{architecture}-unknown-linux-gnu");
     // OUT_DIR is <target>/[triple/]<profile>/build/<crate>/out. One directory for all profiles: the same library.
-    let nested = out.ancestors().nth(4).expect("OUT_DIR is four levels deep").join(directory);
+    let nested = out.ancestors().nth(4).expect("OUT_DIR is four levels deep").join(profile);
     let mut cargo = Command::new(env::var_os("CARGO").expect("cargo sets CARGO"));
     for (name, _) in env::vars_os() {
         let Some(text) = name.to_str() else { continue };
@@ -109,17 +110,18 @@ fn build(out: &Path, package: &str, flags: &[&str], directory: &str, file: &str)
     }
     let status = cargo
         .current_dir(workspace)
-        .args(["build", "--quiet", "--package", package, "--profile", "injected", "--target", &triple])
+        .args(["build", "--quiet", "--package", package, "--profile", profile, "--target", &triple])
         .arg("--target-dir")
         .arg(&nested)
         // Also overrides flags from the user's cargo configuration.
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"))
         .env("CARGO_PROFILE_INJECTED_STRIP", "debuginfo")
+        .env("CARGO_PROFILE_ENGINE_STRIP", "debuginfo")
         .status();
     match status {
         Ok(status) if status.success() => {}
         Ok(status) => panic!("building the injected code (cargo build -p {package}) failed: {status}"),
         Err(error) => panic!("cannot start cargo to build {package}: {error}"),
     }
-    nested.join(triple).join("injected").join(file)
+    nested.join(triple).join(profile).join(file)
 }

@@ -30,6 +30,7 @@ const LAYERS: &[(&str, Side, u8)] = &[
     ("leakscope-rt", Side::Inside, 2),
     ("leakscope-preload", Side::Inside, 3),
     ("leakscope-translate", Side::Inside, 2),
+    ("leakscope-syscalls", Side::Inside, 2),
     ("leakscope-guest", Side::Inside, 3),
     ("leakscope-process", Side::Outside, 2),
     ("leakscope-launch", Side::Outside, 3),

@@ -40,6 +40,9 @@ pub enum Command {
     /// Run a program and report its leaks and heap errors when it ends
     #[command(args_override_self = true, after_help = RUN_HELP)]
     Run(Box<RunArgs>),
+    /// Run a program in a simulated CPU and report wrong accesses, wrong frees and leaks, as Valgrind's Memcheck does
+    #[command(args_override_self = true, after_help = MEMCHECK_HELP)]
+    Memcheck(Box<RunArgs>),
     /// Check a running program for leaks now; it must have been started by `leakscope run`
     #[command(args_override_self = true)]
     Snapshot(Box<SnapshotArgs>),
@@ -78,6 +81,12 @@ Exit code: the program's own; --error-exitcode on findings; 2 when leakscope its
 is ended by a signal ends leakscope by the same signal.
 
 Environment: LEAKSCOPE_OPTS, LEAKSCOPE_CACHE_DIR (where the injected library is unpacked), DEBUGINFOD_URLS.";
+
+const MEMCHECK_HELP: &str = "\
+Unmodified programs, static ones included, at a fraction of Valgrind's cost. Options are those of Memcheck. Errors are
+printed when they happen.
+
+Exit code: as of `leakscope run`.";
 
 /// How reports look; for all subcommands.
 #[derive(Clone, Debug, Args)]

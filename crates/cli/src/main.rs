@@ -14,6 +14,7 @@ mod gate;
 mod gate_words;
 mod import;
 mod log_name;
+mod memcheck;
 mod mtrace;
 mod output;
 mod plan;
@@ -115,6 +116,7 @@ fn dispatch(cli: &Cli, matches: &ArgMatches) -> Result<ExitCode> {
     let matches = matches.subcommand().map_or(matches, |(_, matches)| matches);
     match &cli.command {
         Command::Run(args) => run::main(args, matches),
+        Command::Memcheck(args) => memcheck::main(args, matches),
         Command::Snapshot(args) => snapshot::main(args, matches),
         Command::Report(args) => report::main(args, matches),
         Command::Import(args) => import::main(args, matches),

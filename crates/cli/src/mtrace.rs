@@ -15,8 +15,8 @@ use crate::file_names::FileNames;
 use crate::flags::MtraceArgs;
 use crate::import::open_with;
 
-const HELP: &str = "help: the program must call mtrace(), and since glibc 2.34 it must be started so: \
-                    LD_PRELOAD=libc_malloc_debug.so.0 MALLOC_TRACE=LOG ./program";
+const HELP: &str = "help: `leakscope run --mtrace-log=LOG ./program` writes one; glibc does when the program calls mtrace(), \
+                    and since 2.34 only if it is started so: LD_PRELOAD=libc_malloc_debug.so.0 MALLOC_TRACE=LOG ./program";
 
 /// An address that follows a call is looked up one byte before it.
 const BEFORE: u64 = 1;

@@ -48,6 +48,8 @@ pub struct Outputs {
     logs: HashMap<PathBuf, File>,
     descriptors: HashMap<i32, File>,
     whole: HashMap<PathBuf, Replacement>,
+    /// Where pieces of a process's report go: whether it is XML, and the process.
+    pieces: HashMap<(bool, u32), PathBuf>,
 }
 
 /// Why text could not be written.
@@ -104,6 +106,23 @@ impl Outputs {
             }
             Destination::Whole(path) => self.whole(path)?.file.write_all(report).with_context(|| failed(path)),
         }
+    }
+
+    /// Appends a piece of a report that is written while the process runs; `begins` says that it is the first one.
+    ///
+    /// # Errors
+    /// As of [`Outputs::write`].
+    pub fn append(&mut self, target: &Target, pid: u32, begins: bool, piece: &[u8]) -> Result<()> {
+        let Destination::Log(name) = &target.destination else { return self.write(target, pid, piece) };
+        let key = (target.format == Format::ValgrindXml, pid);
+        if begins {
+            let path = name.expand(pid, 0);
+            let path = if target.format == Format::ValgrindXml { self.unused_xml_name(path, pid) } else { path };
+            self.pieces.insert(key, path);
+        }
+        let path = self.pieces.get(&key).cloned().unwrap_or_else(|| name.expand(pid, 0));
+        let written = self.log(&path)?.write_all(piece);
+        written.with_context(|| failed(&path))
     }
 
     /// An XML file holds one document: the second process gets its id behind the name.

@@ -198,7 +198,9 @@ fn events(log: &Path) -> Vec<String> {
             let fields: Vec<&str> = line.split(' ').collect();
             let caller = fields[1].rsplit('/').next().unwrap();
             let block = match fields[2] {
-                "+" | ">" => from.insert(fields[3].to_owned(), number).map_or("fresh".to_owned(), |old| format!("live {old}")),
+                "+" | ">" => {
+                    from.insert(fields[3].to_owned(), number).map_or("fresh".to_owned(), |old| format!("live {old}"))
+                }
                 _ => from.remove(fields[3]).map_or("unknown".to_owned(), |of| format!("of {of}")),
             };
             format!("{caller} {} {block} {}", fields[2], fields.get(4).unwrap_or(&""))
@@ -282,6 +284,39 @@ fn the_order_of_lines_can_have_happened() {
 }
 
 #[test]
+fn every_kind_of_call_has_its_line() {
+    if !is_asked() {
+        return;
+    }
+    let body = "int main(void) {
+            void *volatile p = malloc(10), *volatile failed = realloc(p, (size_t)1 << 62);
+            if (failed) return 1;
+            free(p);
+            p = malloc(0);
+            p = realloc(p, 20);
+            p = realloc(p, 0);
+            if (p) return 2;
+            void *aligned[6] = { NULL, aligned_alloc(64, 128), calloc(3, 5), valloc(6), reallocarray(NULL, 3, 7), strdup(\"x\") };
+            if (posix_memalign(&aligned[0], 32, 48)) return 3;
+            for (int i = 0; i < 6; i++) free(aligned[i]);
+            return 0;
+        }";
+    let dir = tempfile::tempdir().unwrap();
+    let program = program(dir.path(), body);
+    let log = dir.path().join("log");
+    let finished = leakscope(&["run", "-q", &format!("--mtrace-log={}", text(&log)), text(&program)]);
+    assert_eq!(finished.ending, Ending::Exit(0), "{}", finished.stderr);
+    assert_eq!(verdict(&log), "No memory leaks.\n");
+    let lines = std::fs::read_to_string(&log).unwrap();
+    let signs = lines.lines().filter(|line| line.contains("/program:"));
+    let signs: String = signs.map(|line| line.split(' ').nth(2).unwrap().to_owned()).collect();
+    // The failed call, the block of no bytes that grows and is released by its size, the six others.
+    assert_eq!(signs, format!("+<>!-+<>-{}{}", "+".repeat(5), "-".repeat(6)), "{lines}");
+    assert!(lines.contains(" 0\n"), "a size of zero stands without 0x: {lines}");
+    assert!(lines.contains(":(__strdup+"), "{lines}");
+}
+
+#[test]
 fn a_log_is_whole_however_the_program_ends() {
     if !is_asked() {
         return;
@@ -357,7 +392,9 @@ fn names_and_mistakes() {
     let dir = tempfile::tempdir().unwrap();
     let leaks = "int main(void) { void *volatile p = malloc(9); return p == 0; }";
     let program = program(dir.path(), leaks);
-    let run = |option: &str| Run::new(leakscope_bin()).args(["run", option, text(&program)]).dir(dir.path()).finish().unwrap();
+    let run = |option: &str| {
+        Run::new(leakscope_bin()).args(["run", option, text(&program)]).dir(dir.path()).finish().unwrap()
+    };
     // A relative name with a percent sign and the process id.
     let finished = run("--mtrace-log=log%%.%p");
     let pid = finished.stderr.strip_prefix("==").and_then(|rest| rest.split_once("==")).unwrap().0;

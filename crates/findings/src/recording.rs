@@ -5,6 +5,7 @@
 
 mod build;
 mod codes;
+mod engine;
 mod foreign;
 mod intervals;
 mod strings;
@@ -15,6 +16,7 @@ use leakscope_model::{AllocFn, CheckTrigger, Heuristic, LeakKind, MisuseKind};
 use serde::{Deserialize, Serialize};
 
 pub use build::{BuildOptions, Names, Resolve, ResolvedFrame, build};
+pub use engine::Collector;
 pub use foreign::{Access, AuxiliaryStack, MemoryError, Witness};
 pub use intervals::{EventLog, Interval, IntervalEnd, IntervalSite};
 pub use strings::Strings;

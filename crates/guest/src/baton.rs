@@ -89,11 +89,11 @@ impl Baton {
     }
 
     fn with_queue<R>(&self, run: impl FnOnce(&mut Queue) -> R) -> R {
-        while self.lock.compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed).is_err() {
-            if self.lock.swap(2, Ordering::Acquire) == 0 {
-                break;
+        if self.lock.compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed).is_err() {
+            // Who had to wait leaves the mark that others may wait as well.
+            while self.lock.swap(2, Ordering::Acquire) != 0 {
+                futex_wait(&self.lock, 2, None);
             }
-            futex_wait(&self.lock, 2, None);
         }
         // SAFETY: under the lock.
         let result = run(unsafe { &mut *self.queue.get() });
@@ -224,8 +224,8 @@ fn now_ns() -> u64 {
 
 /// Sleeps until `word` is no longer `value`, or a wake-up.
 pub(crate) fn futex_wait(word: &AtomicU32, value: u32, limit_ns: Option<u64>) -> i64 {
-    let limit = limit_ns
-        .map(|ns| libc::timespec { tv_sec: (ns / 1_000_000_000) as i64, tv_nsec: (ns % 1_000_000_000) as i64 });
+    let limit =
+        limit_ns.map(|ns| libc::timespec { tv_sec: (ns / 1_000_000_000) as i64, tv_nsec: (ns % 1_000_000_000) as i64 });
     let time = limit.as_ref().map_or(0, |time| ptr::from_ref(time) as u64);
     let operation = (libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG) as u64;
     // SAFETY: word and time are alive.
@@ -238,3 +238,6 @@ pub(crate) fn futex_wake_at(address: u64) {
     // SAFETY: it only takes the address.
     unsafe { raw::syscall(libc::SYS_futex, [address, operation, 1, 0, 0, 0]) };
 }
+
+#[cfg(test)]
+mod tests;

@@ -71,8 +71,7 @@ impl SharedStack {
         let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS;
         let length = 2 * bytes + 8;
         // SAFETY: a new map.
-        let memory =
-            unsafe { libc::mmap(ptr::null_mut(), length, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) };
+        let memory = unsafe { libc::mmap(ptr::null_mut(), length, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) };
         if memory == libc::MAP_FAILED {
             return None;
         }
@@ -197,8 +196,11 @@ impl<C: Cpu, M: Monitor<C> + 'static> Task<C, M> {
         if !self.set_kernel_mask(ALL_BLOCKED) {
             return RESTART;
         }
-        let result =
-            if request.has(libc::CLONE_THREAD) { self.new_thread(cpu, request) } else { self.new_process(cpu, request) };
+        let result = if request.has(libc::CLONE_THREAD) {
+            self.new_thread(cpu, request)
+        } else {
+            self.new_process(cpu, request)
+        };
         self.set_kernel_mask(self.thread().mask());
         result
     }
@@ -260,7 +262,8 @@ impl<C: Cpu, M: Monitor<C> + 'static> Task<C, M> {
         }
         let rsp = cpu.guest().gpr(Gpr::Rsp);
         let stack_end = self.process().space.find(rsp).map_or(rsp, |mapping| mapping.end);
-        let shared = if shares_memory && request.has(libc::CLONE_VFORK) { SharedStack::new(rsp, stack_end) } else { None };
+        let shared =
+            if shares_memory && request.has(libc::CLONE_VFORK) { SharedStack::new(rsp, stack_end) } else { None };
         let pid = make_process(request);
         if pid == 0 {
             self.become_child(cpu, request, shared);
@@ -467,7 +470,6 @@ extern "C" fn host_thread<C: Cpu, M: Monitor<C> + 'static>(argument: *mut c_void
         eprintln!("leakscope: {error}");
         task.exit_process(cpu, 2);
     }
-    drop(task);
     // Under the baton, as the allocator may be in use otherwise when somebody forks.
     let no_stack = libc::stack_t { ss_sp: ptr::null_mut(), ss_flags: libc::SS_DISABLE, ss_size: 0 };
     // SAFETY: signals are blocked, and neither stack nor thread is used after this by anybody.

@@ -28,7 +28,7 @@ impl Memory for Target {
     fn is_writable(&self, fd: i32) -> Option<bool> {
         // SAFETY: asks for flags.
         let flags = unsafe { raw::syscall(libc::SYS_fcntl, [fd as u64, libc::F_GETFL as u64, 0, 0, 0, 0]) };
-        (flags >= 0).then(|| flags as i32 & libc::O_ACCMODE != libc::O_RDONLY)
+        (flags >= 0).then_some(flags as i32 & libc::O_ACCMODE != libc::O_RDONLY)
     }
 }
 

@@ -48,10 +48,9 @@ impl<C: Cpu, M: Monitor<C> + 'static> Task<C, M> {
             return error;
         }
         let named = named_path(&request);
-        let plan = self.monitor().exec(
-            cpu,
-            &ExecRequest { path: &named, arguments: &request.arguments, environment: &request.environment },
-        );
+        let plan = self
+            .monitor()
+            .exec(cpu, &ExecRequest { path: &named, arguments: &request.arguments, environment: &request.environment });
         let result = match &plan {
             ExecPlan::Native => self.exec_now(cpu, &request),
             ExecPlan::Instead { path, arguments, environment } => {
@@ -94,9 +93,8 @@ impl<C: Cpu, M: Monitor<C> + 'static> Task<C, M> {
         let path = terminated(&request.path);
         let arguments: Vec<CString> = request.arguments.iter().map(terminated).collect();
         let environment: Vec<CString> = request.environment.iter().map(terminated).collect();
-        let pointers = |strings: &[CString]| -> Vec<u64> {
-            strings.iter().map(|text| text.as_ptr() as u64).chain([0]).collect()
-        };
+        let pointers =
+            |strings: &[CString]| -> Vec<u64> { strings.iter().map(|text| text.as_ptr() as u64).chain([0]).collect() };
         let (argument_pointers, environment_pointers) = (pointers(&arguments), pointers(&environment));
         self.monitor().ending(cpu, &Ending::Exec);
         self.finish_vfork();
@@ -111,8 +109,7 @@ impl<C: Cpu, M: Monitor<C> + 'static> Task<C, M> {
             0,
         ];
         // SAFETY: the process is replaced, or nothing happens. The baton stays here: nobody else may run meanwhile.
-        let result =
-            unsafe { raw::interruptible(libc::SYS_execveat as u64, call, self.thread().pending_word()) };
+        let result = unsafe { raw::interruptible(libc::SYS_execveat as u64, call, self.thread().pending_word()) };
         signals::install_all::<C>(&self.process().actions);
         Limits::restore(limits);
         result
@@ -139,9 +136,8 @@ fn check_executable(request: &Request) -> i64 {
     let (directory, path_pointer) = (request.directory as u64, path.as_ptr() as u64);
     let flags = libc::AT_EACCESS | request.flags & (libc::AT_EMPTY_PATH | libc::AT_SYMLINK_NOFOLLOW);
     // SAFETY: only asks.
-    let access = unsafe {
-        raw::syscall(libc::SYS_faccessat2, [directory, path_pointer, libc::X_OK as u64, flags as u64, 0, 0])
-    };
+    let access =
+        unsafe { raw::syscall(libc::SYS_faccessat2, [directory, path_pointer, libc::X_OK as u64, flags as u64, 0, 0]) };
     if access < 0 {
         return access;
     }
@@ -155,9 +151,8 @@ fn check_executable(request: &Request) -> i64 {
     };
     let open_flags = libc::O_RDONLY | libc::O_CLOEXEC | libc::O_NONBLOCK | libc::O_NOCTTY | follow;
     // SAFETY: a new descriptor, closed below.
-    let descriptor = unsafe {
-        raw::syscall(libc::SYS_openat, [directory, path.as_ptr() as u64, open_flags as u64, 0, 0, 0])
-    };
+    let descriptor =
+        unsafe { raw::syscall(libc::SYS_openat, [directory, path.as_ptr() as u64, open_flags as u64, 0, 0, 0]) };
     if descriptor < 0 {
         // A program that may be executed but not read: the kernel will say.
         return if descriptor == EACCES { 0 } else { descriptor };
@@ -167,8 +162,7 @@ fn check_executable(request: &Request) -> i64 {
     // SAFETY: status and magic are as large as the kernel writes.
     let (result, length, mode) = unsafe {
         let result = raw::syscall(libc::SYS_fstat, [descriptor as u64, status.as_mut_ptr() as u64, 0, 0, 0, 0]);
-        let length =
-            raw::syscall(libc::SYS_pread64, [descriptor as u64, magic.as_mut_ptr() as u64, 4, 0, 0, 0]);
+        let length = raw::syscall(libc::SYS_pread64, [descriptor as u64, magic.as_mut_ptr() as u64, 4, 0, 0, 0]);
         raw::syscall(libc::SYS_close, [descriptor as u64, 0, 0, 0, 0, 0]);
         (result, length, status.assume_init().st_mode)
     };

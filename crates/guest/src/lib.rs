@@ -53,6 +53,6 @@ mod thread;
 pub use cpu::Cpu;
 pub use leakscope_syscalls::{Access, Param, Region};
 pub use monitor::{Call, Ending, ExecPlan, ExecRequest, Monitor, ThreadStart};
-pub use process::{Error, Process, Setup};
+pub use process::{Error, Process, Setup, ThreadView, View};
 pub use space::{Backing, Mapping, Space};
 pub use task::Task;

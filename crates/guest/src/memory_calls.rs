@@ -67,7 +67,8 @@ impl Request {
     }
 
     fn at(&self, address: u64, flag: i32) -> i64 {
-        let flags = self.flags & !((libc::MAP_FIXED | libc::MAP_FIXED_NOREPLACE | libc::MAP_32BIT) as u64) | flag as u64;
+        let flags =
+            self.flags & !((libc::MAP_FIXED | libc::MAP_FIXED_NOREPLACE | libc::MAP_32BIT) as u64) | flag as u64;
         call(libc::SYS_mmap, [address, self.bytes, self.protection, flags, self.descriptor, self.offset])
     }
 
@@ -94,21 +95,21 @@ impl<C: Cpu, M: Monitor<C> + 'static> Task<C, M> {
         process.space.mapped_bytes().saturating_add(bytes) <= process.limits.address_space()
     }
 
+    /// The list first, so that the monitor finds it as it is now.
     fn tell_mapped(&mut self, cpu: &mut C, mapping: Mapping) {
         cpu.mapping_changed(mapping.start, mapping.end);
-        let (process, monitor) = self.parts();
-        monitor.mapped(cpu, &mapping);
-        process.space.record(mapping);
+        self.process().space.record(mapping.clone());
+        self.monitor().mapped(cpu, &mapping);
     }
 
     fn tell_unmapped(&mut self, cpu: &mut C, start: u64, end: u64) {
         cpu.mapping_changed(start, end);
-        let (process, monitor) = self.parts();
+        let space = &mut self.process().space;
         let parts: Vec<Range<u64>> =
-            process.space.within(start, end).map(|part| part.start.max(start)..part.end.min(end)).collect();
-        process.space.remove(start, end);
+            space.within(start, end).map(|part| part.start.max(start)..part.end.min(end)).collect();
+        space.remove(start, end);
         for part in parts {
-            monitor.unmapped(cpu, part.start, part.end);
+            self.monitor().unmapped(cpu, part.start, part.end);
         }
     }
 
@@ -225,9 +226,8 @@ impl<C: Cpu, M: Monitor<C> + 'static> Task<C, M> {
             }
             done = contiguous_end(space.within(start, end), start).min(end);
         }
-        let (process, monitor) = self.parts();
-        process.space.protect(start, done, protection as i32 & 7);
-        monitor.protected(cpu, start, done, protection as i32 & 7);
+        self.process().space.protect(start, done, protection as i32 & 7);
+        self.monitor().protected(cpu, start, done, protection as i32 & 7);
         result
     }
 

@@ -3,6 +3,7 @@
 use leakscope_syscalls::Region;
 use leakscope_translate::{AccessKind, Action, BadAccess, Cpuid, Fault};
 
+use crate::process::View;
 use crate::space::Mapping;
 
 /// A system call that is about to be made, or was made.
@@ -80,6 +81,10 @@ pub enum ExecPlan {
 /// in `cpu`. None may block for long.
 #[expect(unused_variables, reason = "the names tell what the parameters are")]
 pub trait Monitor<C>: Sized {
+    /// The target is about to begin. The view is good as long as the process lives, in methods of this trait, in light
+    /// hooks and in what they call.
+    fn started(&mut self, cpu: &mut C, view: View) {}
+
     /// New memory is there; what was at its place is gone.
     fn mapped(&mut self, cpu: &mut C, mapping: &Mapping) {}
 

@@ -45,8 +45,13 @@ fn own_file(path: &[u8], pid: i32) -> Option<OwnFile> {
 /// Which argument is a path that the kernel follows to its end, and the argument with the flag that says otherwise.
 fn path_argument(number: i64) -> Option<(usize, Option<usize>)> {
     Some(match number {
-        libc::SYS_stat | libc::SYS_access | libc::SYS_open | libc::SYS_truncate | libc::SYS_statfs
-        | libc::SYS_getxattr | libc::SYS_listxattr => (0, None),
+        libc::SYS_stat
+        | libc::SYS_access
+        | libc::SYS_open
+        | libc::SYS_truncate
+        | libc::SYS_statfs
+        | libc::SYS_getxattr
+        | libc::SYS_listxattr => (0, None),
         libc::SYS_openat | libc::SYS_openat2 | libc::SYS_faccessat | libc::SYS_faccessat2 => (1, None),
         libc::SYS_newfstatat => (1, Some(3)),
         libc::SYS_statx => (1, Some(2)),
@@ -62,7 +67,8 @@ fn filter_maps(text: &str, space: &Space) -> String {
         let first = line.split(' ').next().unwrap_or("");
         // `maps` and `smaps` have `start-end`, `numa_maps` the start alone; other lines belong to the mapping above.
         let start = first.split('-').next().unwrap_or("");
-        let is_header = start.len() >= 8 && start.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte));
+        let is_header =
+            start.len() >= 8 && start.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte));
         if !is_header {
             if is_shown {
                 out.push_str(line);

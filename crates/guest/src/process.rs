@@ -12,7 +12,7 @@ use crate::limits::Limits;
 use crate::signals::{self, Action, Actions};
 use crate::space::Space;
 use crate::task::Task;
-use crate::thread::{BATON, Thread, take_over};
+use crate::thread::{BATON, Thread, registers, take_over};
 use crate::{Cpu, Monitor, raw};
 
 /// What the target is to find about itself.
@@ -115,14 +115,14 @@ impl Process {
     /// # Errors
     /// The engine gave up on the first thread.
     pub fn run<C: Cpu, M: Monitor<C> + 'static>(self, cpu: C, monitor: M, start: &Guest) -> Result<Infallible, Error> {
-        let process = Box::leak(Box::new(self));
+        let process: *mut Self = Box::into_raw(Box::new(self));
         let cpu = Box::into_raw(Box::new(cpu));
         let monitor = Box::into_raw(Box::new(monitor));
         let thread = Box::leak(Box::new(Thread::new(start.clone(), signals::kernel_mask())));
         thread.set_tid(raw::gettid());
-        process.threads.push(thread);
         let mut task = Task::new(process, monitor, cpu, thread);
         BATON.acquire(&thread.waiter);
+        task.process().threads.push(thread);
         task.attach();
         signals::install_all::<C>(&task.process().actions);
         let leave = {
@@ -130,6 +130,8 @@ impl Process {
             let cpu = unsafe { &mut *cpu };
             take_over(cpu, thread);
             cpu.attach_thread();
+            let view = View { process };
+            task.monitor().started(cpu, view);
             cpu.run(&mut task)
         };
         leave.map_err(Error::Engine)?;
@@ -139,6 +141,55 @@ impl Process {
             // SAFETY: ends this thread alone; nothing of it is needed any more.
             unsafe { raw::syscall(libc::SYS_exit, [0; 6]) };
         }
+    }
+}
+
+/// What a monitor may look at while one of its methods runs: mappings and threads of the target.
+#[derive(Clone, Copy)]
+pub struct View {
+    process: *const Process,
+}
+
+/// A thread as [`View::threads`] shows it.
+#[derive(Clone, Copy)]
+pub struct ThreadView<'a> {
+    /// Its id.
+    pub tid: i32,
+    /// Its registers: those of its call if it is in one.
+    pub guest: &'a Guest,
+    /// Its alternate signal stack, if it has one.
+    pub altstack: Option<(u64, u64)>,
+}
+
+impl View {
+    fn process(&self) -> &Process {
+        // SAFETY: leaked by `Process::run`. The monitor, which alone gets a view, is called with the baton held, and
+        // nothing of the process is borrowed mutably meanwhile.
+        unsafe { &*self.process }
+    }
+
+    /// The target's mappings.
+    #[must_use]
+    pub fn space(&self) -> &Space {
+        &self.process().space
+    }
+
+    /// All threads, the calling one included.
+    pub fn threads<'a, C: Cpu>(&'a self, cpu: &'a C) -> impl Iterator<Item = ThreadView<'a>> {
+        self.process().threads.iter().map(|&thread| {
+            // SAFETY: threads take themselves out of the list before they end.
+            let thread = unsafe { &*thread };
+            // SAFETY: changed by callbacks of the thread itself only, which has not the baton, or is the caller.
+            let altstack = unsafe { (*thread.local.get()).altstack };
+            let altstack = (altstack.bytes != 0).then_some((altstack.start, altstack.start + altstack.bytes));
+            ThreadView { tid: thread.tid(), guest: registers(cpu, thread), altstack }
+        })
+    }
+
+    /// What the target was started with.
+    #[must_use]
+    pub fn setup(&self) -> &Setup {
+        &self.process().setup
     }
 }
 

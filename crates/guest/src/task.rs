@@ -65,12 +65,6 @@ impl<C: Cpu, M: Monitor<C> + 'static> Task<C, M> {
         unsafe { &mut *self.monitor }
     }
 
-    /// Process and monitor together.
-    pub(crate) fn parts(&mut self) -> (&mut Process, &mut M) {
-        // SAFETY: as above; they are two objects.
-        unsafe { (&mut *self.process, &mut *self.monitor) }
-    }
-
     pub(crate) fn cpu_pointer(&self) -> *mut C {
         self.cpu
     }
@@ -141,8 +135,9 @@ impl<C: Cpu, M: Monitor<C> + 'static> Task<C, M> {
     pub fn on_fault(&mut self, cpu: &mut C, fault: Fault) -> Action {
         self.monitor().faulted(cpu, &fault);
         self.deliver_fault(cpu, &fault);
-        // If a signal is pending, it is delivered on top, and the mask is set after that.
-        self.set_kernel_mask(self.thread().mask());
+        if !self.set_kernel_mask(self.thread().mask()) {
+            self.deliver_pending(cpu);
+        }
         Action::Continue
     }
 

@@ -15,7 +15,7 @@ use crate::signals::frame::AltStack;
 use crate::signals::{self, Info, Set, bit};
 
 /// How long a thread runs while others wait.
-const SLICE_NS: u64 = 5_000_000;
+const SLICE_NS: u64 = 1_000_000;
 
 /// The baton of the process.
 pub(crate) static BATON: Baton = Baton::new(SLICE_NS, signals::ask);
@@ -75,12 +75,7 @@ impl Thread {
             deferred: AtomicU64::new(0),
             deferred_info: UnsafeCell::new([nothing; 8]),
             saved: UnsafeCell::new(guest),
-            local: UnsafeCell::new(Local {
-                altstack: AltStack::NONE,
-                clear_child_tid: 0,
-                robust_list: 0,
-                vfork: None,
-            }),
+            local: UnsafeCell::new(Local { altstack: AltStack::NONE, clear_child_tid: 0, robust_list: 0, vfork: None }),
         }
     }
 
@@ -125,9 +120,10 @@ impl Thread {
     }
 
     pub fn take_pending(&self) -> Option<Info> {
-        let info = self.peek_pending();
+        let info = self.peek_pending()?;
+        // Not before there is one: it may come right now, and from then on the kernel blocks all others.
         self.pending.store(0, Ordering::Release);
-        info
+        Some(info)
     }
 
     /// In the handler: a signal that the kernel cannot hold back although the target blocks it. One of each kind.
@@ -176,6 +172,15 @@ pub(crate) fn take_over<C: Cpu>(cpu: &mut C, thread: &Thread) {
     }
     // SAFETY: this thread's, and the baton is held.
     cpu.guest_mut().copy_from(unsafe { &*thread.saved.get() });
+}
+
+/// With the baton held: what a thread's registers are, wherever they are now.
+pub(crate) fn registers<'a, C: Cpu>(cpu: &'a C, thread: &'a Thread) -> &'a Guest {
+    if ptr::eq(OWNER.load(Ordering::Relaxed), thread) {
+        return cpu.guest();
+    }
+    // SAFETY: written by `take_over` only, with the baton held.
+    unsafe { &*thread.saved.get() }
 }
 
 /// With the baton held: nobody needs the registers in the CPU any more.

@@ -23,8 +23,10 @@ use crate::sink::{ErrorHandle, FrameText, Map, Sink};
 
 /// Bytes of one tag or text; what is longer is not XML that Valgrind wrote.
 const LONGEST: u64 = 16 << 20;
-/// Elements that are open at once; Valgrind nests seven. The reader keeps a note on each.
-const MOST_OPEN: usize = 1024;
+/// Elements that are open at once, and bytes of a name. Valgrind nests seven, but every document that breaks off leaves
+/// some open, and the reader keeps the name of each.
+const MOST_OPEN: usize = 1 << 16;
+const LONGEST_NAME: usize = 1024;
 /// Bytes of all frames that are known by their text; with more, all are forgotten.
 const MOST_KNOWN_BYTES: usize = 32 << 20;
 
@@ -141,8 +143,8 @@ pub(crate) fn read(input: &mut dyn BufRead, sink: &mut Sink) -> io::Result<()> {
         left.set(LONGEST);
         let frames_may_follow = match reader.read_event_into(&mut buffer) {
             Ok(Event::Start(tag)) => {
-                open += 1;
                 let name = tag.name();
+                open += if name.as_ref().len() > LONGEST_NAME { MOST_OPEN } else { 1 };
                 document.start(name.as_ref(), sink);
                 name.as_ref() == b"stack"
             }
@@ -175,10 +177,7 @@ pub(crate) fn read(input: &mut dyn BufRead, sink: &mut Sink) -> io::Result<()> {
         }
         if open > MOST_OPEN {
             let place = reader.buffer_position();
-            sink.unread(
-                place,
-                &format!("byte {place}: more than {MOST_OPEN} elements are open; nothing behind is read"),
-            );
+            sink.unread(place, &format!("byte {place}: too many elements are open; nothing behind is read"));
             break;
         }
     }

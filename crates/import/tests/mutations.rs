@@ -147,6 +147,10 @@ fn elements_without_end_stop_the_reader() {
     let imported = import_as(Format::ValgrindXml, &mut Cursor::new(&document), &mut NoNames).unwrap();
     assert_eq!(imported.processes[0].process.pid, 7);
     assert!(imported.unread.first.unwrap().1.contains("elements are open"));
+    // Documents of processes that were killed, one after the other, are all read.
+    let document = b"<valgrindoutput><pid>7</pid><args><argv><exe>x</exe>".repeat(5000);
+    let imported = import_as(Format::ValgrindXml, &mut Cursor::new(&document), &mut NoNames).unwrap();
+    assert_eq!((imported.processes.len(), imported.unread.lines), (5000, 0));
 }
 
 #[test]

@@ -28,7 +28,8 @@ use std::vec::Vec;
 
 pub use code::{FRAME_BYTES, decode, encode, frame_of};
 pub use header::{
-    CONFIG_BYTES, CONFIG_OFFSET, EVENTS_OFFSET, FILE_BYTES, Field, HEADER_FIELDS, MAGIC, SMALL_FILE_BYTES, VERSION, state,
+    CONFIG_BYTES, CONFIG_OFFSET, EVENTS_OFFSET, FILE_BYTES, Field, HEADER_FIELDS, MAGIC, SMALL_FILE_BYTES, VERSION,
+    state,
 };
 
 /// A stack: see the module's documentation.

@@ -4,9 +4,8 @@
 //! one thread alone writes are updated with relaxed loads and stores; records are published by `used`.
 
 use crate::layout::{
-    self, AREAS, Area, AreaId, CheckHeader, CheckRecord, ChunkRecord, Config, HEADER_BYTES, Header,
-    IntervalRecord, IntervalSiteRecord, MAGIC, MisuseRecord, ModuleRecord, NodeRecord, SiteCounters, SiteRecord,
-    ThreadRecord, VERSION,
+    self, AREAS, Area, AreaId, CheckHeader, CheckRecord, ChunkRecord, Config, HEADER_BYTES, Header, IntervalRecord,
+    IntervalSiteRecord, MAGIC, MisuseRecord, ModuleRecord, NodeRecord, SiteCounters, SiteRecord, ThreadRecord, VERSION,
 };
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use core::sync::atomic::{AtomicU8, AtomicU32};

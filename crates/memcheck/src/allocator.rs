@@ -174,7 +174,6 @@ impl Memcheck {
     }
 
     fn report_wrong_free(&mut self, guest: &Guest, symbol: u64, function: AllocFn, start: u64, realloc: bool) {
-        self.errors.wrong_frees += u64::from(!realloc);
         self.walk_hook(guest, symbol);
         let found = self.heap.find(start).filter(|&id| {
             let block = self.heap.block(id);

@@ -3,8 +3,8 @@
 //! What belongs to a thread of the target is in [`Thread`]; the rest is shared by all of them, and used by one at a time.
 
 use leakscope_ledger::events::{self, Event};
-use leakscope_shadow::{OFFSET, Shadow};
-use leakscope_translate::Guest;
+use leakscope_shadow::Shadow;
+use leakscope_translate::{Guest, SHADOW_OFFSET};
 
 use crate::errors::Errors;
 use crate::functions::{Function, Names};
@@ -25,7 +25,7 @@ pub use memory::{GuestPages, forget_shadow};
 /// The shadow of the target's memory.
 pub fn shadow() -> Shadow {
     // SAFETY: the whole shadow is mapped before the target runs, and nobody holds references into it.
-    unsafe { Shadow::new(OFFSET) }
+    unsafe { Shadow::new(SHADOW_OFFSET) }
 }
 
 /// A replaced function at one address.
@@ -213,7 +213,7 @@ impl Memcheck {
             live_bytes: totals.live_bytes,
             live_blocks: totals.live_blocks,
             allocations: totals.allocations,
-            frees: totals.frees + self.errors.wrong_frees,
+            frees: totals.frees,
             allocated_bytes: totals.allocated_bytes,
         }));
         let counts = self.errors.counts();

@@ -38,8 +38,6 @@ pub struct Errors {
     counts: Vec<u64>,
     total: u64,
     is_over: bool,
-    /// Calls that should have freed something and could not: the heap summary counts them.
-    pub wrong_frees: u64,
 }
 
 impl Errors {

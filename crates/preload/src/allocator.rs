@@ -293,9 +293,8 @@ unsafe fn reallocate_logged(
         return core::ptr::null_mut();
     }
     // SAFETY: the original's contract is realloc's.
-    let fresh = runtime::while_pending(start, || unsafe {
-        original(block, if bytes == 0 { 0 } else { forwarded(bytes) })
-    });
+    let fresh =
+        runtime::while_pending(start, || unsafe { original(block, if bytes == 0 { 0 } else { forwarded(bytes) }) });
     if fresh.is_null() {
         if bytes != 0 {
             if let Some(info) = known.filter(|_| runtime::mode() & mode::LOG_ONLY == 0) {

@@ -112,11 +112,8 @@ unsafe extern "C" fn sigaction(signal: c_int, new: *const libc::sigaction, old: 
     unsafe {
         let to_default = new.as_ref().is_some_and(|new| new.sa_sigaction == libc::SIG_DFL);
         let ours = our_action();
-        let result = if to_default && is_wanted() {
-            original(signal, &raw const ours, old)
-        } else {
-            original(signal, new, old)
-        };
+        let result =
+            if to_default && is_wanted() { original(signal, &raw const ours, old) } else { original(signal, new, old) };
         if result == 0 {
             if stands_in && let Some(old) = old.as_mut() {
                 old.sa_sigaction = libc::SIG_DFL;

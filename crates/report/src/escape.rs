@@ -17,11 +17,17 @@ fn is_order(before: char, c: char) -> bool {
 
 /// `name` on one line of a terminal: dangerous characters as `\x1b` or `\u{202e}`.
 pub(crate) fn terminal(name: &str) -> String {
+    let mut out = String::with_capacity(name.len());
+    push_terminal(&mut out, name);
+    out
+}
+
+/// The same behind what is there.
+pub(crate) fn push_terminal(out: &mut String, name: &str) {
     // Nearly all names; a report of a large file has millions.
     if name.bytes().all(|byte| matches!(byte, b' '..=b'~') && byte != b'#') {
-        return name.to_owned();
+        return out.push_str(name);
     }
-    let mut out = String::with_capacity(name.len());
     let mut before = ' ';
     for c in name.chars() {
         let is_order = is_order(std::mem::replace(&mut before, c), c);
@@ -31,7 +37,6 @@ pub(crate) fn terminal(name: &str) -> String {
             _ => _ = write!(out, "\\u{{{:x}}}", c as u32),
         }
     }
-    out
 }
 
 /// `name` as the text of an XML element: markup escaped, characters that XML forbids (and control characters)

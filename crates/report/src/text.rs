@@ -4,6 +4,10 @@
 //! generated suppressions, which are meant to be copied. In colour, the text is the same and only escapes are
 //! added.
 
+pub mod live;
+
+use std::borrow::Cow;
+use std::fmt::Write as _;
 use std::io::{self, Write};
 
 use anstyle::{AnsiColor, Color};
@@ -14,7 +18,7 @@ use leakscope_findings::recording::{End, Origin, State};
 use leakscope_findings::suppressions::{Error, generate};
 use leakscope_model::{CheckTrigger, Heuristic, LeakKind, Tool};
 
-use crate::escape::terminal;
+use crate::escape::{push_terminal, terminal};
 use crate::intervals;
 use crate::wording::{self, grouped};
 
@@ -125,6 +129,9 @@ fn nothing_recorded(text: &mut Text<'_>, analysis: &Analysis) -> io::Result<()> 
     text.line(WARNING, &format!("Nothing was recorded, and blocks are not classified{reason}"))
 }
 
+/// Bytes that most lines of a stack have room in.
+const LINE_BYTES: usize = 160;
+
 /// Lines with their prefix.
 struct Text<'a> {
     out: &'a mut dyn Write,
@@ -135,20 +142,24 @@ struct Text<'a> {
 impl Text<'_> {
     /// `words` must have gone through [`terminal`] where they are not our own.
     fn line(&mut self, style: anstyle::Style, words: &str) -> io::Result<()> {
+        // A report of a large file has millions of lines, and no colour.
+        if !self.style.colour {
+            return writeln!(self.out, "=={}== {words}", self.pid);
+        }
         let painted = self.painted(style, words);
-        let prefix = self.painted(PREFIX, &format!("=={}==", self.pid));
-        writeln!(self.out, "{prefix} {painted}")
+        let prefix = format!("=={}==", self.pid);
+        writeln!(self.out, "{} {painted}", self.painted(PREFIX, &prefix))
     }
 
     fn blank(&mut self) -> io::Result<()> {
         self.line(PLAIN, "")
     }
 
-    fn painted(&self, style: anstyle::Style, words: &str) -> String {
+    fn painted<'w>(&self, style: anstyle::Style, words: &'w str) -> Cow<'w, str> {
         if self.style.colour && style != PLAIN && !words.is_empty() {
-            format!("{style}{words}{style:#}")
+            Cow::Owned(format!("{style}{words}{style:#}"))
         } else {
-            words.to_owned()
+            Cow::Borrowed(words)
         }
     }
 
@@ -161,19 +172,34 @@ impl Text<'_> {
     }
 
     fn frame(&self, frame: &Frame, word: &str) -> String {
-        let function = frame.function.as_deref().map(terminal);
-        let place = match (&frame.file, frame.object.is_empty()) {
+        let mut line = String::with_capacity(LINE_BYTES);
+        _ = write!(line, "   {word} 0x{:X}: ", frame.ip);
+        push_terminal(&mut line, frame.function.as_deref().unwrap_or("???"));
+        match (&frame.file, frame.object.is_empty()) {
             (Some(file), _) => {
-                let directory = frame.directory.as_deref().filter(|_| self.style.directories).map(terminal);
-                let directory = directory.map_or(String::new(), |directory| format!("{directory}/"));
-                let source = format!("{directory}{}:{}", terminal(file), frame.line);
-                format!(" ({})", self.painted(SOURCE, &source))
+                line.push_str(" (");
+                let begin = line.len();
+                if let Some(directory) = frame.directory.as_deref().filter(|_| self.style.directories) {
+                    push_terminal(&mut line, directory);
+                    line.push('/');
+                }
+                push_terminal(&mut line, file);
+                _ = write!(line, ":{}", frame.line);
+                if self.style.colour {
+                    let painted = self.painted(SOURCE, &line[begin..]).into_owned();
+                    line.replace_range(begin.., &painted);
+                }
+                line.push(')');
             }
-            (None, false) => format!(" (in {})", terminal(&frame.object)),
-            (None, true) if function.is_some() => " (in ???)".to_owned(),
-            (None, true) => String::new(),
-        };
-        format!("   {word} 0x{:X}: {}{place}", frame.ip, function.as_deref().unwrap_or("???"))
+            (None, false) => {
+                line.push_str(" (in ");
+                push_terminal(&mut line, &frame.object);
+                line.push(')');
+            }
+            (None, true) if frame.function.is_some() => line.push_str(" (in ???)"),
+            (None, true) => {}
+        }
+        line
     }
 
     fn fingerprint(&mut self, fingerprint: impl std::fmt::Display) -> io::Result<()> {
@@ -372,17 +398,27 @@ fn leak_summary(text: &mut Text<'_>, analysis: &Analysis) -> io::Result<()> {
     text.blank()
 }
 
+/// Intervals that are listed whatever they left.
+const MOST_INTERVALS: usize = 10;
+
 /// What happened between `mtrace()` and `muntrace()`.
 fn interval_summary(text: &mut Text<'_>, analysis: &Analysis) -> io::Result<()> {
     if analysis.intervals.is_empty() {
         return Ok(());
     }
     text.line(HEADING, "INTERVAL SUMMARY:")?;
-    for interval in &analysis.intervals {
+    // A program may have one for each request: then those that left nothing are only counted.
+    let all = analysis.intervals.len() <= MOST_INTERVALS;
+    let listed = || analysis.intervals.iter().filter(|interval| all || interval.live.blocks > 0);
+    for interval in listed() {
         text.line(PLAIN, &format!("    {}", intervals::summary(interval)))?;
     }
+    let others = (analysis.intervals.len() - listed().count()) as u64;
+    if others > 0 {
+        text.line(PLAIN, &format!("    {} more intervals, of which nothing was live at their end", grouped(others)))?;
+    }
     text.blank()?;
-    for interval in analysis.intervals.iter().filter(|_| analysis.options.leak_check == LeakCheck::Full) {
+    for interval in analysis.intervals.iter().filter(|interval| !interval.records.is_empty()) {
         text.line(PLAIN, &format!("Interval {} begins at mtrace(), called", interval.number))?;
         text.stack(&interval.begin)?;
         if let Some(stack) = &interval.ended_at {

@@ -5,6 +5,8 @@
 //! `ReallocSizeZero` is the kind of Valgrind 3.21. A write past the end of a block that was found at its
 //! release is `InvalidWrite`, without a size.
 
+pub mod live;
+
 use std::io::{self, Write};
 
 use leakscope_findings::analysis::{

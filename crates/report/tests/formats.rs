@@ -8,7 +8,9 @@ mod support;
 use std::path::PathBuf;
 
 use leakscope_findings::analysis::{LeakCheck, analyse};
-use leakscope_findings::recording::{CheckState, End, EventLog, Interval, IntervalEnd, IntervalSite, ProcessRecording, State};
+use leakscope_findings::recording::{
+    CheckState, End, EventLog, Interval, IntervalEnd, IntervalSite, ProcessRecording, State,
+};
 use leakscope_findings::{Analysis, Options, Suppressions};
 use leakscope_model::{AllocFn, CheckTrigger, LeakKind, LeakKindSet, MisuseKind};
 use leakscope_report::{Style, json, text, valgrind_xml};
@@ -119,13 +121,8 @@ fn traced() -> ProcessRecording {
     };
     let second = Interval { number: 1, begin_site: 3, begin_ns: start + 4_000_000, ..Interval::default() };
     recorded.intervals = vec![first, second];
-    recorded.event_log = EventLog {
-        file: "/tmp/trace.log".into(),
-        lines: 12_345,
-        errno: 28,
-        lost: 1,
-        wanted: "trace.log".into(),
-    };
+    recorded.event_log =
+        EventLog { file: "/tmp/trace.log".into(), lines: 12_345, errno: 28, lost: 1, wanted: "trace.log".into() };
     recorded
 }
 

@@ -1,6 +1,6 @@
 //! The encoding of shadow memory, and operations on ranges of it.
 //!
-//! Every byte of the target has one byte of V shadow at a fixed distance, [`OFFSET`]. What it says:
+//! Every byte of the target has one byte of V shadow at a fixed distance, which the translator chooses. What it says:
 //!
 //! | value | meaning |
 //! |---|---|
@@ -21,12 +21,6 @@
 mod range;
 
 pub use range::Shadow;
-
-/// Distance from a byte of the target to its shadow byte.
-pub const OFFSET: u64 = 0x3000_0000_0000;
-
-/// The first address that is no longer the target's.
-pub const TARGET_END: u64 = 0x3000_0000_0000;
 
 /// The target may use the byte.
 pub const ADDRESSABLE: u8 = 0;

@@ -4,7 +4,7 @@ use crate::{ADDRESSABLE, UNADDRESSABLE};
 
 /// V shadow at a certain distance from the memory that it describes.
 ///
-/// In an engine the distance is [`crate::OFFSET`]; tests have the shadow of one array in another.
+/// In an engine the distance is the translator's; tests have the shadow of one array in another.
 #[derive(Clone, Copy, Debug)]
 pub struct Shadow {
     offset: u64,

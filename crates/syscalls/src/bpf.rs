@@ -103,9 +103,7 @@ fn log(visit: &mut Visit<'_>, name: &'static str, address: u64, size: u64) {
 fn test_run(visit: &mut Visit<'_>, attr: u64) {
     visit.input("bpf(attr->test.data_in)", word(visit, attr, 16), half(visit, attr, 8));
     visit.input("bpf(attr->test.ctx_in)", word(visit, attr, 48), half(visit, attr, 40));
-    for (slot, name, size_at, at) in
-        [(0, "bpf(attr->test.data_out)", 12, 24), (1, "bpf(attr->test.ctx_out)", 44, 56)]
-    {
+    for (slot, name, size_at, at) in [(0, "bpf(attr->test.data_out)", 12, 24), (1, "bpf(attr->test.ctx_out)", 44, 56)] {
         let now = half(visit, attr, size_at);
         let room = visit.keep(slot, now);
         let address = word(visit, attr, at);

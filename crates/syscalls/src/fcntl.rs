@@ -24,6 +24,13 @@ pub(crate) fn fcntl_registers(args: &[u64; 6]) -> u8 {
     if WITHOUT_ARGUMENT.contains(&u64::from(args[1] as u32)) { 0b011 } else { 0b111 }
 }
 
+/// Memcheck calls the argument of the commands about locks by what it is.
+pub(crate) fn fcntl_names(args: &[u64; 6], index: usize) -> &'static str {
+    let is_lock =
+        [F_GETLK, F_SETLK, F_SETLKW, F_OFD_GETLK, F_OFD_SETLK, F_OFD_SETLKW].contains(&u64::from(args[1] as u32));
+    if index == 2 && is_lock { "lock" } else { "" }
+}
+
 pub(crate) fn fcntl(visit: &mut Visit<'_>) {
     let arg = visit.arg(2);
     match visit.arg(1) {

@@ -62,6 +62,23 @@ pub(crate) fn prctl_registers(args: &[u64; 6]) -> u8 {
     }
 }
 
+/// Memcheck's names of the second argument, and of the third that a filter has.
+pub(crate) fn prctl_names(args: &[u64; 6], index: usize) -> &'static str {
+    match (u64::from(args[0] as u32), index) {
+        (1 | 2, 1) => "signal",
+        (4, 1) => "dump",
+        (5 | 6 | 9..=12 | 19 | 20, 1) => "value",
+        (8, 1) => "keepcaps",
+        (14, 1) => "timing",
+        (SET_NAME | 16, 1) => "name",
+        (SET_SECCOMP, 1) => "mode",
+        (SET_SECCOMP, 2) => "filter",
+        (23 | 24, 1) => "capability",
+        (0x5961_6d61, 1) => "ptracer_process_ID",
+        _ => "",
+    }
+}
+
 pub(crate) fn prctl(visit: &mut Visit<'_>) {
     let option = visit.arg(0) & 0xffff_ffff;
     if let Some(Second::Out(name, size)) = second(option) {

@@ -8,6 +8,8 @@ pub enum Access {
     /// Its bytes decide something: they must be addressable and defined.
     Read,
     /// It is copied, but its bytes decide nothing here (padding, fields of other commands): it must be addressable.
+    /// Memcheck does not look at these; where they overlap with regions of a call that was reported already, another
+    /// message tells nothing new.
     Copy,
     /// Before the call: it must be addressable. After it: it is addressable and defined now.
     Write,
@@ -30,7 +32,7 @@ pub struct Region {
 ///
 /// ```
 /// use leakscope_syscalls::lookup;
-/// assert_eq!(lookup(1).unwrap().register(1).unwrap().to_string(), "write(buf)");
+/// assert_eq!(lookup(1).unwrap().register(&[0; 6], 1).unwrap().to_string(), "write(buf)");
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Param {

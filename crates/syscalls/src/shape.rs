@@ -175,11 +175,7 @@ pub(crate) fn nodemask_bytes(maxnode: u64) -> u64 {
 }
 
 /// The parts of a `struct sigevent` that tell what is to happen; the rest of its 64 bytes is padding.
-pub(crate) fn sigevent(
-    visit: &mut Visit<'_>,
-    [value, signo, notify, thread]: [&'static str; 4],
-    address: u64,
-) {
+pub(crate) fn sigevent(visit: &mut Visit<'_>, [value, signo, notify, thread]: [&'static str; 4], address: u64) {
     const SIGEV_THREAD_ID: u64 = 4;
     visit.input(value, address, 8);
     visit.input(signo, address.wrapping_add(8), 4);

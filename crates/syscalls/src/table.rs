@@ -19,6 +19,9 @@ pub struct Syscall {
     /// The name in messages, where Memcheck's differs.
     pub(crate) shown: &'static str,
     pub(crate) rules: &'static [Rule],
+    /// Memcheck's names of the registers, where a command decides them: an argument's name, a whole one if it holds a
+    /// bracket, none if it is empty.
+    pub(crate) names: Option<fn(&[u64; 6], usize) -> &'static str>,
     /// Which arguments are read, where a command or a flag decides it: a bit for each.
     pub(crate) used: Option<fn(&[u64; 6]) -> u8>,
 }
@@ -44,7 +47,16 @@ impl Syscall {
 
     /// The name of argument `index` for `Syscall param write(count) contains uninitialised byte(s)`.
     #[must_use]
-    pub fn register(&self, index: usize) -> Option<Param> {
+    pub fn register(&self, args: &[u64; 6], index: usize) -> Option<Param> {
+        match self.names.map_or("", |names| names(args, index)) {
+            "" => self.argument(index),
+            whole if whole.contains('(') => Some(Param::from(whole)),
+            name => Some(Param::of(self.shown, name)),
+        }
+    }
+
+    /// `call(argument)`, as the table writes it.
+    pub(crate) fn argument(&self, index: usize) -> Option<Param> {
         self.args.get(index).map(|arg| Param::of(self.shown, arg.name))
     }
 
@@ -78,11 +90,12 @@ pub(crate) const fn shown_as(name: &'static str, shown: &'static [&'static str])
     if shown.is_empty() { name } else { shown[0] }
 }
 
-/// A family of system calls: `NUMBER name [as "shown"](arg: kind, ...) [rules] [registers function] [is EFFECT | EFFECT];`
+/// A family of system calls:
+/// `NUMBER name [as "shown"](arg: kind, ...) [rules] [registers function] [names function] [is EFFECT | EFFECT];`
 macro_rules! syscalls {
     ($(#[$doc:meta])* $table:ident:
      $($number:literal $name:ident $(as $shown:literal)? ($($arg:ident: $kind:ident),*)
-       $([$($rule:expr),* $(,)?])? $(registers $used:ident)? $(is $($effect:ident)|+)?;)*) => {
+       $([$($rule:expr),* $(,)?])? $(registers $used:ident)? $(names $names:ident)? $(is $($effect:ident)|+)?;)*) => {
         $(#[$doc])*
         pub(crate) const $table: &[$crate::table::Syscall] = &[$({
             #[allow(non_camel_case_types, dead_code)]
@@ -91,6 +104,7 @@ macro_rules! syscalls {
             const $arg: $crate::rule::Arg = $crate::rule::Arg(Place::$arg as u8);)*
             const RULES: &[$crate::rule::Rule] = &[$($($rule),*)?];
             const USED: &[fn(&[u64; 6]) -> u8] = &[$($used)?];
+            const NAMES: &[fn(&[u64; 6], usize) -> &'static str] = &[$($names)?];
             $crate::table::Syscall {
                 number: $number,
                 name: stringify!($name),
@@ -101,6 +115,7 @@ macro_rules! syscalls {
                     signed: $crate::table::kind::$kind.1,
                 }),*],
                 rules: RULES,
+                names: if NAMES.is_empty() { None } else { Some(NAMES[0]) },
                 used: if USED.is_empty() { None } else { Some(USED[0]) },
                 effects: $crate::effects::Effects::NONE$($(.and($crate::effects::Effects::$effect))+)?,
             }

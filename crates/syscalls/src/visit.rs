@@ -27,6 +27,9 @@ impl Before {
     pub(crate) const EMPTY: Self = Self { slots: [0; SLOTS], truncated: false };
 }
 
+/// No call counts more than an address space holds; so a made-up result cannot overflow what it is multiplied by.
+const MOST_RETURNED: u64 = 1 << 48;
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Phase {
     Before,
@@ -90,7 +93,7 @@ impl<'a> Visit<'a> {
 
     /// `call(argument)`.
     pub(crate) fn argument(&self, index: usize) -> Param {
-        self.call.register(index).unwrap_or(Param::of(self.call.shown, ""))
+        self.call.argument(index).unwrap_or(Param::of(self.call.shown, ""))
     }
 
     pub(crate) fn length(&self, length: Length) -> u64 {
@@ -115,7 +118,7 @@ impl<'a> Visit<'a> {
     /// What the call returned, as a count; 0 before it and if it failed.
     pub(crate) fn returned(&self) -> u64 {
         match self.phase {
-            Phase::After(result) => u64::try_from(result).unwrap_or(0),
+            Phase::After(result) => u64::try_from(result).unwrap_or(0).min(MOST_RETURNED),
             Phase::Before => 0,
         }
     }

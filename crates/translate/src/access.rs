@@ -40,10 +40,9 @@ pub(crate) enum Segment {
 
 /// What the instruction's memory operands need.
 ///
-/// With `trust_stack`, operands at constant distances from the stack pointer, `pop` and `ret` included, are taken for
-/// good: without the stack's shadow only a stack that itself is not addressable could make them bad, and they are a third
-/// of all accesses.
-pub(crate) fn look(instruction: &Instruction, info: &InstructionInfo, trust_stack: bool) -> Look {
+/// Operands at constant distances of at least -128 from the stack pointer, `pop` and `ret` included, are taken for good:
+/// they are on the live stack by what addressable means there, and they are a third of all accesses.
+pub(crate) fn look(instruction: &Instruction, info: &InstructionInfo) -> Look {
     if is_examined(instruction) {
         return Look::Examine;
     }
@@ -56,13 +55,19 @@ pub(crate) fn look(instruction: &Instruction, info: &InstructionInfo, trust_stac
         if bytes == 0 || bytes > INLINE_BYTES || memory.vsib_size() != 0 {
             return Look::Examine;
         }
-        if trust_stack && memory.base() == Register::RSP && memory.index() == Register::None {
+        if is_live_stack(memory) {
             continue;
         }
         let Some(access) = access(memory, bytes) else { return Look::Examine };
         accesses.push(access);
     }
     Look::Inline(accesses)
+}
+
+fn is_live_stack(memory: &UsedMemory) -> bool {
+    const RED_ZONE: i64 = 128;
+    let by_constant = memory.base() == Register::RSP && memory.index() == Register::None;
+    by_constant && memory.segment() != Register::FS && memory.displacement() as i64 >= -RED_ZONE
 }
 
 /// Whether this operand is looked at. What `push` and `call` write is new stack, which their move of the stack pointer
@@ -77,7 +82,8 @@ pub(crate) fn is_checked(instruction: &Instruction, memory: &UsedMemory) -> bool
 
 /// Instructions whose range iced's operand does not describe.
 fn is_examined(instruction: &Instruction) -> bool {
-    let repeated = instruction.is_string_instruction() && (instruction.has_rep_prefix() || instruction.has_repne_prefix());
+    let repeated =
+        instruction.is_string_instruction() && (instruction.has_rep_prefix() || instruction.has_repne_prefix());
     let bit_string = matches!(
         instruction.code(),
         Code::Bt_rm16_r16
@@ -98,8 +104,7 @@ fn is_examined(instruction: &Instruction) -> bool {
         Mnemonic::Xlatb | Mnemonic::Maskmovq | Mnemonic::Maskmovdqu | Mnemonic::Vmaskmovdqu | Mnemonic::Clzero
     );
     // `pop` to memory computes the address with the stack pointer after the pop.
-    let pop_to_memory =
-        instruction.mnemonic() == Mnemonic::Pop && instruction.op0_kind() == iced_x86::OpKind::Memory;
+    let pop_to_memory = instruction.mnemonic() == Mnemonic::Pop && instruction.op0_kind() == iced_x86::OpKind::Memory;
     repeated || bit_string || implied || pop_to_memory || is_state_area(instruction)
 }
 
@@ -157,7 +162,7 @@ mod tests {
     fn looked_at(bytes: &[u8]) -> Look {
         let mut decoder = Decoder::with_ip(64, bytes, 0x40_0000, DecoderOptions::NONE);
         let instruction = decoder.decode();
-        look(&instruction, InstructionInfoFactory::new().info(&instruction), false)
+        look(&instruction, InstructionInfoFactory::new().info(&instruction))
     }
 
     fn one(bytes: &[u8]) -> Access {
@@ -188,8 +193,11 @@ mod tests {
         for bytes in [&[0x8d, 0x00][..], &[0x0f, 0x18, 0x08], &[0x0f, 0x1f, 0x00], &[0x50]] {
             assert_eq!(looked_at(bytes), Look::Inline(Vec::new()), "{bytes:02x?}");
         }
-        // pop rax, leave, lodsb read
-        assert_eq!(one(&[0x58]).mem.base, Some(4));
+        // mov eax, [rsp+8] and pop rax are on the live stack, mov eax, [rsp-0x90] is not
+        assert_eq!(looked_at(&[0x8b, 0x44, 0x24, 0x08]), Look::Inline(Vec::new()));
+        assert_eq!(looked_at(&[0x58]), Look::Inline(Vec::new()));
+        assert_eq!(one(&[0x8b, 0x84, 0x24, 0x70, 0xff, 0xff, 0xff]).mem.base, Some(4));
+        // leave, lodsb read
         assert_eq!(one(&[0xc9]).mem.base, Some(5));
         assert_eq!(one(&[0xac]).mem.base, Some(6));
     }

@@ -74,8 +74,6 @@ pub(crate) struct Output<'a> {
     pub marks: &'a mut Vec<Mark>,
     pub recovery: &'a mut Recovery,
     pub exits: &'a mut Exits,
-    /// See [`look`].
-    pub trust_stack: bool,
 }
 
 /// Jumps to the cold part of one instruction's checks: addresses of their last four bytes.
@@ -93,7 +91,7 @@ pub(crate) fn write_checks(
     info: &InstructionInfo,
     flags_live: bool,
 ) -> bool {
-    let Look::Inline(accesses) = look(&step.instruction, info, output.trust_stack) else { return false };
+    let Look::Inline(accesses) = look(&step.instruction, info) else { return false };
     if accesses.iter().any(|access| needs_rust(access, flags_live)) {
         return false;
     }

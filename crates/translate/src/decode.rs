@@ -6,9 +6,8 @@ use iced_x86::{Code, Decoder, DecoderError, DecoderOptions, FlowControl, Instruc
 const BLOCK_INSTRUCTIONS: usize = 64;
 
 /// `rol rdi,3; rol rdi,13; rol rdi,61; rol rdi,51; xchg rbx,rbx`. Source: `valgrind.h`.
-const CLIENT_REQUEST: [u8; 19] = [
-    0x48, 0xc1, 0xc7, 0x03, 0x48, 0xc1, 0xc7, 0x0d, 0x48, 0xc1, 0xc7, 0x3d, 0x48, 0xc1, 0xc7, 0x33, 0x48, 0x87, 0xdb,
-];
+const CLIENT_REQUEST: [u8; 19] =
+    [0x48, 0xc1, 0xc7, 0x03, 0x48, 0xc1, 0xc7, 0x0d, 0x48, 0xc1, 0xc7, 0x3d, 0x48, 0xc1, 0xc7, 0x33, 0x48, 0x87, 0xdb];
 
 /// What the translator does with an instruction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,7 +36,12 @@ pub(crate) enum Kind {
     /// `rdfsbase` and its like.
     SegmentBase,
     /// A signal: its number, `si_code`, trap number, and whether the frame shows the next instruction.
-    Trap { signal: i32, code: i32, trap: u64, after: bool },
+    Trap {
+        signal: i32,
+        code: i32,
+        trap: u64,
+        after: bool,
+    },
     /// The region ends inside of the instruction.
     Truncated,
 }
@@ -190,11 +194,10 @@ mod tests {
     #[test]
     fn blocks_end_where_control_leaves() {
         assert_eq!(kinds(&[0x90, 0xeb, 0x02, 0x90]), [Kind::Plain, Kind::Jump(0x1005)]);
-        assert_eq!(kinds(&[0x74, 0x10, 0x75, 0x10, 0xc3]), [
-            Kind::Branch(4, 0x1012),
-            Kind::Branch(5, 0x1014),
-            Kind::Return(0)
-        ]);
+        assert_eq!(
+            kinds(&[0x74, 0x10, 0x75, 0x10, 0xc3]),
+            [Kind::Branch(4, 0x1012), Kind::Branch(5, 0x1014), Kind::Return(0)]
+        );
         assert_eq!(kinds(&[0xcc])[0], Kind::Trap { signal: libc::SIGTRAP, code: 128, trap: 3, after: true });
         assert_eq!(kinds(&[0x0f, 0x0b, 0x90]), [Kind::PlainEnd]);
         assert_eq!(kinds(&[0x90, 0x48]), [Kind::Plain, Kind::Truncated]);

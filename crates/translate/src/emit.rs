@@ -230,33 +230,20 @@ impl Code {
     /// `jrcxz`, to be led to its target by [`Code::land`].
     pub fn jump_if_rcx_zero(&mut self) -> Landing {
         self.raw(&[0xe3, 0]);
-        Landing { end: self.bytes.len(), wide: false }
-    }
-
-    /// `jne`, to be led to its target by [`Code::land`].
-    pub fn jump_forward_if(&mut self, condition: u8) -> Landing {
-        self.raw(&[0x0f, 0x80 | condition, 0, 0, 0, 0]);
-        Landing { end: self.bytes.len(), wide: true }
+        Landing(self.bytes.len())
     }
 
     /// Leads a jump that was written before to here.
     pub fn land(&mut self, landing: Landing) {
-        let distance = self.bytes.len() - landing.end;
-        if landing.wide {
-            self.bytes[landing.end - 4..landing.end].copy_from_slice(&(distance as u32).to_le_bytes());
-        } else {
-            debug_assert!(distance < 128, "a short jump over {distance} bytes");
-            self.bytes[landing.end - 1] = distance as u8;
-        }
+        let distance = self.bytes.len() - landing.0;
+        debug_assert!(distance < 128, "a short jump over {distance} bytes");
+        self.bytes[landing.0 - 1] = distance as u8;
     }
 }
 
 /// A forward jump whose target is not written yet.
 #[derive(Debug)]
-pub(crate) struct Landing {
-    end: usize,
-    wide: bool,
-}
+pub(crate) struct Landing(usize);
 
 /// What four bytes at `site`, the end of an instruction, must hold to lead to `target`.
 pub(crate) fn displacement(site: u64, target: u64) -> u32 {

@@ -7,7 +7,7 @@ use iced_x86::{Decoder, DecoderOptions};
 use crate::cache::BlockKey;
 use crate::exits::Exit;
 use crate::state::{State, state};
-use crate::translate::{Hook, Translator, Watch};
+use crate::translate::{Extent, Hook, Translator, Watch};
 use crate::{
     AccessKind, Action, BadAccess, Config, Error, Fault, GUEST_END, Gpr, Guest, LightHook, Tool, Version, cpuid, entry,
     examine, indirect, layout, memory,
@@ -69,6 +69,8 @@ impl Engine {
             state.default_mxcsr = DEFAULT_MXCSR;
             state.exit_code = labels.exit;
             state.hook_code = labels.hook;
+            state.miss_code = labels.miss;
+            state.mark_code = labels.mark;
         }
         let translator = Box::new(Translator::new(config));
         Ok(Self { translator, exits: 0 })
@@ -173,7 +175,7 @@ impl Engine {
             return Ok(host);
         }
         self.ask_for_region(pc, tool);
-        self.translator.make(key, false, Watch::Yes)
+        self.translator.make(key, Extent::Block, Watch::Yes)
     }
 
     fn ask_for_region<T: Tool>(&mut self, pc: u64, tool: &mut T) {
@@ -195,7 +197,7 @@ impl Engine {
             Some(host) if watch == Watch::Yes => Ok(host),
             _ => {
                 self.ask_for_region(pc, tool);
-                self.translator.make(key, true, watch)
+                self.translator.make(key, Extent::Solo, watch)
             }
         }
     }
@@ -259,8 +261,7 @@ impl Engine {
         // SAFETY: the region is mapped; see `Translator::make`.
         let bytes = unsafe { memory::code(pc, region.end) };
         let instruction = Decoder::with_ip(64, bytes, pc, DecoderOptions::NONE).decode();
-        // SAFETY: with checks on, the tool mapped the shadow; without, nothing is examined.
-        let is_bad = |address, bytes| unsafe { memory::shadow_is_set(address, bytes) };
+        let is_bad = memory::shadow_is_set;
         let touched = examine::touches(&instruction, self.guest(), is_bad);
         for touch in touched.into_iter().filter(|touch| is_bad(touch.address, touch.bytes)) {
             let access = BadAccess { pc, address: touch.address, size_bytes: touch.bytes, kind: touch.kind };
@@ -287,11 +288,13 @@ impl Engine {
             // SAFETY: the address is in the cache, which is mapped.
             let host = unsafe { memory::code(slot.host_pc, (slot.host_pc + 2).min(layout::COLD_END)) };
             if host.contains(&0x65) && host[0] != 0x64 {
-                return self.solo(pc, Watch::Yes, tool).map(Next::Code);
+                self.ask_for_region(pc, tool);
+                return self.translator.make(BlockKey::solo(pc), Extent::Bare, Watch::No).map(Next::Code);
             }
         }
-        let fault =
-            Fault { signal: slot.signal, code: slot.code, address: slot.address, trap: slot.trap, error: slot.error };
+        // SIGFPE, SIGILL and SIGTRAP give the instruction's address.
+        let address = if slot.address == slot.host_pc { pc } else { slot.address };
+        let fault = Fault { signal: slot.signal, code: slot.code, address, trap: slot.trap, error: slot.error };
         Ok(Next::Action(tool.fault(self, fault)))
     }
 

@@ -11,6 +11,9 @@ use std::arch::global_asm;
 use crate::layout;
 use crate::state::slot;
 
+/// A stack pointer that moves further goes to another stack. Source: Memcheck's `--max-stackframe`.
+const STACK_SWITCH_BYTES: u64 = 2_000_000;
+
 global_asm!(
     ".globl leakscope_translate_enter",
     "leakscope_translate_enter:",
@@ -184,7 +187,74 @@ global_asm!(
     "mov dword ptr [{in_hook}], 0",
     "mov dword ptr [{record}], {fault}",
     "jmp 2b",
+    // Marks the stack between rsp and `new_rsp & new_rsp_mask`, less the red zone, then goes on at `mark_return`. Nothing
+    // of the guest's changes; the guest is at `rip`, which begins anew when a stop is asked for.
+    ".globl leakscope_translate_mark",
+    "leakscope_translate_mark:",
+    "mov qword ptr [{saved}], rax",
+    "lahf",
+    "seto al",
+    "mov qword ptr [{saved} + 8], rax",
+    "mov qword ptr [{saved} + 16], rcx",
+    "mov qword ptr [{saved} + 24], rdi",
+    "mov rcx, qword ptr [{new_rsp}]",
+    "and rcx, qword ptr [{new_rsp_mask}]",
+    "mov rdi, rsp",
+    "mov rax, {guest_end}",
+    "cmp rdi, rax",
+    "jae leakscope_translate_mark_check",
+    "sub rcx, rdi",
+    "jg 4f",
+    // Taken: all right from the new border to the old one.
+    "neg rcx",
+    "xor eax, eax",
+    "sub rdi, rcx",
+    "jmp 5f",
+    // Given back: bad from the old border to the new one.
+    "4:",
+    "mov rax, -1",
+    "5:",
+    "cmp rcx, {far}",
+    "ja leakscope_translate_mark_check",
+    "cmp rcx, 8",
+    "jb 7f",
+    "6:",
+    "mov qword ptr gs:[rdi - 128], rax",
+    "add rdi, 8",
+    "sub rcx, 8",
+    "cmp rcx, 8",
+    "jae 6b",
+    "7:",
+    "jrcxz leakscope_translate_mark_check",
+    "mov byte ptr gs:[rdi - 128], al",
+    "inc rdi",
+    "dec rcx",
+    "jmp 7b",
+    ".globl leakscope_translate_mark_check",
+    "leakscope_translate_mark_check:",
+    "mov ecx, dword ptr [{stop}]",
+    "jrcxz 8f",
+    "mov dword ptr [{record}], {stopped}",
+    "mov rax, qword ptr [{exit_code}]",
+    "mov qword ptr [{mark_return}], rax",
+    "8:",
+    "mov rdi, qword ptr [{saved} + 24]",
+    "mov rcx, qword ptr [{saved} + 16]",
+    "mov rax, qword ptr [{saved} + 8]",
+    "add al, 0x7f",
+    "sahf",
+    "mov rax, qword ptr [{saved}]",
+    "jmp qword ptr [{mark_return}]",
+    ".globl leakscope_translate_mark_end",
+    "leakscope_translate_mark_end:",
     engine_rsp = const slot!(engine_rsp),
+    saved = const slot!(mark_saved),
+    new_rsp = const slot!(new_rsp),
+    new_rsp_mask = const slot!(new_rsp_mask),
+    mark_return = const slot!(mark_return),
+    guest_end = const crate::GUEST_END,
+    far = const STACK_SWITCH_BYTES,
+    exit_code = const slot!(exit_code),
     entry_target = const slot!(entry_target),
     engine_fs = const slot!(engine_fs),
     stop = const slot!(stop),
@@ -221,6 +291,9 @@ unsafe extern "C" {
     fn leakscope_translate_hook_end();
     fn leakscope_translate_hook_abort();
     fn leakscope_translate_hook_fault();
+    fn leakscope_translate_mark();
+    fn leakscope_translate_mark_check();
+    fn leakscope_translate_mark_end();
 }
 
 /// Runs translated code until it exits.
@@ -237,6 +310,7 @@ pub(crate) struct Labels {
     pub exit: u64,
     pub miss: u64,
     pub hook: u64,
+    pub mark: u64,
 }
 
 pub(crate) fn labels() -> Labels {
@@ -244,6 +318,7 @@ pub(crate) fn labels() -> Labels {
         exit: leakscope_translate_exit as *const () as u64,
         miss: leakscope_translate_miss as *const () as u64,
         hook: leakscope_translate_hook as *const () as u64,
+        mark: leakscope_translate_mark as *const () as u64,
     }
 }
 
@@ -263,6 +338,9 @@ pub(crate) fn border(host_pc: u64) -> Border {
         Border::Resumable(leakscope_translate_enter_abort as *const () as u64)
     } else if between(leakscope_translate_hook_begin, leakscope_translate_hook_end) {
         Border::Resumable(leakscope_translate_hook_abort as *const () as u64)
+    } else if between(leakscope_translate_mark_check, leakscope_translate_mark_end) {
+        // What the rest restores is still saved: look at `stop` again.
+        Border::Resumable(leakscope_translate_mark_check as *const () as u64)
     } else {
         Border::Ahead
     }
@@ -271,4 +349,11 @@ pub(crate) fn border(host_pc: u64) -> Border {
 /// Where a fault inside of a light hook goes.
 pub(crate) fn hook_fault() -> u64 {
     leakscope_translate_hook_fault as *const () as u64
+}
+
+/// Whether an address is in this file's assembly.
+#[cfg(test)]
+pub(crate) fn is_here(host_pc: u64) -> bool {
+    (leakscope_translate_enter as *const () as u64..leakscope_translate_hook_fault as *const () as u64)
+        .contains(&host_pc)
 }

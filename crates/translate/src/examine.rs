@@ -19,11 +19,7 @@ const DIRECTION: u64 = 0x400;
 
 /// Everything that the instruction touches with these registers, apart from what [`is_checked`] leaves out. `is_bad` says
 /// whether a range's shadow is set: a scan that would end at such a range ends the list with it.
-pub(crate) fn touches(
-    instruction: &Instruction,
-    guest: &Guest,
-    is_bad: impl Fn(u64, u64) -> bool,
-) -> Vec<Touch> {
+pub(crate) fn touches(instruction: &Instruction, guest: &Guest, is_bad: impl Fn(u64, u64) -> bool) -> Vec<Touch> {
     let look = Look { instruction, guest, vectors: Vectors::new(guest) };
     let mut list = Vec::new();
     let mut factory = InstructionInfoFactory::new();
@@ -202,12 +198,15 @@ impl Look<'_> {
     }
 
     fn repeated(&self, memory: &UsedMemory, is_bad: &impl Fn(u64, u64) -> bool, list: &mut Vec<Touch>) {
-        let element = memory.memory_size().size() as u64;
+        // iced gives the repeated operand no size of its own.
+        let element = self.instruction.memory_size().size() as u64;
         let short = memory.base().size() == 4;
         let count = self.guest.gpr(Gpr::Rcx) & if short { 0xffff_ffff } else { u64::MAX };
         let Some(first) = self.address(memory, 0) else { return };
         let done = match self.instruction.mnemonic() {
-            Mnemonic::Scasb | Mnemonic::Scasw | Mnemonic::Scasd | Mnemonic::Scasq => self.scanned(first, None, count, element, is_bad),
+            Mnemonic::Scasb | Mnemonic::Scasw | Mnemonic::Scasd | Mnemonic::Scasq => {
+                self.scanned(first, None, count, element, is_bad)
+            }
             Mnemonic::Cmpsb | Mnemonic::Cmpsw | Mnemonic::Cmpsd | Mnemonic::Cmpsq => {
                 let (source, other) = (self.guest.gpr(Gpr::Rsi), self.guest.gpr(Gpr::Rdi));
                 self.scanned(source, Some(other), count, element, is_bad)
@@ -224,7 +223,14 @@ impl Look<'_> {
     }
 
     /// How many elements `scas` or `cmps` looks at before it stops, or comes to memory that it should not touch.
-    fn scanned(&self, at: u64, other: Option<u64>, count: u64, element: u64, is_bad: &impl Fn(u64, u64) -> bool) -> u64 {
+    fn scanned(
+        &self,
+        at: u64,
+        other: Option<u64>,
+        count: u64,
+        element: u64,
+        is_bad: &impl Fn(u64, u64) -> bool,
+    ) -> u64 {
         let step = if self.guest.rflags & DIRECTION != 0 { element.wrapping_neg() } else { element };
         let while_equal = self.instruction.has_rep_prefix();
         for done in 0..count {
@@ -264,4 +270,3 @@ impl Look<'_> {
         }
     }
 }
-

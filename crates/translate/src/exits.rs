@@ -34,7 +34,6 @@ pub(crate) enum Exit {
     Stale { pc: u64 },
     /// The code at `pc` is in no executable memory.
     NotExecutable { pc: u64 },
-
 }
 
 /// The exits of all translated code.

@@ -62,6 +62,9 @@ mod state;
 mod translate;
 mod vectors;
 
+#[cfg(test)]
+mod differential;
+
 pub use engine::{Engine, Statistics};
 pub use layout::{FAST_CODE_END, GUEST_END, SHADOW_OFFSET};
 pub use state::{Gpr, Guest, Version};
@@ -100,10 +103,10 @@ impl Default for Config {
 /// Whether translated code marks released stack as unaddressable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StackMarking {
-    /// The tool marks whole stacks as addressable; nothing is written when the stack pointer moves, and operands at
-    /// constant distances from it are not looked at.
+    /// The tool marks whole stacks as addressable; nothing is written when the stack pointer moves.
     Off,
-    /// Every move of the stack pointer writes the shadow of what it takes or gives back, `rsp - 128` being the border.
+    /// Every move of the stack pointer writes the shadow of what it takes or gives back, `rsp - 128` being the border:
+    /// pointers to dead frames are found.
     Exact,
 }
 

@@ -1,6 +1,6 @@
 //! Reading the target's code, mapping the engine's memory: the raw operations that the rest builds on.
 
-use crate::Error;
+use crate::{Error, probe};
 
 /// Maps zeroed memory at a fixed address that must be free.
 pub(crate) fn map(what: &'static str, address: u64, bytes: usize, protection: i32) -> Result<(), Error> {
@@ -59,18 +59,26 @@ pub(crate) unsafe fn put(at: u64, bytes: &[u8]) {
     }
 }
 
-/// Whether any byte of the target's range has a shadow that is not 0.
-///
-/// # Safety
-/// The tool mapped the shadow of the target's whole address space.
-pub(crate) unsafe fn shadow_is_set(address: u64, bytes: u64) -> bool {
-    let end = crate::GUEST_END;
-    if address >= end || bytes > end - address {
+/// Ranges longer than this are looked at in part: the access itself will fault in what is not mapped.
+const LONGEST_LOOK: u64 = 256 << 20;
+
+/// Whether any byte of the target's range has a shadow that is not 0. Shadow that is not mapped counts as 0.
+pub(crate) fn shadow_is_set(address: u64, bytes: u64) -> bool {
+    let end = address.saturating_add(bytes.min(LONGEST_LOOK));
+    if end > crate::GUEST_END {
         return false;
     }
-    // SAFETY: the range lies below GUEST_END, so its shadow is mapped.
-    let shadow = unsafe { code(address + crate::SHADOW_OFFSET, address + crate::SHADOW_OFFSET + bytes) };
-    shadow.iter().any(|&byte| byte != 0)
+    let mut at = address;
+    while at < end {
+        let next = end.min((at & !0xfff) + 0x1000);
+        let (from, to) = (at + crate::SHADOW_OFFSET, next + crate::SHADOW_OFFSET);
+        // SAFETY: the first byte could be read, so its page is mapped, and the range ends with the page.
+        if probe::read(from, 1).is_some() && unsafe { code(from, to) }.iter().any(|&byte| byte != 0) {
+            return true;
+        }
+        at = next;
+    }
+    false
 }
 
 /// Sets GS base of this thread to the shadow's offset.

@@ -68,8 +68,11 @@ impl Regions {
 
     /// Gives write permission back to the pages of a range that are protected by us. Says whether there were any.
     pub fn unprotect(&mut self, start: u64, end: u64, by_fault: bool) -> bool {
-        let pages: Vec<(u64, i32)> =
-            self.protected.range(start / PAGE..end.div_ceil(PAGE)).map(|(&page, &protection)| (page, protection)).collect();
+        let pages: Vec<(u64, i32)> = self
+            .protected
+            .range(start / PAGE..end.div_ceil(PAGE))
+            .map(|(&page, &protection)| (page, protection))
+            .collect();
         for &(page, protection) in &pages {
             memory::protect(page * PAGE, (page + 1) * PAGE, protection);
             self.protected.remove(&page);

@@ -147,6 +147,7 @@ pub(crate) struct State {
     pub in_hook: u32,
     pub exit_code: u64,
     pub hook_code: u64,
+    pub miss_code: u64,
     pub mark_code: u64,
     pub hook_function: u64,
     pub hook_cookie: u64,
@@ -154,10 +155,11 @@ pub(crate) struct State {
     /// The signal that a handler recorded.
     pub fault: FaultSlot,
     pub engine: u64,
-    /// For marking the stack: where the stack pointer goes, and what the marking borrows.
+    /// For marking the stack: where the stack pointer goes, before this mask; where to go on; what is borrowed.
     pub new_rsp: u64,
+    pub new_rsp_mask: u64,
+    pub mark_return: u64,
     pub mark_saved: [u64; 4],
-    pub vector_scratch: [u64; 8],
 }
 
 /// A synchronous signal on its way from the handler to the run loop.

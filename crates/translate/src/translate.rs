@@ -32,6 +32,17 @@ pub(crate) enum Watch {
     No,
 }
 
+/// How much a block does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Extent {
+    /// As many instructions as there are, checked.
+    Block,
+    /// One instruction, unchecked.
+    Solo,
+    /// One instruction, and nothing that touches the shadow: a check found that there is none.
+    Bare,
+}
+
 /// Makes and keeps blocks.
 pub(crate) struct Translator {
     pub config: Config,
@@ -108,7 +119,7 @@ impl Translator {
     }
 
     /// Makes a block (with a hook at `pc`: the way to the hook). The region around `pc` is known, or there is a hook.
-    pub fn make(&mut self, key: BlockKey, solo: bool, watch: Watch) -> Result<u64, Error> {
+    pub fn make(&mut self, key: BlockKey, extent: Extent, watch: Watch) -> Result<u64, Error> {
         if !self.cache.has_room() {
             self.flush();
         }
@@ -117,6 +128,7 @@ impl Translator {
         self.cold.begin(self.cache.cold_next);
         self.marks.clear();
         let host = self.hot.start;
+        let solo = extent != Extent::Block;
         self.blocks_made += 1;
         if !solo {
             self.cache.announce(key, host);
@@ -145,7 +157,7 @@ impl Translator {
         if watch == Watch::Yes && self.regions.watch(guest.start, guest.end) {
             self.write_comparison(bytes, &guest);
         }
-        self.write_steps(bytes, &steps, solo)?;
+        self.write_steps(bytes, &steps, extent)?;
         self.instructions_made += steps.len() as u64;
         if solo && watch == Watch::Yes {
             self.cache.announce(key, host);
@@ -154,9 +166,9 @@ impl Translator {
         Ok(host)
     }
 
-    fn write_steps(&mut self, bytes: &[u8], steps: &[Step], solo: bool) -> Result<(), Error> {
-        let checks = self.config.checks && !solo;
-        let marks_stack = self.config.checks && self.config.stack == StackMarking::Exact;
+    fn write_steps(&mut self, bytes: &[u8], steps: &[Step], extent: Extent) -> Result<(), Error> {
+        let checks = self.config.checks && extent == Extent::Block;
+        let marks_stack = extent != Extent::Bare && self.config.checks && self.config.stack == StackMarking::Exact;
         let live = if checks || marks_stack {
             let mut peek = Peek {
                 regions: &self.regions,
@@ -179,7 +191,6 @@ impl Translator {
                     marks: &mut self.marks,
                     recovery: &mut self.cache.recovery,
                     exits: &mut self.cache.exits,
-                    trust_stack: !marks_stack,
                 };
                 if !write_checks(&mut output, &mut checked, step, info, live[index]) {
                     self.leave_by(Exit::Examine { pc: step.pc() });
@@ -187,7 +198,7 @@ impl Translator {
                 }
                 checked.after(info);
             }
-            if marks_stack && self.write_stack_marking(step, live[index]) {
+            if marks_stack && self.write_stack_marking(step) {
                 checked.clear();
             }
             self.write_step(step, &bytes[step.offset..step.offset + step.length])?;
@@ -214,6 +225,7 @@ impl Translator {
                 // The displacement stays short: it leads over the jump to what follows.
                 self.hot.raw(&bytes[..bytes.len() - 1]);
                 self.hot.raw(&[5]);
+                self.mark(step.next_pc(), Rule::EXACT);
                 self.jump_to(step.next_pc());
                 self.mark(target, Rule::EXACT);
                 self.jump_to(target);

@@ -107,3 +107,17 @@ impl<'a> Vectors<'a> {
         })
     }
 }
+
+/// Sets a vector register below 16, all of its 64 bytes.
+#[cfg(test)]
+pub(crate) fn set_register(guest: &mut Guest, number: usize, value: &[u8; 64]) {
+    let all = layout();
+    let (avx, high) = (all[AVX as usize], all[ZMM_HIGH as usize]);
+    guest.xsave[SSE + 16 * number..SSE + 16 * number + 16].copy_from_slice(&value[..16]);
+    if avx.bytes != 0 {
+        guest.xsave[avx.offset + 16 * number..avx.offset + 16 * number + 16].copy_from_slice(&value[16..32]);
+    }
+    if high.bytes != 0 {
+        guest.xsave[high.offset + 32 * number..high.offset + 32 * number + 32].copy_from_slice(&value[32..]);
+    }
+}

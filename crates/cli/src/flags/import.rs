@@ -42,8 +42,12 @@ Exit code: --error-exitcode on findings; 2 when a file cannot be read.";
 
 /// Help of `mtrace`.
 pub const MTRACE_HELP: &str = "\
-To make a log: the program calls mtrace() (from <mcheck.h>). Since glibc 2.34 the log is written by a library that must
-be preloaded:
+To make a log of any program, or of one that calls mtrace() (from <mcheck.h>):
+
+    leakscope run --mtrace-log=LOG ./program
+    MALLOC_TRACE=LOG leakscope run ./program
+
+Without leakscope, since glibc 2.34, the log is written by a library that must be preloaded:
 
     LD_PRELOAD=libc_malloc_debug.so.0 MALLOC_TRACE=LOG ./program
 

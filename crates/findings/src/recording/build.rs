@@ -7,7 +7,8 @@ use leakscope_ledger::reader::{self, Snapshot};
 use leakscope_model::{ModuleId, Svma};
 
 use super::{
-    Check, CheckRecord, CheckState, End, EventLog, Interval, IntervalEnd, IntervalSite, Location, Lost, Misuse, Module, Node, Origin, ProcessFacts, ProcessRecording, Sample, Site, State, Strings, Thread, Totals, Witness,
+    Check, CheckRecord, CheckState, End, EventLog, Interval, IntervalEnd, IntervalSite, Location, Lost, Misuse, Module,
+    Node, Origin, ProcessFacts, ProcessRecording, Sample, Site, State, Strings, Thread, Totals, Witness,
 };
 use crate::analysis::{Detail, Options, SitesToName, sites_to_name};
 use crate::suppressions::Suppressions;
@@ -243,8 +244,18 @@ fn facts(process: &reader::Process) -> ProcessFacts {
 }
 
 fn lost(lost: &reader::Lost) -> Lost {
-    let reader::Lost { sites, nodes, counters, blocks, deep_stacks, broken_stacks, modules, misuses, threads, intervals } =
-        *lost;
+    let reader::Lost {
+        sites,
+        nodes,
+        counters,
+        blocks,
+        deep_stacks,
+        broken_stacks,
+        modules,
+        misuses,
+        threads,
+        intervals,
+    } = *lost;
     Lost { sites, nodes, counters, blocks, deep_stacks, broken_stacks, modules, misuses, threads, intervals }
 }
 
@@ -364,13 +375,7 @@ fn interval_site(record: &reader::IntervalSite) -> IntervalSite {
 }
 
 fn event_log(log: &reader::EventLog) -> EventLog {
-    EventLog {
-        file: text(&log.file),
-        lines: log.lines,
-        errno: log.errno,
-        lost: log.lost,
-        wanted: text(&log.wanted),
-    }
+    EventLog { file: text(&log.file), lines: log.lines, errno: log.errno, lost: log.lost, wanted: text(&log.wanted) }
 }
 
 fn sample(sample: &reader::Sample) -> Sample {

@@ -28,9 +28,10 @@ fn find(path: &CStr) -> Result<String, String> {
         return Ok(name);
     }
     let folders = std::env::var("PATH").unwrap_or_else(|_| "/usr/bin:/bin".into());
-    let found = folders.split(':').map(|folder| format!("{folder}/{name}")).find(|path| {
-        std::fs::metadata(path).is_ok_and(|file| file.is_file())
-    });
+    let found = folders
+        .split(':')
+        .map(|folder| format!("{folder}/{name}"))
+        .find(|path| std::fs::metadata(path).is_ok_and(|file| file.is_file()));
     found.ok_or_else(|| format!("{name}: not found in PATH"))
 }
 
@@ -126,11 +127,7 @@ fn map_program(process: &mut Process, path: &str) -> Result<Program, String> {
         .collect();
     let loads = || segments.iter().filter(|segment| segment[0] == 1);
     let end = loads().map(|segment| (segment[3] + segment[5]).next_multiple_of(PAGE)).max().unwrap_or(0);
-    let base = if word(16, 2) == 3 {
-        process.space_mut().place(end, true).ok_or("no room below 2 GB")?
-    } else {
-        0
-    };
+    let base = if word(16, 2) == 3 { process.space_mut().place(end, true).ok_or("no room below 2 GB")? } else { 0 };
     let mut program = Program { entry: word(24, 8) + base, base, headers: 0, header_count: count, interpreter: None };
     for &[kind, flags, offset, address, file_bytes, memory_bytes, _] in &segments {
         if kind == 3 {

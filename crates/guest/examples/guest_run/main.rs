@@ -113,9 +113,7 @@ fn run(words: Vec<CString>) -> Result<std::convert::Infallible, String> {
     let words: Vec<CString> = words.collect();
     let path = words.first().ok_or("expected a program")?.clone();
     let environment: Vec<CString> = std::env::vars_os()
-        .filter_map(|(name, value)| {
-            CString::new([name.into_vec(), vec![b'='], value.into_vec()].concat()).ok()
-        })
+        .filter_map(|(name, value)| CString::new([name.into_vec(), vec![b'='], value.into_vec()].concat()).ok())
         .collect();
     let engine = std::fs::read_link("/proc/self/exe").map_err(|error| error.to_string())?;
     let runner = Runner { options: options.clone(), engine: engine.into_os_string().into_vec() };

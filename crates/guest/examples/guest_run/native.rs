@@ -136,8 +136,7 @@ pub struct Native;
 
 /// Whether an address is of this executable.
 fn is_own(address: u64) -> bool {
-    // SAFETY: addresses of the linker only.
-    let range = unsafe { &raw const __executable_start as u64..&raw const etext as u64 };
+    let range = &raw const __executable_start as u64..&raw const etext as u64;
     range.contains(&address)
 }
 

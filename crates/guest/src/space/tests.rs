@@ -15,12 +15,10 @@ enum Step {
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let range = (0..PAGES, 1..12usize).prop_map(|(first, count)| (first, count.min(PAGES - first)));
-    let map = (range.clone(), 0..8i32, any::<bool>(), any::<bool>()).prop_map(|((first, count), protection, file, shared)| {
-        Step::Map { first, count, protection, file, shared }
-    });
+    let map = (range.clone(), 0..8i32, any::<bool>(), any::<bool>())
+        .prop_map(|((first, count), protection, file, shared)| Step::Map { first, count, protection, file, shared });
     let unmap = range.clone().prop_map(|(first, count)| Step::Unmap { first, count });
-    let protect =
-        (range, 0..8i32).prop_map(|((first, count), protection)| Step::Protect { first, count, protection });
+    let protect = (range, 0..8i32).prop_map(|((first, count), protection)| Step::Protect { first, count, protection });
     prop::collection::vec(prop_oneof![map, unmap, protect], 1..60)
 }
 
@@ -57,9 +55,9 @@ proptest! {
                         Backing::Anonymous
                     };
                     space.record(Mapping { start: at(first), end: at(first + count), protection, shared, backing });
-                    for page in first..first + count {
-                        let offset = (first as u64 * 7 + (page - first) as u64) * PAGE;
-                        model[page] = Some((protection, shared, file.then_some(offset)));
+                    for (place, page) in model[first..first + count].iter_mut().enumerate() {
+                        let offset = (first as u64 * 7 + place as u64) * PAGE;
+                        *page = Some((protection, shared, file.then_some(offset)));
                     }
                 }
                 Step::Unmap { first, count } => {

@@ -5,13 +5,7 @@ use std::vec;
 use super::*;
 
 fn events() -> Vec<Event> {
-    let block = Block {
-        start: 1,
-        bytes: 2,
-        function: AllocFn::NewArray,
-        allocated: vec![3, 4],
-        freed: vec![],
-    };
+    let block = Block { start: 1, bytes: 2, function: AllocFn::NewArray, allocated: vec![3, 4], freed: vec![] };
     let error = |what| Error {
         number: 7,
         thread: 1,

@@ -171,7 +171,9 @@ pub(super) fn finish<S: ReadAt + ?Sized>(
     // The last one alone can be open: one look over the sites is enough.
     if let Some(open) = intervals.last_mut().filter(|interval| interval.end == IntervalEnd::Open) {
         let of_it = sites.iter().zip(totals).enumerate();
-        for (number, (_, totals)) in of_it.filter(|(_, (site, _))| site_flags::interval(site.flags) == Some(open.number)) {
+        for (number, (_, totals)) in
+            of_it.filter(|(_, (site, _))| site_flags::interval(site.flags) == Some(open.number))
+        {
             open.allocated_blocks = open.allocated_blocks.wrapping_add(totals.allocated_blocks);
             open.allocated_bytes = open.allocated_bytes.wrapping_add(totals.allocated_bytes);
             if totals.live_blocks() > 0 {

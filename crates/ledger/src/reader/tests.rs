@@ -8,8 +8,8 @@ use leakscope_model::{
 
 use super::*;
 use crate::layout::{
-    self, AREAS, Area, AreaId, COUNTERS_PER_CHUNK, Header, MAGIC, NO_HEURISTIC, VERSION, check_state, interval_state, origin,
-    site_flags, state, string_ref,
+    self, AREAS, Area, AreaId, COUNTERS_PER_CHUNK, Header, MAGIC, NO_HEURISTIC, VERSION, check_state, interval_state,
+    origin, site_flags, state, string_ref,
 };
 
 /// A ledger in the making: small areas, so that thousands of damaged copies are cheap.
@@ -285,13 +285,8 @@ fn an_interval_holds_what_was_live_at_its_end_or_is_live_while_it_is_open() {
     assert_eq!(snapshot.problems, Vec::<String>::new());
     let [ended, open] = &snapshot.intervals[..] else { panic!("{:?}", snapshot.intervals) };
     assert_eq!((ended.end, ended.begin_site, ended.allocated_blocks), (IntervalEnd::Muntrace, SiteId(2), 6));
-    let first = IntervalSite {
-        site: SiteId(1),
-        allocated_blocks: 5,
-        allocated_bytes: 500,
-        live_blocks: 2,
-        live_bytes: 200,
-    };
+    let first =
+        IntervalSite { site: SiteId(1), allocated_blocks: 5, allocated_bytes: 500, live_blocks: 2, live_bytes: 200 };
     assert_eq!((ended.sites[0], ended.sites.len()), (first, 2));
     // Of the counters of site 1 in all threads.
     let now = IntervalSite { allocated_blocks: 10, allocated_bytes: 1000, live_blocks: 3, live_bytes: 300, ..first };
@@ -313,7 +308,11 @@ fn intervals_share_no_records_and_name_sites_that_are_there() {
     assert_eq!(snapshot.intervals[2].sites[0].site, SiteId(0));
     assert_eq!(
         snapshot.problems,
-        ["1 intervals are damaged; they are left out", "51 sites of intervals are missing", "1 stacks of intervals are missing"]
+        [
+            "1 intervals are damaged; they are left out",
+            "51 sites of intervals are missing",
+            "1 stacks of intervals are missing"
+        ]
     );
 }
 

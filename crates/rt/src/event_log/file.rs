@@ -267,8 +267,7 @@ impl File {
         if let Err(error) = result {
             self.take_back(bytes.len() - rest.len());
             if blocked && matches!(error.0, EFBIG | EPIPE) {
-                let signal: u64 =
-                    1 << (if error.0 == EFBIG { libc::SIGXFSZ } else { libc::SIGPIPE } - 1) & !before;
+                let signal: u64 = 1 << (if error.0 == EFBIG { libc::SIGXFSZ } else { libc::SIGPIPE } - 1) & !before;
                 let at_once = [0u64; 2];
                 // SAFETY: the kernel reads the set and the time; no information is asked for.
                 let _ = unsafe { call!(more_nr::RT_SIGTIMEDWAIT, &raw const signal, 0, at_once.as_ptr(), 8) };

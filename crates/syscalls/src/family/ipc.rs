@@ -23,7 +23,7 @@ syscalls! {
     67 shmdt(shmaddr: ptr) is ADDRESS_SPACE;
     68 msgget(key: int, msgflg: int);
     69 msgsnd(msqid: int, msgp: ptr, msgsz: ulong, msgflg: int) [by(msgsnd)] is BLOCKS;
-    70 msgrcv(msqid: int, msgp: ptr, msgsz: ulong, msgtyp: long, msgflg: int) [by(msgrcv)] is BLOCKS;
+    70 msgrcv(msqid: int, msgp: ptr, msgsz: ulong, msgytp: long, msgflg: int) [by(msgrcv)] is BLOCKS;
     71 msgctl(msqid: int, cmd: int, buf: ptr) [by(msgctl)];
     220 semtimedop(semid: int, sops: ptr, nsoops: uint, timeout: ptr)
         [input(sops, times(nsoops, SEMBUF)), input(timeout, bytes(TIMESPEC)).or_null()] is BLOCKS;
@@ -78,9 +78,7 @@ const SEMID_DS: u64 = 104;
 
 fn semctl_registers(args: &[u64; 6]) -> u8 {
     let command = i64::from(args[2] as i32) & !IPC_64;
-    let takes_argument = [
-        IPC_SET, IPC_STAT, IPC_INFO, GETALL, SETVAL, SETALL, SEM_STAT, SEM_INFO, SEM_STAT_ANY,
-    ];
+    let takes_argument = [IPC_SET, IPC_STAT, IPC_INFO, GETALL, SETVAL, SETALL, SEM_STAT, SEM_INFO, SEM_STAT_ANY];
     if takes_argument.contains(&command) { 0b1111 } else { 0b0111 }
 }
 

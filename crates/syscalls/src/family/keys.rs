@@ -19,7 +19,7 @@ syscalls! {
         [text_of(r#type, TYPE), text_of(description, DESCRIPTION), text_of(callout_info, DESCRIPTION).or_null()]
         is BLOCKS;
     250 keyctl(option: int, arg2: ulong, arg3: ulong, arg4: ulong, arg5: ulong) [by(keyctl)] registers keyctl_registers
-        is BLOCKS;
+        names keyctl_names is BLOCKS;
 }
 
 /// How many arguments each option takes beside itself.
@@ -27,10 +27,42 @@ fn keyctl_registers(args: &[u64; 6]) -> u8 {
     match args[0] as u32 {
         18 => 0b0_0001,
         1 | 3 | 7 | 14 | 16 | 21 => 0b0_0011,
-        0 | 5 | 8 | 9 | 13 | 15 | 22 | 31 => 0b0_0111,
-        2 | 4 | 6 | 11 | 17 | 29 | 32 => 0b0_1111,
+        0 | 5 | 8 | 9 | 15 | 22 | 31 => 0b0_0111,
+        2 | 4 | 6 | 11 | 13 | 17 | 29 | 32 => 0b0_1111,
         _ => 0b1_1111,
     }
+}
+
+/// Memcheck's names of the arguments of one option.
+macro_rules! keyctl_names {
+    ($option:literal, $($name:literal),*) => {
+        &[$(concat!("keyctl(KEYCTL_", $option, ")(", $name, ")")),*]
+    };
+}
+
+/// By option, from 0 on; the later ones Memcheck does not know.
+const NAMES: &[&[&str]] = &[
+    keyctl_names!("GET_KEYRING_ID", "option", "id", "create"),
+    keyctl_names!("JOIN_SESSION_KEYRING", "option", "name"),
+    keyctl_names!("UPDATE", "option", "key", "payload", "plen"),
+    keyctl_names!("REVOKE", "option", "id"),
+    keyctl_names!("CHOWN", "option", "id", "uid", "gid"),
+    keyctl_names!("SETPERM", "option", "id", "perm"),
+    keyctl_names!("DESCRIBE", "option", "id", "buffer", "buflen"),
+    keyctl_names!("CLEAR", "option", "keyring"),
+    keyctl_names!("LINK", "option", "keyring", "key"),
+    keyctl_names!("UNLINK", "option", "keyring", "key"),
+    keyctl_names!("SEARCH", "option", "keyring", "type", "description", "destring"),
+    keyctl_names!("READ", "option", "keyring", "buffer", "buflen"),
+    keyctl_names!("INSTANTIATE", "option", "key", "payload", "plen", "keyring"),
+    keyctl_names!("NEGATE", "option", "key", "timeout", "keyring"),
+    keyctl_names!("SET_REQKEY_KEYRING", "option", "reqkey_defl"),
+    keyctl_names!("SET_TIMEOUT", "option", "key", "timeout"),
+    keyctl_names!("ASSUME_AUTHORITY", "option", "key"),
+];
+
+fn keyctl_names(args: &[u64; 6], index: usize) -> &'static str {
+    NAMES.get(args[0] as u32 as usize).and_then(|names| names.get(index)).copied().unwrap_or("")
 }
 
 fn keyctl(visit: &mut Visit<'_>) {
@@ -84,8 +116,7 @@ fn public_key(visit: &mut Visit<'_>, params: u64, info: u64, from: u64, to: u64)
     if info != 0 {
         visit.text("keyctl(KEYCTL_PKEY, info)", info, 4096);
     }
-    let (in_length, out_length) =
-        (visit.u32_or_0(params.wrapping_add(4)), visit.u32_or_0(params.wrapping_add(8)));
+    let (in_length, out_length) = (visit.u32_or_0(params.wrapping_add(4)), visit.u32_or_0(params.wrapping_add(8)));
     visit.input("keyctl(KEYCTL_PKEY, in)", from, in_length);
     if visit.int(0) == 28 {
         visit.input("keyctl(KEYCTL_PKEY_VERIFY, in2)", to, out_length);

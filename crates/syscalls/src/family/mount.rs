@@ -109,7 +109,7 @@ fn quota(visit: &mut Visit<'_>, command: usize) {
         0x58_05 => visit.whole(name, address, 80),
         0x58_08 => {
             visit.input(name, address, 1);
-            visit.whole(name, address, 176);
+            visit.whole(name, address, 160);
         }
         _ => {}
     }

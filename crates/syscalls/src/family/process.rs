@@ -1,8 +1,8 @@
 //! Processes and threads: made, ended, waited for, scheduled, limited, identified.
 
-use crate::prctl::{arch_prctl, prctl, prctl_registers};
+use crate::prctl::{arch_prctl, prctl, prctl_names, prctl_registers};
 use crate::ptrace::ptrace;
-use crate::rule::{by, bytes, count_of, input, inout, output, text, times};
+use crate::rule::{by, bytes, count_of, inout, input, output, text, times};
 use crate::shape::{RUSAGE, TIMESPEC};
 use crate::table::syscalls;
 use crate::visit::Visit;
@@ -66,7 +66,7 @@ syscalls! {
         [output(tp, bytes(TIMESPEC)).called("sched_rr_get_interval(timespec)")];
     154 modify_ldt(func: int, ptr: ptr, bytecount: ulong) [by(modify_ldt)] is ENGINE;
     157 prctl(option: int, arg2: ulong, arg3: ulong, arg4: ulong, arg5: ulong) [by(prctl)] registers prctl_registers
-        is ENGINE;
+        names prctl_names is ENGINE;
     158 arch_prctl(option: int, arg2: ulong) [by(arch_prctl)] is ENGINE;
     160 setrlimit(resource: uint, rlim: ptr) [input(rlim, bytes(RLIMIT))];
     186 gettid();
@@ -212,9 +212,9 @@ fn capability_bytes(visit: &Visit<'_>) -> u64 {
     const VERSION_2: u64 = 0x2007_1026;
     const VERSION_3: u64 = 0x2008_0522;
     match visit.u32_at(visit.arg(0)) {
-        Some(VERSION_1) => 12,
+        Some(VERSION_1) | None => 12,
         Some(VERSION_2 | VERSION_3) => 24,
-        _ => 0,
+        Some(_) => 0,
     }
 }
 

@@ -76,7 +76,8 @@ fn io_submit(visit: &mut Visit<'_>) {
 fn completed(visit: &mut Visit<'_>) {
     for index in 0..visit.returned() {
         let event = visit.arg(3).wrapping_add(index.wrapping_mul(u64::from(IO_EVENT)));
-        let (Some(at), Some(moved)) = (visit.u64_at(event.wrapping_add(8)), visit.u64_at(event.wrapping_add(16))) else {
+        let (Some(at), Some(moved)) = (visit.u64_at(event.wrapping_add(8)), visit.u64_at(event.wrapping_add(16)))
+        else {
             return;
         };
         if !visit.step() {

@@ -113,11 +113,8 @@ fn adjust(visit: &mut Visit<'_>, names: &'static Adjustments, at: u64) {
     let modes = visit.u32_or_0(at);
     for &(bits, name, offset, size) in &names.fields {
         // The old adjtime() looks at the offset alone, unless it only asks.
-        let is_looked_at = if modes & ADJ_ADJTIME != 0 {
-            bits == 1 && modes & ADJ_OFFSET_READONLY == 0
-        } else {
-            modes & bits != 0
-        };
+        let is_looked_at =
+            if modes & ADJ_ADJTIME != 0 { bits == 1 && modes & ADJ_OFFSET_READONLY == 0 } else { modes & bits != 0 };
         if is_looked_at {
             visit.input(name, at.wrapping_add(offset), size);
         }

@@ -48,10 +48,9 @@ fn map_query(visit: &mut Visit<'_>, name: Param, address: u64) {
     let size = visit.u64_or_0(address).min(104);
     visit.whole(name, address, size);
     let word = |visit: &Visit<'_>, offset: u64| visit.u32_or_0(address.wrapping_add(offset));
-    for (slot, size_at, at, part) in [
-        (0, 80, 88, "ioctl(PROCMAP_QUERY).vma_name_addr"),
-        (1, 84, 96, "ioctl(PROCMAP_QUERY).build_id_addr"),
-    ] {
+    for (slot, size_at, at, part) in
+        [(0, 80, 88, "ioctl(PROCMAP_QUERY).vma_name_addr"), (1, 84, 96, "ioctl(PROCMAP_QUERY).build_id_addr")]
+    {
         let now = word(visit, size_at);
         let room = visit.keep(slot, now);
         let buffer = visit.u64_or_0(address.wrapping_add(at));
@@ -87,10 +86,8 @@ pub(super) const FREEZE: &[Request] = &[
     both("FITRIM", iowr(b'X', 121, 24), 24),
 ];
 
-pub(super) const NAMES: &[Request] = &[
-    writes("FS_IOC_GETFSUUID", ior(0x15, 0, 17), 17),
-    writes("FS_IOC_GETFSSYSFSPATH", ior(0x15, 1, 129), 129),
-];
+pub(super) const NAMES: &[Request] =
+    &[writes("FS_IOC_GETFSUUID", ior(0x15, 0, 17), 17), writes("FS_IOC_GETFSSYSFSPATH", ior(0x15, 1, 129), 129)];
 
 pub(super) const CLONE: &[Request] = &[
     value("FICLONE", iow(0x94, 9, 4)),

@@ -76,12 +76,8 @@ fn resources(visit: &mut Visit<'_>, name: Param, address: u64) {
 }
 
 fn plane_resources(visit: &mut Visit<'_>, name: Param, address: u64) {
-    let part = Buffer {
-        name: "ioctl(DRM_IOCTL_MODE_GETPLANERESOURCES).plane_id_ptr",
-        count_at: 8,
-        address_at: 0,
-        size: 4,
-    };
+    let part =
+        Buffer { name: "ioctl(DRM_IOCTL_MODE_GETPLANERESOURCES).plane_id_ptr", count_at: 8, address_at: 0, size: 4 };
     visit.whole(name, address, 16);
     buffers(visit, address, false, &[part]);
 }

@@ -57,10 +57,8 @@ pub(super) const REAL_TIME_CLOCK: &[Request] = &[
 ];
 
 /// The offsets of a clock say that they only go in, and come back.
-pub(super) const CLOCK: &[Request] = &[
-    by("PTP_SYS_OFFSET", iow(b'=', 5, 832), clock_offset),
-    by("PTP_SYS_OFFSET2", iow(b'=', 14, 832), clock_offset),
-];
+pub(super) const CLOCK: &[Request] =
+    &[by("PTP_SYS_OFFSET", iow(b'=', 5, 832), clock_offset), by("PTP_SYS_OFFSET2", iow(b'=', 14, 832), clock_offset)];
 
 fn clock_offset(visit: &mut Visit<'_>, _: Param, address: u64) {
     visit.input("ioctl(PTP_SYS_OFFSET).n_samples", address, 4);

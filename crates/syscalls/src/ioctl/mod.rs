@@ -154,9 +154,7 @@ fn find(number: u32) -> Option<&'static Request> {
 /// A request of the tables that takes no address is known to take two registers only if it takes no number either;
 /// those that do are told by their type `_IO` with an argument, so all three are read.
 pub(crate) fn ioctl_registers(args: &[u64; 6]) -> u8 {
-    const NO_ARGUMENT: [u32; 9] = [
-        0x5450, 0x5451, 0x5422, 0x540c, 0x540d, 0x5427, 0x5428, 0x5437, 0x541d,
-    ];
+    const NO_ARGUMENT: [u32; 9] = [0x5450, 0x5451, 0x5422, 0x540c, 0x540d, 0x5427, 0x5428, 0x5437, 0x541d];
     if NO_ARGUMENT.contains(&(args[1] as u32)) { 0b011 } else { 0b111 }
 }
 

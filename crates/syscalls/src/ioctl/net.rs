@@ -146,9 +146,7 @@ fn ethtool(visit: &mut Visit<'_>, _: Param, address: u64) {
         0x07 | 0x0a | 0x14 | 0x16 | 0x18 | 0x1e | 0x21 | 0x23 | 0x25 | 0x27 | 0x2b => {
             ("ioctl(SIOCETHTOOL,Gvalue)", 8, true)
         }
-        0x08 | 0x15 | 0x17 | 0x19 | 0x1f | 0x22 | 0x24 | 0x26 | 0x28 | 0x2c => {
-            ("ioctl(SIOCETHTOOL,Svalue)", 8, false)
-        }
+        0x08 | 0x15 | 0x17 | 0x19 | 0x1f | 0x22 | 0x24 | 0x26 | 0x28 | 0x2c => ("ioctl(SIOCETHTOOL,Svalue)", 8, false),
         0x0e => ("ioctl(SIOCETHTOOL,GCOALESCE)", 92, true),
         0x0f => ("ioctl(SIOCETHTOOL,SCOALESCE)", 92, false),
         0x10 => ("ioctl(SIOCETHTOOL,GRINGPARAM)", 36, true),
@@ -182,4 +180,3 @@ fn counted(visit: &mut Visit<'_>, name: &'static str, data: u64, (count_at, elem
         visit.whole(name, data, elements_at);
     }
 }
-

@@ -66,8 +66,8 @@ pub(super) const TERMINAL: &[Request] = &[
     writes("TIOCGPTLCK", ior(b'T', 0x39, 4), 4),
     writes("TIOCGEXCL", ior(b'T', 0x40, 4), 4),
     value("TIOCGPTPEER", 0x5441),
-    writes("TIOCGISO7816", ior(b'T', 0x42, 44), 44),
-    both("TIOCSISO7816", iowr(b'T', 0x43, 44), 44),
+    writes("TIOCGISO7816", ior(b'T', 0x42, 40), 40),
+    both("TIOCSISO7816", iowr(b'T', 0x43, 40), 40),
     value("FIONCLEX", 0x5450),
     value("FIOCLEX", 0x5451),
     reads("FIOASYNC", 0x5452, 4),
@@ -263,6 +263,6 @@ pub(super) const VIRTUAL: &[Request] = &[
     value("VT_LOCKSWITCH", 0x560b),
     value("VT_UNLOCKSWITCH", 0x560c),
     writes("VT_GETHIFONTMASK", 0x560d, 2),
-    copies("VT_WAITEVENT", 0x560e, 56),
+    copies("VT_WAITEVENT", 0x560e, 28),
     reads("VT_SETACTIVATE", 0x560f, 12),
 ];

@@ -62,7 +62,8 @@ fn timer(world: &mut World) -> u64 {
 fn removed_later(world: &mut World, number: i64, result: i64, command: [u64; 2]) -> u64 {
     assert!(result >= 0);
     world.finally(move || {
-        let args = if number == SYS_semctl { [result as u64, 0, 0, 0, 0, 0] } else { [result as u64, command[0], 0, 0, 0, 0] };
+        let args =
+            if number == SYS_semctl { [result as u64, 0, 0, 0, 0, 0] } else { [result as u64, command[0], 0, 0, 0, 0] };
         raw(number, args);
     });
     result as u64
@@ -159,9 +160,7 @@ pub const CASES: &[Case] = &[
     case("splice", SYS_splice, |w| [w.file(), w.words(&[10]), w.pipe().1, 0, 100, 0]),
     case("vmsplice, from us", SYS_vmsplice, |w| [w.pipe().1, w.vector(&[(3, Some(1)), (5, Some(2))]), 2, 0, 0, 0]),
     case("vmsplice, to us", SYS_vmsplice, |w| [w.filled_pipe().0, w.vector(&[(3, None), (50, None)]), 2, 0, 0, 0]),
-    case("copy_file_range", SYS_copy_file_range, |w| {
-        [w.file(), w.words(&[0]), w.file(), w.words(&[4096]), 100, 0]
-    }),
+    case("copy_file_range", SYS_copy_file_range, |w| [w.file(), w.words(&[0]), w.file(), w.words(&[4096]), 100, 0]),
     case("getrandom", SYS_getrandom, |w| [w.room(200), 200, 0, 0, 0, 0]).loose(),
     case("poll", SYS_poll, |w| {
         let (read, write) = w.pipe();
@@ -193,6 +192,49 @@ pub const CASES: &[Case] = &[
     case("epoll_wait", SYS_epoll_wait, |w| [watched(w), w.room(36), 3, 0, 0, 0]),
     case("epoll_pwait", SYS_epoll_pwait, |w| [watched(w), w.room(36), 3, 0, w.words(&[0]), 8]),
     case("epoll_pwait2", SYS_epoll_pwait2, |w| [watched(w), w.room(36), 3, w.words(&[0, 1]), w.words(&[0]), 8]),
+    case("dup", SYS_dup, |w| [w.pipe().0, 0, 0, 0, 0, 0]),
+    case("dup2", SYS_dup2, |w| [w.pipe().0, w.file(), 0, 0, 0, 0]),
+    case("dup2, new", SYS_dup2, |w| [w.pipe().0, 350, 0, 0, 0, 0]),
+    case("dup3", SYS_dup3, |w| [w.pipe().0, 350, 0, 0, 0, 0]),
+    case("fcntl, dupfd", SYS_fcntl, |w| [w.pipe().0, F_DUPFD as u64, 340, 0, 0, 0]),
+    case("fcntl, getfd", SYS_fcntl, |w| [w.pipe().0, F_GETFD as u64, 0, 0, 0, 0]),
+    case("close", SYS_close, |w| [w.pipe().0, 0, 0, 0, 0, 0]),
+    case("close, not open", SYS_close, |_| [350, 0, 0, 0, 0, 0]).fails(EBADF),
+    case("close_range", SYS_close_range, |w| {
+        let (read, write) = w.pipe();
+        [read, write, 0, 0, 0, 0]
+    }),
+    case("close_range, at exec", SYS_close_range, |w| {
+        let (read, write) = w.pipe();
+        [read, write, 4, 0, 0, 0]
+    }),
+    case("eventfd", SYS_eventfd, |_| [0; 6]),
+    case("eventfd2", SYS_eventfd2, |_| [0; 6]),
+    case("epoll_create", SYS_epoll_create, |_| [1, 0, 0, 0, 0, 0]),
+    case("epoll_create1", SYS_epoll_create1, |_| [0; 6]),
+    case("timerfd_create", SYS_timerfd_create, |_| [1, 0, 0, 0, 0, 0]),
+    case("inotify_init", SYS_inotify_init, |_| [0; 6]),
+    case("inotify_init1", SYS_inotify_init1, |_| [0; 6]),
+    case("fanotify_init", SYS_fanotify_init, |_| [0; 6]),
+    case("userfaultfd", SYS_userfaultfd, |_| [1, 0, 0, 0, 0, 0]),
+    case("memfd_secret", 447, |_| [0; 6]),
+    case("pidfd_open", SYS_pidfd_open, |_| [raw(SYS_getpid, [0; 6]) as u64, 0, 0, 0, 0, 0]),
+    case("pidfd_getfd", SYS_pidfd_getfd, |w| {
+        let me = raw(SYS_getpid, [0; 6]) as u64;
+        [w.native(SYS_pidfd_open, [me, 0, 0, 0, 0, 0]), w.pipe().0, 0, 0, 0, 0]
+    }),
+    case("fsmount", SYS_fsmount, |w| {
+        let kind = std::ffi::CString::new("tmpfs").expect("no zero");
+        let system = w.native(SYS_fsopen, [kind.as_ptr() as u64, 0, 0, 0, 0, 0]);
+        w.prepare(SYS_fsconfig, [system, 6, 0, 0, 0, 0]);
+        [system, 0, 0, 0, 0, 0]
+    }),
+    case("landlock_create_ruleset, version", 444, |_| [0, 0, 1, 0, 0, 0]),
+    case("signalfd4, again", SYS_signalfd4, |w| {
+        let set = 1_u64;
+        let old = w.native(SYS_signalfd4, [u64::MAX, &raw const set as u64, 8, 0, 0, 0]);
+        [old, w.words(&[2]), 8, 0, 0, 0]
+    }),
     case("pipe", SYS_pipe, |w| [w.room(8), 0, 0, 0, 0, 0]),
     case("pipe2", SYS_pipe2, |w| [w.room(8), 0, 0, 0, 0, 0]),
     case("memfd_create", SYS_memfd_create, |w| [w.text("name"), 0, 0, 0, 0, 0]),
@@ -292,9 +334,7 @@ pub const CASES: &[Case] = &[
     case("shmctl, shm_info", SYS_shmctl, |w| [0, 14, w.room(48), 0, 0, 0]).loose(),
     case("shmctl, set", SYS_shmctl, |w| [shared_memory(w), IPC_SET as u64, w.bytes(&[0; 112]), 0, 0, 0]),
     case("semop", SYS_semop, |w| [semaphores(w), w.bytes(&[0, 0, 1, 0, 0, 0, 1, 0, 1, 0, 0, 0]), 2, 0, 0, 0]),
-    case("semtimedop", SYS_semtimedop, |w| {
-        [semaphores(w), w.bytes(&[0, 0, 1, 0, 0, 0]), 1, w.words(&[1, 0]), 0, 0]
-    }),
+    case("semtimedop", SYS_semtimedop, |w| [semaphores(w), w.bytes(&[0, 0, 1, 0, 0, 0]), 1, w.words(&[1, 0]), 0, 0]),
     case("semctl, stat", SYS_semctl, |w| [semaphores(w), 0, IPC_STAT as u64, w.room(104), 0, 0]),
     case("semctl, info", SYS_semctl, |w| [0, 0, IPC_INFO as u64, w.room(40), 0, 0]),
     case("semctl, getall", SYS_semctl, |w| [semaphores(w), 0, 13, w.room(6), 0, 0]),
@@ -320,9 +360,7 @@ pub const CASES: &[Case] = &[
     }),
     case("mq_unlink", SYS_mq_unlink, |w| [w.text("no-such-queue"), 0, 0, 0, 0, 0]).fails(ENOENT),
     case("mq_timedsend", SYS_mq_timedsend, |w| [queue(w), w.bytes(b"hello"), 5, 1, w.words(&[1, 0]), 0]),
-    case("mq_timedreceive", SYS_mq_timedreceive, |w| {
-        [filled_queue(w), w.room(64), 64, w.room(4), w.words(&[1, 0]), 0]
-    }),
+    case("mq_timedreceive", SYS_mq_timedreceive, |w| [filled_queue(w), w.room(64), 64, w.room(4), w.words(&[1, 0]), 0]),
     case("mq_notify", SYS_mq_notify, |w| {
         let event = w.room(64);
         w.put(event + 8, &[0, 0, 0, 0, SIGEV_NONE as u8, 0, 0, 0]);

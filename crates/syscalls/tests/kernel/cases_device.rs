@@ -160,6 +160,9 @@ pub const CASES: &[Case] = &[
         let slave = terminal(w).1;
         asks(w, slave, 0x5456, 36)
     }),
+    case("TIOCGPTPEER", SYS_ioctl, |w| [terminal(w).0, 0x5441, (O_RDWR | O_NOCTTY) as u64, 0, 0, 0]),
+    case("KVM_CREATE_VM", SYS_ioctl, |w| [w.open("/dev/kvm", O_RDWR), 0xae01, 0, 0, 0, 0]),
+    case("NS_GET_USERNS", SYS_ioctl, |w| [w.open("/proc/self/ns/net", O_RDONLY), 0xb701, 0, 0, 0, 0]),
     case("FIONBIO", SYS_ioctl, |w| [w.pipe().0, 0x5421, w.halves(&[1]), 0, 0, 0]),
     case("FIOASYNC", SYS_ioctl, |w| [w.pipe().0, 0x5452, w.halves(&[0]), 0, 0, 0]),
     case("FIOQSIZE", SYS_ioctl, |w| {

@@ -215,19 +215,16 @@ pub const CASES: &[Case] = &[
     case("fcntl, getowner_uids", SYS_fcntl, |w| [w.pipe().0, 17, w.room(8), 0, 0, 0]),
     case("fcntl, get_rw_hint", SYS_fcntl, |w| [w.file(), 1035, w.room(8), 0, 0, 0]),
     case("fcntl, set_rw_hint", SYS_fcntl, |w| [w.file(), 1036, w.words(&[1]), 0, 0, 0]),
-    case("mount", SYS_mount, |w| {
-        [w.text("none"), w.text("/no/such/folder"), w.text("tmpfs"), 0, 0, 0]
-    })
-    .fails(ENOENT),
+    case("mount", SYS_mount, |w| [w.text("none"), w.text("/no/such/folder"), w.text("tmpfs"), 0, 0, 0]).fails(ENOENT),
     case("umount2", SYS_umount2, |w| [w.text("/no/such/folder"), 0, 0, 0, 0, 0]).fails(ENOENT),
-    case("pivot_root", SYS_pivot_root, |w| [w.text("/no/such/folder"), w.text("/no"), 0, 0, 0, 0]).fails(ENOENT).uncut(),
+    case("pivot_root", SYS_pivot_root, |w| [w.text("/no/such/folder"), w.text("/no"), 0, 0, 0, 0])
+        .fails(ENOENT)
+        .uncut(),
     case("swapon", SYS_swapon, |w| [w.text("/no/such/file"), 0, 0, 0, 0, 0]).fails(ENOENT),
     case("swapoff", SYS_swapoff, |w| [w.text("/no/such/file"), 0, 0, 0, 0, 0]).fails(ENOENT),
-    case("quotactl", SYS_quotactl, |w| {
-        [0x8000_0400, w.text("/no/such/device"), 0, w.room(4), 0, 0]
-    })
-    .fails(ENOENT)
-    .uncut(),
+    case("quotactl", SYS_quotactl, |w| [0x8000_0400, w.text("/no/such/device"), 0, w.room(4), 0, 0])
+        .fails(ENOENT)
+        .uncut(),
     case("open_tree", SYS_open_tree, |w| [HERE, w.text("/proc"), 0, 0, 0, 0]),
     case("open_tree_attr", 467, |w| [HERE, w.text("/proc"), 1, w.words(&[1, 0, 0, 0]), 32, 0]),
     case("move_mount", SYS_move_mount, |w| {

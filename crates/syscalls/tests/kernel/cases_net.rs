@@ -106,6 +106,7 @@ fn filter(world: &mut World) -> u64 {
 }
 
 pub const CASES: &[Case] = &[
+    case("socket", SYS_socket, |_| [AF_INET as u64, SOCK_DGRAM as u64, 0, 0, 0, 0]),
     case("socketpair", SYS_socketpair, |w| [1, 1, 0, w.room(8), 0, 0]),
     case("bind, inet", SYS_bind, |w| [datagram(w), w.bytes(&local(0)), 16, 0, 0, 0]),
     case("bind, inet6", SYS_bind, |w| {
@@ -193,9 +194,7 @@ pub const CASES: &[Case] = &[
         [socket, messages, 3, MSG_DONTWAIT as u64, w.words(&[5, 0]), 0]
     })
     .uncut(),
-    case("setsockopt", SYS_setsockopt, |w| {
-        [datagram(w), SOL_SOCKET as u64, SO_REUSEADDR as u64, w.halves(&[1]), 4, 0]
-    }),
+    case("setsockopt", SYS_setsockopt, |w| [datagram(w), SOL_SOCKET as u64, SO_REUSEADDR as u64, w.halves(&[1]), 4, 0]),
     case("setsockopt, linger", SYS_setsockopt, |w| {
         [datagram(w), SOL_SOCKET as u64, SO_LINGER as u64, w.halves(&[1, 1]), 8, 0]
     }),

@@ -10,7 +10,8 @@ fn ended_child(world: &mut World) -> u64 {
 }
 
 fn key(world: &mut World) -> u64 {
-    let (kind, name) = (std::ffi::CString::new("user").expect("no zero"), std::ffi::CString::new("leakscope").expect("no zero"));
+    let (kind, name) =
+        (std::ffi::CString::new("user").expect("no zero"), std::ffi::CString::new("leakscope").expect("no zero"));
     // The process's own ring.
     let ring = -2_i64 as u64;
     let id = raw(SYS_add_key, [kind.as_ptr() as u64, name.as_ptr() as u64, b"secret".as_ptr() as u64, 6, ring, 0]);
@@ -152,13 +153,16 @@ pub const CASES: &[Case] = &[
         [0x4203, child, 0, w.bytes(&info[..48]), 0, 0]
     }),
     case("ptrace, getregset", SYS_ptrace, |w| [0x4204, w.stopped_child(), 1, register_vector(w, 216), 0, 0]).loose(),
-    case("ptrace, getregset, larger", SYS_ptrace, |w| [0x4204, w.stopped_child(), 1, register_vector(w, 304), 0, 0]).loose(),
+    case("ptrace, getregset, larger", SYS_ptrace, |w| [0x4204, w.stopped_child(), 1, register_vector(w, 304), 0, 0])
+        .loose(),
     case("ptrace, setregset", SYS_ptrace, |w| {
         let child = w.stopped_child();
         let old = registers(w, child, 12, 216);
         [0x4205, child, 1, w.words(&[old, 216]), 0, 0]
     }),
-    case("ptrace, peeksiginfo", SYS_ptrace, |w| [0x4209, w.stopped_child(), w.halves(&[0, 0, 0, 2]), w.room(256), 0, 0]),
+    case("ptrace, peeksiginfo", SYS_ptrace, |w| {
+        [0x4209, w.stopped_child(), w.halves(&[0, 0, 0, 2]), w.room(256), 0, 0]
+    }),
     case("ptrace, getsigmask", SYS_ptrace, |w| [0x420a, w.stopped_child(), 8, w.room(8), 0, 0]),
     case("ptrace, setsigmask", SYS_ptrace, |w| [0x420b, w.stopped_child(), 8, w.words(&[0]), 0, 0]),
     case("ptrace, get_syscall_info", SYS_ptrace, |w| [0x420e, w.stopped_child(), 200, w.room(200), 0, 0]),

@@ -6,7 +6,11 @@
 //!    case had set it before (the kernel may write what was there) or is marked `loose`.
 //! 2. The call must not fault: all that lies outside of the objects, before them in one run and behind them in the
 //!    other, is forbidden.
-//! 3. The call must fault, or do less, if the last byte that [`check`] or [`written`] names of an object is forbidden.
+//! 3. The call must do the same if all is forbidden behind the last byte that [`check`] or [`written`] names of an
+//!    object.
+//! 4. The descriptors that are open afterwards and were not before, and the other way round, must be those of
+//!    [`descriptors`].
+//! 5. The call must fault, or do less, if the last byte that [`check`] or [`written`] names of an object is forbidden.
 
 mod cases;
 mod cases_device;
@@ -17,7 +21,7 @@ mod world;
 
 use std::collections::BTreeSet;
 
-use leakscope_syscalls::{Access, Region, check, lookup, written};
+use leakscope_syscalls::{Access, Descriptor, Region, check, descriptors, lookup, written};
 
 use world::{Native, Placement, World, raw};
 
@@ -112,6 +116,7 @@ fn run(case: &Case, placement: Placement, pattern: u8) -> Run {
         }
     }
     let images: Vec<Vec<u8>> = world.objects.iter().map(image).collect();
+    let open = open_descriptors();
     let mut result = raw(case.number, args);
     if case.number == libc::SYS_modify_ldt {
         // It alone returns its error as a number of 32 bits.
@@ -120,6 +125,7 @@ fn run(case: &Case, placement: Placement, pattern: u8) -> Run {
     if result == 0 && matches!(case.number, libc::SYS_clone | libc::SYS_clone3 | libc::SYS_fork) {
         raw(libc::SYS_exit_group, [0; 6]);
     }
+    compare_descriptors(&mut world, &open, (number, args, result), &mut complaints);
     let changed: Vec<BTreeSet<usize>> = world
         .objects
         .iter()
@@ -149,6 +155,38 @@ fn run(case: &Case, placement: Placement, pattern: u8) -> Run {
     let is_set = world.objects.iter().map(|object| object.is_set.clone()).collect();
     let _ = std::fs::remove_dir_all(&folder);
     Run { result, changed, told, reach, is_set, complaints, is_impossible: world.is_impossible }
+}
+
+/// Descriptors that are open, of those that the tests can have.
+fn open_descriptors() -> BTreeSet<i32> {
+    let is_open = |fd: &i32| raw(libc::SYS_fcntl, [*fd as u64, libc::F_GETFD as u64, 0, 0, 0, 0]) >= 0;
+    (0..400).filter(is_open).collect()
+}
+
+/// Holds what happened to the descriptors against what the table says of it.
+fn compare_descriptors(world: &mut World, before: &BTreeSet<i32>, call: (u64, [u64; 6], i64), complaints: &mut Vec<String>) {
+    let after = open_descriptors();
+    let mut said = before.clone();
+    let (number, args, result) = call;
+    descriptors(number, &args, result, &Native, &mut |what| match what {
+        Descriptor::Opened(fd) => {
+            said.insert(fd);
+        }
+        Descriptor::Closed(fd) => {
+            said.remove(&fd);
+        }
+        Descriptor::ClosedRange(first, last) => said.retain(|fd| !(first..=last).contains(&(*fd as u32))),
+        Descriptor::CloseOnExec(..) | Descriptor::ClosedByExec => {}
+    });
+    if said != after {
+        let (opened, closed) = (after.difference(&said), said.difference(&after));
+        complaints.push(format!(
+            "opened, and nobody said so: {:?}; closed, and nobody said so: {:?}",
+            opened.collect::<Vec<_>>(),
+            closed.collect::<Vec<_>>()
+        ));
+    }
+    after.difference(before).for_each(|fd| world.own(*fd));
 }
 
 fn image(object: &world::Object) -> Vec<u8> {
@@ -191,6 +229,14 @@ fn verify(case: &Case) -> Option<Vec<String>> {
             }
         }
     }
+    for (object, reach) in first.reach.iter().enumerate() {
+        if *reach < first.is_set[object].len() && wrong.is_empty() {
+            let rest = run(case, Placement::Cut(object, *reach), 0xa5);
+            if (rest.result < 0) != (first.result < 0) || rest.result < 0 && rest.result != first.result {
+                wrong.push(format!("object {object}: returned {} without what lies behind byte {reach}", rest.result));
+            }
+        }
+    }
     if !case.is_uncut && wrong.is_empty() {
         for object in 0..first.reach.len() {
             let reach = first.reach[object];
@@ -213,8 +259,7 @@ fn the_kernel_reads_and_writes_what_the_table_says() {
     let mut impossible = Vec::new();
     let filter = std::env::var("CASE").unwrap_or_default();
     let trace = std::env::var("TRACE").unwrap_or_default();
-    let groups =
-        [cases::CASES, cases_file::CASES, cases_net::CASES, cases_process::CASES, cases_device::CASES];
+    let groups = [cases::CASES, cases_file::CASES, cases_net::CASES, cases_process::CASES, cases_device::CASES];
     for case in groups.into_iter().flatten().filter(|case| case.name.contains(&filter)) {
         assert!(lookup(case.number as u64).is_some(), "{}: not in the table", case.name);
         if !trace.is_empty() {

@@ -20,7 +20,8 @@ pub fn find(name: &str) -> String {
         return name.to_owned();
     }
     let path = std::env::var("PATH").unwrap_or_default();
-    let found = path.split(':').map(|folder| format!("{folder}/{name}")).find(|file| std::path::Path::new(file).exists());
+    let found =
+        path.split(':').map(|folder| format!("{folder}/{name}")).find(|file| std::path::Path::new(file).exists());
     found.unwrap_or_else(|| panic!("{name}: not found in PATH"))
 }
 
@@ -92,9 +93,8 @@ fn map_segment(file: &File, segment: &Segment, base: u64) -> (u64, u64, i32) {
     let skipped = segment.address & (PAGE - 1);
     let file_end = (segment.address + segment.file_bytes).next_multiple_of(PAGE) + base;
     let end = (segment.address + segment.memory_bytes).next_multiple_of(PAGE) + base;
-    let protection = (segment.flags & 4 != 0) as i32 * libc::PROT_READ
-        | (segment.flags & 2 != 0) as i32 * libc::PROT_WRITE
-        | (segment.flags & 1 != 0) as i32 * libc::PROT_EXEC;
+    let bits = [(4, libc::PROT_READ), (2, libc::PROT_WRITE), (1, libc::PROT_EXEC)];
+    let protection = bits.iter().filter(|(flag, _)| segment.flags & flag != 0).map(|(_, bit)| bit).sum();
     unsafe {
         if segment.file_bytes > 0 {
             let got = libc::mmap(

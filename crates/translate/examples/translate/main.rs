@@ -2,7 +2,7 @@
 //! comparing outputs. No heap, no reports, no threads, no delivery of signals. Build with `examples/build.sh`, run with
 //! `setarch -R translate [-n] [-k] [-p] [-s] [-v] PROGRAM ARGS`: `-n` without checks, `-k` with the stack's shadow, `-p`
 //! interrupted every millisecond, `-s` statistics, `-v` names bad accesses.
-#![allow(missing_docs, reason = "a development tool")]
+#![allow(missing_docs, clippy::undocumented_unsafe_blocks, reason = "a development tool that is all system calls")]
 
 mod loader;
 
@@ -248,7 +248,11 @@ unsafe extern "C" fn on_fault(number: i32, info: *mut libc::siginfo_t, context: 
         let _scope = HandlerScope::enter();
         if signal::take(number, info, context.cast()) == Taken::NotGuest {
             let frame = &(*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs;
-            eprintln!("signal {number} in the engine at {:x}, address {:p}", frame[libc::REG_RIP as usize], (*info).si_addr());
+            eprintln!(
+                "signal {number} in the engine at {:x}, address {:p}",
+                frame[libc::REG_RIP as usize],
+                (*info).si_addr()
+            );
             libc::_exit(70);
         }
     }

@@ -1,0 +1,159 @@
+//! `leakscope memcheck`: runs a program in a simulated CPU, and prints each error when it happens.
+
+mod options;
+mod process;
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::ArgMatches;
+use leakscope_findings::recording::{self, ProcessFacts};
+use leakscope_findings::{ProcessRecording, Recording};
+use leakscope_launch::memcheck::{Happening, Launch, Session, check};
+use leakscope_launch::{End, die_by_signal};
+use leakscope_report::Metric;
+
+use crate::documents;
+use crate::flags::RunArgs;
+use crate::output::{Destination, Outputs, Replacement};
+use crate::plan::View;
+use crate::record;
+
+use process::Process;
+
+/// Runs the subcommand; gives our exit code, or dies by the signal that ended the program.
+///
+/// # Errors
+/// When the program cannot be traced or a report cannot be written.
+pub fn main(args: &RunArgs, matches: &ArgMatches) -> Result<ExitCode> {
+    let mut view_args = args.view.clone();
+    view_args.ignored.given.retain(|option| !options::is_known(option));
+    let mut view = View::new(&view_args, matches, Destination::Stderr)?;
+    view.limit_detail();
+    let mut outputs = Outputs::default();
+    outputs.prepare(&view.targets)?;
+    let recordings = view.recordings.iter().map(|path| Replacement::create(path)).collect::<Result<Vec<_>>>()?;
+    let (argv0, arguments) = args.program.split_first().context("give a program after the options")?;
+    let checked = check(argv0)?;
+    if view.verbose > 0 {
+        eprintln!("leakscope: starting {} in a simulated CPU", checked.image.display());
+    }
+    let mut session = Session::start(Launch {
+        program: checked.program,
+        argv0: argv0.clone(),
+        arguments: arguments.to_vec(),
+        options: options::lines(args, matches),
+    })?;
+    let mut run = Run {
+        symbolizer: leakscope_symbols::Symbolizer::new(view.symbols.clone()),
+        view,
+        outputs,
+        recording: record::empty_recording(),
+        processes: Vec::new(),
+        has_errors: false,
+        failure: None,
+    };
+    while let Some(happening) = session.next_happening() {
+        run.take(&mut session, happening);
+    }
+    let (end, pid) = (session.end(), session.first_pid());
+    drop(session);
+    if run.processes.is_empty() {
+        run.nothing_started(pid, end, argv0)?;
+    }
+    run.finish(recordings, end)
+}
+
+struct Run {
+    view: View,
+    symbolizer: leakscope_symbols::Symbolizer,
+    outputs: Outputs,
+    recording: Recording,
+    processes: Vec<Process>,
+    has_errors: bool,
+    /// The first thing that went wrong with a report; the program is followed to its end all the same.
+    failure: Option<anyhow::Error>,
+}
+
+impl Run {
+    fn take(&mut self, session: &mut Session, happening: Happening) {
+        match happening {
+            Happening::Event { process, event } => {
+                while self.processes.len() <= process {
+                    self.processes.push(Process::new(self.view.targets.len()));
+                }
+                let state = &mut self.processes[process];
+                let taken = state.event(&event, &self.view, &mut self.symbolizer, &mut self.outputs);
+                let (shown, hidden) = state.errors();
+                session.taken(process, shown, hidden);
+                if let Err(error) = taken {
+                    self.failure.get_or_insert(error);
+                }
+            }
+            Happening::Ended { process, end, lost } => {
+                while self.processes.len() <= process {
+                    self.processes.push(Process::new(self.view.targets.len()));
+                }
+                if lost > 0 {
+                    eprintln!("leakscope: {lost} events did not fit into the file between engine and report");
+                }
+                let end = match end {
+                    End::Exited(code) => recording::End::Exited(code),
+                    End::Signaled { signal, .. } => recording::End::Signalled(signal),
+                    End::Replaced => recording::End::Exec,
+                    End::Unknown => recording::End::Unknown,
+                    End::StillRunning => recording::End::Running,
+                };
+                let state = &mut self.processes[process];
+                match state.end(end, &self.view, &mut self.symbolizer, &mut self.outputs) {
+                    Ok(Some(recorded)) => {
+                        if !self.view.recordings.is_empty() || self.view.has_documents() {
+                            self.recording.processes.push(recorded);
+                        }
+                    }
+                    Ok(None) => {}
+                    Err(error) => {
+                        self.failure.get_or_insert(error);
+                    }
+                }
+                self.has_errors |= state.errors().0 > 0;
+            }
+            Happening::Waiting { pids } => {
+                if !self.view.quiet && self.view.verbose > 0 {
+                    let list = pids.iter().take(8).map(u32::to_string).collect::<Vec<_>>().join(", ");
+                    eprintln!("leakscope: the program has ended; waiting for its children {list} (Ctrl-C to stop waiting)");
+                }
+            }
+        }
+    }
+
+    /// The engine never said a word.
+    fn nothing_started(&mut self, pid: u32, end: End, argv0: &std::ffi::OsStr) -> Result<()> {
+        eprintln!("leakscope: {}: nothing is known of it: the simulated CPU did not start", argv0.to_string_lossy());
+        let process = ProcessFacts { pid, parent_pid: std::process::id(), ..ProcessFacts::default() };
+        let end = match end {
+            End::Exited(code) => recording::End::Exited(code),
+            End::Signaled { signal, .. } => recording::End::Signalled(signal),
+            _ => recording::End::Unknown,
+        };
+        let recorded = ProcessRecording { process, end, ..ProcessRecording::default() };
+        record::report(&recorded, &self.recording.tool_version, &self.view, &mut self.outputs).map(|_| ())
+    }
+
+    fn finish(mut self, recordings: Vec<Replacement>, end: End) -> Result<ExitCode> {
+        let saved = documents::write(&self.recording, &self.view, Metric::Leaked, &mut self.outputs)
+            .and_then(|()| record::save(&self.recording, recordings))
+            .and_then(|()| self.outputs.finish());
+        if let Some(error) = self.failure {
+            return Err(error);
+        }
+        saved?;
+        match end {
+            End::Signaled { signal, .. } => die_by_signal(signal),
+            _ if self.has_errors && self.view.error_exitcode != 0 => Ok(ExitCode::from(self.view.error_exitcode)),
+            // The kernel keeps the low eight bits.
+            End::Exited(code) => Ok(ExitCode::from(code as u8)),
+            End::Unknown | End::Replaced | End::StillRunning => Ok(ExitCode::SUCCESS),
+        }
+    }
+}

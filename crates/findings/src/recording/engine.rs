@@ -1,0 +1,460 @@
+//! What the engine of `leakscope memcheck` tells, as recordings: of all events, or of a single one.
+//!
+//! Events go into a [`Snapshot`], as if a ledger had held them, so that naming, merging, fingerprints and reports are
+//! those of `leakscope run`. Errors of access are added to it afterwards, as an importer adds those of another tool.
+
+use std::collections::HashMap;
+
+use foldhash::fast::RandomState;
+use leakscope_ledger::events::{self, Event, What};
+use leakscope_ledger::reader::{self, CheckState, Module, Node, Site, SiteTotals, Snapshot, Thread};
+use leakscope_model::{AllocFn, MisuseKind, NodeId, SiteId, ThreadId};
+
+use super::build::{BuildOptions, Resolve, build};
+use super::{Access, AuxiliaryStack, MemoryError, ProcessRecording};
+
+/// The events of one process so far.
+#[derive(Clone, Debug, Default)]
+pub struct Collector {
+    everything: Part,
+    /// Modules and their changes, which every part needs.
+    modules: Vec<Module>,
+    epoch: u32,
+    process: reader::Process,
+    heap: events::Heap,
+    /// Where errors went: wrong calls and errors of access, by the engine's number.
+    places: HashMap<u32, Place, RandomState>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Place {
+    Misuse(usize),
+    Memory(usize),
+}
+
+/// A snapshot that grows.
+#[derive(Clone, Debug)]
+struct Part {
+    snapshot: Snapshot,
+    errors: Vec<MemoryError>,
+    nodes: HashMap<(u32, u64, u32), u32, RandomState>,
+    sites: HashMap<(u32, AllocFn), u32, RandomState>,
+}
+
+impl Default for Part {
+    fn default() -> Self {
+        // Number 0 of each means "none".
+        let snapshot = Snapshot {
+            nodes: vec![Node::default()],
+            sites: vec![Site::default()],
+            totals: vec![SiteTotals::default()],
+            threads: vec![Thread::default()],
+            ..Snapshot::default()
+        };
+        Self { snapshot, errors: Vec::new(), nodes: HashMap::default(), sites: HashMap::default() }
+    }
+}
+
+impl Part {
+    /// The node of a stack's innermost address.
+    fn leaf(&mut self, stack: &[u64], epoch: u32) -> u32 {
+        let mut parent = 0;
+        for &pc in stack.iter().rev() {
+            let next = self.snapshot.nodes.len() as u32;
+            let number = *self.nodes.entry((parent, pc, epoch)).or_insert(next);
+            if number == next {
+                self.snapshot.nodes.push(Node { pc, parent: NodeId(parent), epoch });
+            }
+            parent = number;
+        }
+        parent
+    }
+
+    /// The site of a stack that begins with the function itself.
+    fn site(&mut self, function: AllocFn, stack: &[u64], epoch: u32) -> SiteId {
+        if stack.is_empty() {
+            return SiteId(0);
+        }
+        let leaf = self.leaf(&stack[1..], epoch);
+        let next = self.snapshot.sites.len() as u32;
+        let number = *self.sites.entry((leaf, function)).or_insert(next);
+        if number == next {
+            let frames = stack.len() as u32 - 1;
+            self.snapshot.sites.push(Site { leaf: NodeId(leaf), frames, function, flags: 0 });
+            self.snapshot.totals.push(SiteTotals::default());
+        }
+        SiteId(number)
+    }
+
+    fn thread(&mut self, number: u32, tid: u32) -> u32 {
+        // Threads are numbered from 1 and are few; a wrong number must not make room for millions.
+        let number = number.min(1 << 16);
+        let threads = &mut self.snapshot.threads;
+        if threads.len() <= number as usize {
+            threads.resize(number as usize + 1, Thread::default());
+        }
+        threads[number as usize].tid = tid;
+        number
+    }
+
+    fn error(&mut self, error: &events::Error, epoch: u32) -> Place {
+        let thread = self.thread(error.thread, error.tid);
+        match &error.what {
+            What::Memory { kind, access, bytes, address, message } => {
+                let leaf = self.leaf(&error.stack, epoch);
+                let auxiliary = error
+                    .auxiliary
+                    .iter()
+                    .map(|(label, stack)| AuxiliaryStack { label: label.clone(), leaf: self.leaf(stack, epoch) })
+                    .collect();
+                let access = match access {
+                    1 => Access::Read,
+                    2 => Access::Write,
+                    _ => Access::None,
+                };
+                self.errors.push(MemoryError {
+                    kind: *kind,
+                    access,
+                    access_bytes: *bytes,
+                    address: *address,
+                    message: message.clone(),
+                    leaf,
+                    auxiliary,
+                    count: 1,
+                    thread,
+                });
+                Place::Memory(self.errors.len() - 1)
+            }
+            What::Misuse { kind, function, address, block } => {
+                let site = self.site(*function, &error.stack, epoch);
+                let mut misuse = reader::Misuse {
+                    kind: *kind,
+                    site,
+                    allocation_site: SiteId(0),
+                    free_site: SiteId(0),
+                    address: *address,
+                    block_start: 0,
+                    block_bytes: if *kind == MisuseKind::FishySize { *address } else { 0 },
+                    count: 1,
+                    thread: ThreadId(thread),
+                    overrun_offset: 0,
+                };
+                if let Some(block) = block {
+                    misuse.block_start = block.start;
+                    misuse.block_bytes = block.bytes;
+                    misuse.allocation_site = self.site(block.function, &block.allocated, epoch);
+                    misuse.free_site = self.site(AllocFn::Free, &block.freed, epoch);
+                }
+                self.snapshot.misuses.push(misuse);
+                Place::Misuse(self.snapshot.misuses.len() - 1)
+            }
+        }
+    }
+
+    fn check(&mut self, check: &events::Check, epoch: u32) {
+        let records = check
+            .records
+            .iter()
+            .filter(|record| record.blocks > 0)
+            .map(|record| reader::CheckRecord {
+                site: self.site(record.function, &record.stack, epoch),
+                kind: record.kind,
+                heuristic: record.heuristic,
+                blocks: record.blocks,
+                bytes: record.bytes,
+                indirect_blocks: record.indirect_blocks,
+                indirect_bytes: record.indirect_bytes,
+                addresses: record.addresses,
+            })
+            .collect();
+        self.snapshot.checks.push(reader::Check {
+            number: check.number,
+            state: CheckState::Complete,
+            trigger: check.trigger,
+            monotonic_ns: check.monotonic_ns,
+            blocks: check.blocks,
+            bytes: check.bytes,
+            root_bytes: check.root_bytes,
+            unreadable_bytes: check.unreadable_bytes,
+            threads_seen: check.threads,
+            threads_unseen: 0,
+            pause_ns: check.check_ns,
+            check_ns: check.check_ns,
+            lost_records: 0,
+            status: check.status,
+            freeres: check.freeres,
+            failure: Vec::new(),
+            records: Some(records),
+        });
+    }
+
+    fn build(
+        mut self,
+        collector: &Collector,
+        options: &BuildOptions<'_>,
+        resolve: &mut Resolve<'_>,
+    ) -> ProcessRecording {
+        self.snapshot.process = collector.process.clone();
+        self.snapshot.modules.clone_from(&collector.modules);
+        // One site has what no site is known of: the totals of the heap.
+        let heap = collector.heap;
+        self.snapshot.totals[0] = SiteTotals {
+            allocated_blocks: heap.allocations,
+            allocated_bytes: heap.allocated_bytes,
+            freed_blocks: heap.frees,
+            freed_bytes: heap.allocated_bytes.saturating_sub(heap.live_bytes),
+            ..SiteTotals::default()
+        };
+        let mut recorded = build(&self.snapshot, options, resolve);
+        // Frees that freed nothing are counted with the wrong calls.
+        recorded.sites[0].totals.live_blocks = heap.live_blocks;
+        recorded.sites[0].totals.live_bytes = heap.live_bytes;
+        recorded.memory_errors = self.errors;
+        recorded
+    }
+}
+
+impl Collector {
+    /// Takes an event in.
+    pub fn add(&mut self, event: &Event) {
+        match event {
+            Event::Process(process) => {
+                self.process = reader::Process {
+                    pid: process.pid,
+                    parent_pid: process.parent_pid,
+                    origin: match process.origin {
+                        1 => reader::Origin::Fork,
+                        2 => reader::Origin::Exec,
+                        _ => reader::Origin::Start,
+                    },
+                    state: reader::State::Running,
+                    executable: process.executable.clone(),
+                    command_line: process.command_line.clone(),
+                    start_realtime_ns: process.realtime_ns,
+                    start_monotonic_ns: process.monotonic_ns,
+                    ..reader::Process::default()
+                };
+            }
+            Event::Module(module) => {
+                self.epoch += 1;
+                self.modules.push(Module {
+                    start: module.start,
+                    end: module.end,
+                    load_bias: module.load_bias,
+                    path: module.path.clone(),
+                    build_id: module.build_id.clone(),
+                    loaded_epoch: self.epoch,
+                    unloaded_epoch: u32::MAX,
+                });
+            }
+            Event::ModuleGone { number } => {
+                self.epoch += 1;
+                if let Some(module) = self.modules.get_mut(*number as usize) {
+                    module.unloaded_epoch = self.epoch;
+                }
+            }
+            Event::Error(error) => {
+                let place = self.everything.error(error, self.epoch);
+                self.places.insert(error.number, place);
+            }
+            Event::Counts(counts) => {
+                for (number, count) in counts {
+                    match self.places.get(number) {
+                        Some(&Place::Misuse(at)) => {
+                            self.everything.snapshot.misuses[at].count = (*count).min(u32::MAX.into()) as u32;
+                        }
+                        Some(&Place::Memory(at)) => self.everything.errors[at].count = *count,
+                        None => {}
+                    }
+                }
+            }
+            Event::Heap(heap) => self.heap = *heap,
+            Event::Check(check) => {
+                self.process.end_monotonic_ns = check.monotonic_ns;
+                self.everything.check(check, self.epoch);
+            }
+            Event::Ended { monotonic_ns, .. } => {
+                self.process.end_monotonic_ns = *monotonic_ns;
+                self.process.state = reader::State::Ended;
+            }
+            Event::Failed(text) => {
+                self.process.state = reader::State::Failed;
+                self.process.failure = text.clone().into_bytes();
+            }
+            Event::FatalSignal { .. } | Event::Message { .. } | Event::Forked | Event::Descriptors(_) => {}
+        }
+    }
+
+    /// A recording of one error or leak check alone; `None` for other events. The event must have been added, too.
+    pub fn of_event(
+        &self,
+        event: &Event,
+        options: &BuildOptions<'_>,
+        resolve: &mut Resolve<'_>,
+    ) -> Option<ProcessRecording> {
+        let mut part = Part::default();
+        match event {
+            Event::Error(error) => {
+                part.error(error, self.epoch);
+            }
+            Event::Check(check) => part.check(check, self.epoch),
+            _ => return None,
+        }
+        Some(part.build(self, options, resolve))
+    }
+
+    /// The frames of one stack, named: as the stack of an error without more to say.
+    pub fn of_stack(&self, stack: &[u64], options: &BuildOptions<'_>, resolve: &mut Resolve<'_>) -> ProcessRecording {
+        let mut part = Part::default();
+        let leaf = part.leaf(stack, self.epoch);
+        part.errors.push(MemoryError {
+            kind: leakscope_model::ErrorKind::FatalSignal,
+            access: Access::None,
+            access_bytes: 0,
+            address: 0,
+            message: String::new(),
+            leaf,
+            auxiliary: Vec::new(),
+            count: 1,
+            thread: 1,
+        });
+        part.build(self, options, resolve)
+    }
+
+    /// A recording of everything until now.
+    pub fn all(&self, options: &BuildOptions<'_>, resolve: &mut Resolve<'_>) -> ProcessRecording {
+        self.everything.clone().build(self, options, resolve)
+    }
+
+    /// Who is recorded; process id 0 before the first event.
+    pub fn process(&self) -> &reader::Process {
+        &self.process
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use leakscope_ledger::events::{Block, Check, Error, Record};
+    use leakscope_model::{CheckTrigger, ErrorKind, LeakKind};
+
+    use super::*;
+    use crate::analysis::{LeakCheck, Options, analyse};
+    use crate::recording::ResolvedFrame;
+    use crate::suppressions::Suppressions;
+
+    fn events() -> Vec<Event> {
+        let error = |number, what| {
+            let auxiliary = vec![("Address 0x1 is 0 bytes after".into(), vec![0x1101, 0x1201])];
+            Event::Error(Error {
+                number,
+                thread: 1,
+                tid: 7,
+                thread_name: String::new(),
+                stack: vec![0x1011, 0x1021],
+                what,
+                auxiliary,
+            })
+        };
+        let block = Block {
+            start: 0x9000,
+            bytes: 10,
+            function: AllocFn::Malloc,
+            allocated: vec![0x1101, 0x1201],
+            freed: vec![0x1301, 0x1401],
+        };
+        vec![
+            Event::Process(events::Process { pid: 5, ..events::Process::default() }),
+            Event::Module(events::Module {
+                start: 0x1000,
+                end: 0x2000,
+                path: b"/bin/x".to_vec(),
+                ..Default::default()
+            }),
+            error(
+                0,
+                What::Memory {
+                    kind: ErrorKind::InvalidRead,
+                    access: 1,
+                    bytes: 4,
+                    address: 1,
+                    message: "Invalid read of size 4".into(),
+                },
+            ),
+            error(
+                1,
+                What::Misuse {
+                    kind: MisuseKind::DoubleFree,
+                    function: AllocFn::Free,
+                    address: 0x9000,
+                    block: Some(block),
+                },
+            ),
+            Event::Counts(vec![(0, 5)]),
+            Event::Heap(events::Heap { live_bytes: 10, live_blocks: 1, allocations: 3, frees: 2, allocated_bytes: 40 }),
+            Event::Check(Check {
+                number: 0,
+                trigger: CheckTrigger::Exit,
+                status: 0,
+                asked: 0,
+                monotonic_ns: 1,
+                check_ns: 1,
+                blocks: 1,
+                bytes: 10,
+                root_bytes: 0,
+                unreadable_bytes: 0,
+                threads: 1,
+                freeres: true,
+                records: vec![Record {
+                    kind: LeakKind::DefinitelyLost,
+                    heuristic: None,
+                    blocks: 1,
+                    bytes: 10,
+                    indirect_blocks: 0,
+                    indirect_bytes: 0,
+                    old_blocks: 0,
+                    old_bytes: 0,
+                    addresses: [0x9000, 0, 0],
+                    function: AllocFn::Malloc,
+                    stack: vec![0x1101, 0x1201],
+                }],
+            }),
+            Event::Ended { status: 0, monotonic_ns: 2 },
+        ]
+    }
+
+    fn name(_: leakscope_model::ModuleId, _: &Module, addresses: &[leakscope_model::Svma]) -> Vec<Vec<ResolvedFrame>> {
+        let frame = |at: u64| ResolvedFrame { function: Some(format!("f{at:x}")), ..ResolvedFrame::default() };
+        addresses.iter().map(|address| vec![frame(address.0)]).collect()
+    }
+
+    #[test]
+    fn events_become_an_analysis() {
+        let mut collector = Collector::default();
+        let options = Options { leak_check: LeakCheck::Full, ..Options::default() };
+        let rules = Suppressions::new();
+        let mut parts = Vec::new();
+        for event in events() {
+            collector.add(&event);
+            if let Some(part) = collector.of_event(&event, &BuildOptions::default(), &mut name) {
+                parts.push(analyse("0", &part, &options, &rules));
+            }
+        }
+        let names = |stack: &crate::analysis::Stack| -> Vec<String> {
+            stack.frames().iter().map(|frame| frame.function.as_deref().unwrap_or("?").to_owned()).collect()
+        };
+        // Of a stack with the very instruction in front, and of one that begins with the function.
+        assert_eq!(names(&parts[0].memory_errors[0].stack), ["f1010", "f1020"]);
+        let (_, allocated) = &parts[0].memory_errors[0].auxiliary[0];
+        assert_eq!(names(allocated.as_ref().unwrap()), ["f1100", "f1200"]);
+        assert_eq!(names(&parts[1].misuses[0].stack), ["free", "f1020"]);
+        assert_eq!(names(parts[1].misuses[0].block.as_ref().unwrap().free.as_ref().unwrap()), ["free", "f1400"]);
+        assert_eq!(names(&parts[2].records[0].stack), ["malloc", "f1200"]);
+
+        let all = collector.all(&BuildOptions::default(), &mut name);
+        let analysis = analyse("0", &all, &options, &rules);
+        assert_eq!((analysis.memory_errors[0].count, analysis.errors.errors, analysis.errors.contexts), (5, 7, 3));
+        assert_eq!((analysis.heap.in_use_bytes, analysis.heap.allocs, analysis.heap.allocated_bytes), (10, 3, 40));
+        assert_eq!(analysis.records[0].fingerprint, parts[2].records[0].fingerprint);
+        assert_eq!(analysis.process.pid, 5);
+    }
+}
