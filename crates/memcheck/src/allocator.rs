@@ -76,10 +76,11 @@ impl Memcheck {
     }
 
     fn calloc(&mut self, guest: &Guest, symbol: u64, count: u64, size: u64) -> u64 {
+        // A product that does not fit is refused without a word, as the C library does.
+        let Some(bytes) = count.checked_mul(size) else { return 0 };
         if self.is_fishy(guest, symbol, AllocFn::Calloc, count) || self.is_fishy(guest, symbol, AllocFn::Calloc, size) {
             return 0;
         }
-        let Some(bytes) = count.checked_mul(size) else { return 0 };
         self.allocate(guest, symbol, AllocFn::Calloc, bytes, 0, true)
     }
 

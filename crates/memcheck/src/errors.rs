@@ -31,6 +31,9 @@ const MANY_ERRORS: usize = 100;
 const MOST_DISTINCT: usize = 1000;
 const MOST_IN_ALL: u64 = 10_000_000;
 
+/// Stands in front of stacks of an allocator's request, where others have the allocator's function.
+pub const NO_FUNCTION: u64 = 1;
+
 /// Errors so far.
 #[derive(Clone, Debug, Default)]
 pub struct Errors {
@@ -192,6 +195,16 @@ impl Memcheck {
 
     /// What is known of an address, in Memcheck's words, with the stacks that belong to it.
     pub fn describe(&mut self, address: u64, guest: &Guest) -> Vec<(String, Addresses)> {
+        let mut lines = self.describe_all(address, guest);
+        for (_, stack) in &mut lines {
+            if stack.first() == Some(&NO_FUNCTION) {
+                stack.remove(0);
+            }
+        }
+        lines
+    }
+
+    fn describe_all(&mut self, address: u64, guest: &Guest) -> Vec<(String, Addresses)> {
         if let Some(words) = self.pools.describe(address) {
             let stack = self.stacks.get(words.stack).to_vec();
             let mut lines = vec![(words.text, stack)];

@@ -159,6 +159,20 @@ const NO_BLOCK: Block = Block {
     mark: 0,
 };
 
+/// What is known of a slot's memory, and of its shadow.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum SlotMemory {
+    /// It holds what its last owner wrote; all of it is forbidden.
+    Used,
+    /// It was never used; all of it is forbidden.
+    Zeroed,
+    /// It was never used, and neither was its shadow.
+    Fresh,
+}
+
+/// Free slots from this size on give their memory back; smaller ones keep it, forbidden, until they are used again.
+const REVOKED_BYTES: u64 = 4 << 20;
+
 /// The most that can be asked for at once.
 const MOST_BYTES: u64 = 1 << 44;
 
@@ -193,7 +207,7 @@ impl<P: Pages> Heap<P> {
         let redzone = self.options.redzone_bytes;
         // Slots begin at multiples of 16 only.
         let total = redzone + request.size_bytes + redzone + (alignment - 16);
-        let (id, is_fresh) = match class_of(total) {
+        let (id, memory) = match class_of(total) {
             Class::Small { number, slot_bytes } => self.small(number, slot_bytes)?,
             Class::Big { bytes } => self.big(bytes)?,
         };
@@ -209,11 +223,18 @@ impl<P: Pages> Heap<P> {
             function: request.function,
             mark: 0,
         };
-        self.shadow.allow(start, request.size_bytes);
+        let end = start + request.size_bytes;
+        if memory == SlotMemory::Fresh {
+            self.shadow.forbid(slot.0, start - slot.0);
+            // Far behind a large block a wrong access finds nothing of the heap's anyhow.
+            self.shadow.forbid(end, (slot.0 + slot.1 - end).min(1 << 20));
+        } else {
+            self.shadow.allow(start, request.size_bytes);
+        }
         // SAFETY: `[start, start + size)` lies in a slot that was free: mapped, writable, and the new owner's.
         unsafe {
             if request.zeroed {
-                if !is_fresh {
+                if memory == SlotMemory::Used {
                     core::ptr::write_bytes(start as *mut u8, 0, request.size_bytes as usize);
                 }
             } else if let Some(fill) = self.options.malloc_fill {
@@ -227,44 +248,46 @@ impl<P: Pages> Heap<P> {
         Some(start)
     }
 
-    /// A free slot of a class, and whether its memory was never used.
-    fn small(&mut self, number: usize, slot_bytes: u64) -> Option<(BlockId, bool)> {
+    /// A free slot of a class.
+    fn small(&mut self, number: usize, slot_bytes: u64) -> Option<(BlockId, SlotMemory)> {
         if let Some(id) = self.free[number].pop() {
-            return Some((id, false));
+            return Some((id, SlotMemory::Used));
         }
         let units = classes::span_units(slot_bytes);
         let slots = units * UNIT_BYTES / slot_bytes;
-        let first = self.grow(units, slot_bytes, slots)?;
+        let (first, start) = self.grow(units, slot_bytes, slots)?;
+        self.shadow.forbid(start, units * UNIT_BYTES);
         // The next allocation takes the lowest one.
         self.free[number].extend((1..slots as u32).rev().map(|slot| BlockId(first.0 + slot)));
-        Some((first, true))
+        Some((first, SlotMemory::Zeroed))
     }
 
     /// A slot of its own.
-    fn big(&mut self, bytes: u64) -> Option<(BlockId, bool)> {
+    fn big(&mut self, bytes: u64) -> Option<(BlockId, SlotMemory)> {
         let units = bytes.div_ceil(UNIT_BYTES);
         if let Some(span) = self.spans.take_free_big(units) {
-            // Revoked when it was freed for good.
             let (start, bytes, first) = (span.start, span.bytes(), span.first_block);
+            if bytes < REVOKED_BYTES {
+                return Some((BlockId(first), SlotMemory::Used));
+            }
             if !self.pages.map(start, bytes) {
                 return None;
             }
-            self.shadow.forbid(start, bytes);
-            return Some((BlockId(first), true));
+            return Some((BlockId(first), SlotMemory::Fresh));
         }
-        self.grow(units, units * UNIT_BYTES, 1).map(|first| (first, true))
+        self.grow(units, units * UNIT_BYTES, 1).map(|(first, _)| (first, SlotMemory::Fresh))
     }
 
-    fn grow(&mut self, units: u64, slot_bytes: u64, slots: u64) -> Option<BlockId> {
+    /// A new span; its first slot and its address. Its shadow is zero.
+    fn grow(&mut self, units: u64, slot_bytes: u64, slots: u64) -> Option<(BlockId, u64)> {
         let first = u32::try_from(self.blocks.len() as u64 + slots).ok()? - slots as u32;
         let start = self.spans.next_start(units)?;
         if !self.pages.map(start, units * UNIT_BYTES) {
             return None;
         }
-        self.shadow.forbid(start, units * UNIT_BYTES);
         self.spans.push(units, slot_bytes, first);
         self.blocks.resize(self.blocks.len() + slots as usize, NO_BLOCK);
-        Some(BlockId(first))
+        Some((BlockId(first), start))
     }
 
     /// First address and bytes of a block's slot.
@@ -309,7 +332,10 @@ impl<P: Pages> Heap<P> {
             // SAFETY: the block's bytes are mapped, and nobody may use them any more.
             unsafe { core::ptr::write_bytes(start as *mut u8, fill, size as usize) }
         }
-        self.shadow.forbid(start, size);
+        // A block that the quarantine cannot hold is revoked below, if it is large.
+        if size <= self.options.quarantine_bytes || size < REVOKED_BYTES {
+            self.shadow.forbid(start, size);
+        }
         self.quarantine.push(id, size);
         while let Some(out) = self.quarantine.overflow() {
             self.recycle(out);
@@ -323,7 +349,9 @@ impl<P: Pages> Heap<P> {
         match class_of(bytes) {
             Class::Small { number, slot_bytes } if slot_bytes == bytes => self.free[number].push(id),
             _ => {
-                self.pages.revoke(start, bytes);
+                if bytes >= REVOKED_BYTES {
+                    self.pages.revoke(start, bytes);
+                }
                 self.spans.free_big(start);
             }
         }

@@ -22,6 +22,8 @@ pub struct Custom {
     pub stack: StackId,
     /// The redzone that its allocator keeps around it.
     pub redzone_bytes: u64,
+    /// It is a piece of a pool, not a block of its own.
+    pub is_piece: bool,
 }
 
 /// A memory pool.
@@ -179,7 +181,8 @@ impl Pools {
             return Some(Words { text, stack: *stack, allocated: block.stack });
         }
         let block = self.blocks().find(exact).or_else(|| self.blocks().find(near))?;
-        Some(Words { text: words(address, block, "alloc'd"), stack: block.stack, allocated: StackId::NONE })
+        let state = if block.is_piece { "client-defined" } else { "alloc'd" };
+        Some(Words { text: words(address, block, state), stack: block.stack, allocated: StackId::NONE })
     }
 }
 
@@ -214,7 +217,7 @@ mod tests {
     use super::*;
 
     fn block(start: u64, bytes: u64) -> Custom {
-        Custom { start, bytes, stack: StackId(1), redzone_bytes: 16 }
+        Custom { start, bytes, stack: StackId(1), redzone_bytes: 16, is_piece: false }
     }
 
     #[test]

@@ -38,9 +38,9 @@
 //!
 //! # Trust
 //!
-//! The target's bytes are hostile, and other threads change them meanwhile. Structures are read through [`Memory`], which
-//! may refuse. Nothing here panics, allocates or blocks, and no call takes more than 131,072 steps, however long its
-//! arrays claim to be: what was left out then is told by [`Before::truncated`]. It may run in a signal handler.
+//! The target's bytes are hostile, and other threads change them meanwhile. Structures are read through [`Memory`],
+//! which may refuse. Nothing here panics, allocates or blocks, and no call takes more than 131,072 steps, however long
+//! its arrays claim to be: what was left out then is told by [`Before::truncated`]. It may run in a signal handler.
 //!
 //! # What is not described
 //!

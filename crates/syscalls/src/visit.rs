@@ -15,7 +15,7 @@ const MOST_STEPS: u32 = 1 << 17;
 /// Values that a description keeps from before the call.
 const SLOTS: usize = 40;
 
-/// What must be remembered from before a call to say what it wrote: the kernel overwrites the lengths that it was given.
+/// What must be remembered from before a call to say what it wrote: the kernel overwrites the lengths that it is given.
 #[derive(Debug, Clone, Copy)]
 pub struct Before {
     slots: [u64; SLOTS],

@@ -228,9 +228,9 @@ const STRUCTURES: &[(&str, u64, [u64; 6])] = &[
     ("struct if_dqblk", 179, [0x8000_0700, 0, 0, AT, 0, 0]),
     ("struct if_dqinfo", 179, [0x8000_0500, 0, 0, AT, 0, 0]),
     ("struct if_nextdqblk", 179, [0x8000_0900, 0, 0, AT, 0, 0]),
-    ("struct fs_disk_quota", 179, [0x5803_00, 0, 0, AT, 0, 0]),
-    ("struct fs_quota_stat", 179, [0x5805_00, 0, 0, AT, 0, 0]),
-    ("struct fs_quota_statv", 179, [0x5808_00, 0, 0, AT, 0, 0]),
+    ("struct fs_disk_quota", 179, [0x0058_0300, 0, 0, AT, 0, 0]),
+    ("struct fs_quota_stat", 179, [0x0058_0500, 0, 0, AT, 0, 0]),
+    ("struct fs_quota_statv", 179, [0x0058_0800, 0, 0, AT, 0, 0]),
     ("struct kexec_segment", 246, [0, 1, AT, 0, 0, 0]),
     ("struct flock", 72, [0, 5, AT, 0, 0, 0]),
     // Requests.

@@ -142,7 +142,8 @@ proptest! {
         style in 0_u8..7,
     ) {
         // prctl, keyctl, bpf, ptrace, io_uring_register, fsconfig: by their first or second argument.
-        for (number, place, most) in [(157, 0, 80), (250, 0, 40), (321, 0, 40), (101, 0, 32), (427, 1, 40), (431, 1, 10)] {
+        let commands = [(157, 0, 80), (250, 0, 40), (321, 0, 40), (101, 0, 32), (427, 1, 40), (431, 1, 10)];
+        for (number, place, most) in commands {
             for command in 0..most {
                 let mut args = args;
                 args[place] = command;

@@ -33,8 +33,10 @@ pub(crate) enum Kind {
     ClientRequest,
     /// `xbegin`: always aborts, to this address.
     Transaction(u64),
-    /// `rdfsbase` and its like.
+    /// `rdfsbase`, `rdgsbase`, `wrgsbase`.
     SegmentBase,
+    /// `wrfsbase`.
+    SetFsBase,
     /// A signal: its number, `si_code`, trap number, and whether the frame shows the next instruction.
     Trap {
         signal: i32,
@@ -84,7 +86,8 @@ pub(crate) fn decode_block(bytes: &[u8], pc: u64, branches: u8, mut stop: impl F
     while steps.len() < BLOCK_INSTRUCTIONS {
         let offset = decoder.position();
         let at = pc + offset as u64;
-        if !steps.is_empty() && stop(at) {
+        let is_region_end = offset == bytes.len();
+        if !steps.is_empty() && (is_region_end || stop(at)) {
             break;
         }
         let step = decode_step(&mut decoder, bytes, offset);
@@ -136,7 +139,8 @@ fn kind(instruction: &Instruction) -> Kind {
     match instruction.mnemonic() {
         Mnemonic::Syscall => return Kind::Syscall,
         Mnemonic::Cpuid => return Kind::Cpuid,
-        Mnemonic::Rdfsbase | Mnemonic::Wrfsbase | Mnemonic::Rdgsbase | Mnemonic::Wrgsbase => return Kind::SegmentBase,
+        Mnemonic::Rdfsbase | Mnemonic::Rdgsbase | Mnemonic::Wrgsbase => return Kind::SegmentBase,
+        Mnemonic::Wrfsbase => return Kind::SetFsBase,
         Mnemonic::Xbegin => return Kind::Transaction(instruction.near_branch_target()),
         // 32-bit system calls would go past the tool; without IA32 emulation the kernel answers like this.
         Mnemonic::Int if instruction.immediate8() == 0x80 => {
@@ -201,6 +205,7 @@ mod tests {
         assert_eq!(kinds(&[0xcc])[0], Kind::Trap { signal: libc::SIGTRAP, code: 128, trap: 3, after: true });
         assert_eq!(kinds(&[0x0f, 0x0b, 0x90]), [Kind::PlainEnd]);
         assert_eq!(kinds(&[0x90, 0x48]), [Kind::Plain, Kind::Truncated]);
+        assert_eq!(kinds(&[0x90]), [Kind::Plain], "the next region goes on");
         assert_eq!(kinds(&[0x8e, 0xe8]), [ILLEGAL], "mov gs, eax");
         assert_eq!(kinds(&CLIENT_REQUEST), [Kind::ClientRequest]);
     }

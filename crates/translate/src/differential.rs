@@ -5,3 +5,4 @@ mod generate;
 mod machine;
 mod sequences;
 mod situations;
+mod stepping;

@@ -59,6 +59,7 @@ impl Engine {
             memory::unmap(layout::STATE, layout::STATE_BYTES + layout::TABLES_BYTES);
             return Err(error);
         }
+        memory::prefer_large_pages(layout::HOT, cache_bytes);
         indirect::reset_table();
         let labels = entry::labels();
         // SAFETY: just mapped, zeroed, and large enough; zeros are a valid `State`.
@@ -111,9 +112,16 @@ impl Engine {
                 }
                 next = None;
             }
+            let rip = self.guest().rip;
+            if next.is_none() && rip >= GUEST_END {
+                match self.not_executable(rip, tool) {
+                    Action::Leave(status) => return Ok(status),
+                    Action::Continue => continue,
+                }
+            }
             let code = match next.take() {
                 Some(code) => code,
-                None => self.block(self.guest().rip, tool)?,
+                None => self.block(rip, tool)?,
             };
             self.exits += 1;
             let translator: *const Translator = &raw const *self.translator;
@@ -136,6 +144,9 @@ impl Engine {
                 Exit::Link { pc, site } => {
                     let flushes = self.translator.cache.flushes;
                     self.guest_mut().rip = pc;
+                    if pc >= GUEST_END {
+                        continue;
+                    }
                     let host = self.block(pc, tool)?;
                     if flushes == self.translator.cache.flushes {
                         self.translator.cache.link(site, host);
@@ -149,6 +160,8 @@ impl Engine {
                     self.guest_mut().rip = pc;
                     if let Some(action) = self.vsyscall(pc, tool) {
                         action
+                    } else if pc >= GUEST_END {
+                        continue;
                     } else {
                         let host = self.block(pc, tool)?;
                         if self.translator.cache.has_room() {
@@ -210,6 +223,14 @@ impl Engine {
                 guest.set_gpr(Gpr::Rcx, pc);
                 guest.set_gpr(Gpr::R11, guest.rflags);
                 tool.syscall(self)
+            }
+            Exit::SetFsBase { pc, register, wide } => {
+                // Not in the cache: a handler tells the target's FS from the engine's by what the state says.
+                let guest = self.guest_mut();
+                let value = guest.gpr[usize::from(register)];
+                guest.fs_base = if wide { value } else { value & 0xffff_ffff };
+                guest.rip = pc;
+                Action::Continue
             }
             Exit::Cpuid { pc } => {
                 self.cpuid(pc, tool);
@@ -279,7 +300,9 @@ impl Engine {
         let pc = self.guest().rip;
         let in_cache = (layout::HOT..layout::COLD_END).contains(&slot.host_pc);
         if in_cache && slot.signal == libc::SIGSEGV {
-            if slot.trap == TRAP_PAGE_FAULT && self.translator.regions.unprotect(slot.address, slot.address + 1, true) {
+            if slot.trap == TRAP_PAGE_FAULT
+                && self.translator.regions.unprotect(slot.address, slot.address.saturating_add(1), true)
+            {
                 let page = slot.address & !0xfff;
                 self.translator.forget(page, page + 1);
                 return self.solo(pc, Watch::No, tool).map(Next::Code);
@@ -307,8 +330,9 @@ impl Engine {
         if action != Action::Continue || self.guest().rip != pc {
             return action;
         }
-        let code = if pc < GUEST_END { SEGV_ACCERR } else { SEGV_MAPERR };
-        let fault = Fault { signal: libc::SIGSEGV, code, address: pc, trap: TRAP_PAGE_FAULT, error: ERROR_FETCH };
+        let is_mapped = pc < GUEST_END && crate::probe::read(pc, 1).is_some();
+        let (code, error) = if is_mapped { (SEGV_ACCERR, ERROR_FETCH) } else { (SEGV_MAPERR, ERROR_FETCH & !1) };
+        let fault = Fault { signal: libc::SIGSEGV, code, address: pc, trap: TRAP_PAGE_FAULT, error };
         tool.fault(self, fault)
     }
 

@@ -20,6 +20,8 @@ pub(crate) enum Exit {
     Link { pc: u64, site: u64 },
     /// `syscall`; `pc` is behind it.
     Syscall { pc: u64 },
+    /// `wrfsbase` of this register, 4 or 8 bytes of it; `pc` is behind it.
+    SetFsBase { pc: u64, register: u8, wide: bool },
     /// `cpuid`; `pc` is behind it.
     Cpuid { pc: u64 },
     /// The operands of the instruction at `pc` are to be looked at, then it runs unchecked.

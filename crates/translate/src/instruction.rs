@@ -155,7 +155,7 @@ impl Translator {
         }
     }
 
-    /// `rdfsbase` and its like: FS is the target's in the cache and is kept in the state as well; GS is the state's only.
+    /// `rdfsbase` is copied, as FS is the target's in the cache; the target's GS base is in the state only.
     pub(crate) fn write_segment_base(&mut self, step: &Step, bytes: &[u8]) {
         use iced_x86::Mnemonic;
         let register = step.instruction.op0_register();
@@ -174,10 +174,6 @@ impl Translator {
             Mnemonic::Rdgsbase if wide => self.hot.load(number, &gs_base),
             Mnemonic::Rdgsbase => self.hot.load_zero_extended(number, &gs_base, 4),
             Mnemonic::Wrgsbase => store(&mut self.hot, slot!(guest.gs_base)),
-            Mnemonic::Wrfsbase => {
-                self.hot.raw(bytes);
-                store(&mut self.hot, slot!(guest.fs_base));
-            }
             _ => self.hot.raw(bytes),
         }
     }

@@ -66,7 +66,7 @@ impl HandlerScope {
     /// Changes FS to the engine's.
     ///
     /// # Safety
-    /// To be called first in a signal handler of the thread that runs, or ran, [`crate::Engine::run`].
+    /// To be called first in a signal handler, while an engine exists. Any thread.
     #[must_use]
     pub unsafe fn enter() -> Self {
         // SAFETY: `Engine::new` found FSGSBASE, and the state page is mapped as long as handlers are installed.
@@ -74,7 +74,8 @@ impl HandlerScope {
             let interrupted_fs: u64;
             std::arch::asm!("rdfsbase {}", out(reg) interrupted_fs, options(nomem, nostack));
             let ours = (*state()).engine_fs;
-            if ours != 0 {
+            // Other threads wait in Rust with FS of their own, which must stay.
+            if ours != 0 && interrupted_fs == (*state()).guest.fs_base {
                 std::arch::asm!("wrfsbase {}", in(reg) ours, options(nostack));
             }
             Self { interrupted_fs }

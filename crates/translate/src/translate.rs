@@ -254,6 +254,11 @@ impl Translator {
                 self.jump_to(target);
             }
             Kind::Syscall => self.leave_by(Exit::Syscall { pc: step.next_pc() }),
+            Kind::SetFsBase => {
+                let register = step.instruction.op0_register();
+                let number = register.full_register().number() as u8;
+                self.leave_by(Exit::SetFsBase { pc: step.next_pc(), register: number, wide: register.size() == 8 });
+            }
             Kind::Cpuid => self.leave_by(Exit::Cpuid { pc: step.next_pc() }),
             Kind::ClientRequest => self.leave_by(Exit::ClientRequest { pc: step.next_pc() }),
             Kind::Trap { signal, code, trap, after } => {

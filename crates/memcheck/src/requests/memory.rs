@@ -5,6 +5,7 @@ use leakscope_translate::Engine;
 
 use super::Words;
 use crate::engine::{Memcheck, shadow};
+use crate::errors::NO_FUNCTION;
 use crate::pools::Custom;
 use crate::probe;
 
@@ -14,6 +15,19 @@ impl Memcheck {
         let guest = engine.guest().clone();
         // In the sequence, before the exchange that is three bytes long.
         self.walk_here(&guest, guest.rip.wrapping_sub(1));
+    }
+
+    /// The same for requests that stand for a function of an allocator: stacks of those begin with the function, and
+    /// here with [`NO_FUNCTION`].
+    pub(super) fn walk_allocation_request(&mut self, engine: &Engine) {
+        self.walk_request(engine);
+        self.walk.insert(0, NO_FUNCTION);
+    }
+
+    /// The number of such a stack.
+    pub(super) fn request_stack(&mut self, engine: &Engine) -> crate::stacks::StackId {
+        self.walk_allocation_request(engine);
+        self.stacks.intern(&self.walk)
     }
 
     /// Requests of `memcheck.h`, by their number.
@@ -118,9 +132,8 @@ impl Memcheck {
 
     /// `VALGRIND_MALLOCLIKE_BLOCK`
     pub(super) fn malloc_like(&mut self, engine: &Engine, start: u64, bytes: u64, redzone: u64, _zeroed: bool) -> u64 {
-        self.walk_request(engine);
-        let stack = self.stacks.intern(&self.walk);
-        self.pools.add_custom(Custom { start, bytes, stack, redzone_bytes: redzone });
+        let stack = self.request_stack(engine);
+        self.pools.add_custom(Custom { start, bytes, stack, redzone_bytes: redzone, is_piece: false });
         shadow().allow(start, bytes);
         0
     }
@@ -148,15 +161,14 @@ impl Memcheck {
             self.wrong_custom_free(engine, start);
             return 0;
         };
-        self.walk_request(engine);
-        let stack = self.stacks.intern(&self.walk);
+        let stack = self.request_stack(engine);
         shadow().forbid(block.start, block.bytes);
         self.pools.remember_freed(block, stack);
         0
     }
 
     fn wrong_custom_free(&mut self, engine: &mut Engine, start: u64) {
-        self.walk_request(engine);
+        self.walk_allocation_request(engine);
         let guest = engine.guest().clone();
         let block = self.heap.find(start);
         let is_block = block.is_some_and(|id| self.heap.block(id).start == start);

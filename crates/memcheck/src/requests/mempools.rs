@@ -39,13 +39,13 @@ impl Memcheck {
             },
             // MEMPOOL_ALLOC: pool, address, size
             0x1305 => {
-                self.walk_request(engine);
-                let stack = self.stacks.intern(&self.walk);
+                let stack = self.request_stack(engine);
                 match self.pools.pool(pool) {
                     Some(found) => {
                         let redzone_bytes = found.redzone_bytes;
                         let is_meta = found.is_meta;
-                        found.pieces.insert(second, Custom { start: second, bytes: third, stack, redzone_bytes });
+                        let piece = Custom { start: second, bytes: third, stack, redzone_bytes, is_piece: true };
+                        found.pieces.insert(second, piece);
                         // Of a pool of blocks the blocks are announced one by one.
                         if is_meta { shadow().forbid(second, third) } else { shadow().allow(second, third) }
                     }
@@ -83,8 +83,7 @@ impl Memcheck {
         let Some(pool) = self.pools.pool(anchor) else { return self.wrong_pool(engine, anchor) };
         let auto_free = pool.auto_free;
         let Some(piece) = pool.pieces.remove(&start) else { return self.wrong_piece(engine, start) };
-        self.walk_request(engine);
-        let stack = self.stacks.intern(&self.walk);
+        let stack = self.request_stack(engine);
         if auto_free {
             for block in self.pools.take_within(piece.start, piece.start + piece.bytes) {
                 self.pools.remember_freed(block, stack);
@@ -118,7 +117,7 @@ impl Memcheck {
 
     /// A piece that is not there is a wrong free.
     fn wrong_piece(&mut self, engine: &mut Engine, start: u64) {
-        self.walk_request(engine);
+        self.walk_allocation_request(engine);
         let guest = engine.guest().clone();
         let function = leakscope_model::AllocFn::Free;
         self.report_misuse(&guest, leakscope_model::MisuseKind::InvalidFree, function, start, None);

@@ -42,7 +42,6 @@ extern "C" fn on_fault(signal: i32, info: *mut libc::siginfo_t, context: *mut li
             say(b" at pc ", rip);
             say(b" address ", (*info).si_addr() as u64);
             libc::write(2, b"\n".as_ptr().cast(), 1);
-            if std::env::var_os("MCMAPS").is_some() { eprintln!("code {} {}", (*info).si_code, std::fs::read_to_string("/proc/self/maps").unwrap_or_default()); }
             crate::engine::exit(125);
         }
     }

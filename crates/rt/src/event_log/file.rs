@@ -283,13 +283,13 @@ impl File {
     /// Cuts off the last `bytes` bytes: a line that is cut in the middle is none.
     fn take_back(&self, bytes: usize) {
         const SEEK_CUR: usize = 1;
-        // SAFETY: no pointers. Pipes have no place, and nothing is cut.
-        if bytes > 0
-            && let Ok(end) = unsafe { call!(more_nr::LSEEK, self.fd, 0, SEEK_CUR) }
-        {
-            // SAFETY: no pointers.
-            let _ = unsafe { call!(more_nr::FTRUNCATE, self.fd, end.saturating_sub(bytes)) };
+        if bytes == 0 {
+            return;
         }
+        // SAFETY: no pointers. Pipes have no place, and nothing is cut.
+        let Ok(end) = (unsafe { call!(more_nr::LSEEK, self.fd, 0, SEEK_CUR) }) else { return };
+        // SAFETY: no pointers.
+        let _ = unsafe { call!(more_nr::FTRUNCATE, self.fd, end.saturating_sub(bytes)) };
     }
 
     /// Appends the first `bytes` bytes of the file at `from`.

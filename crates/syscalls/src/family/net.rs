@@ -23,8 +23,8 @@ syscalls! {
     50 listen(s: int, backlog: int);
     51 getsockname(s: int, name: ptr, namelen: ptr) [by(getsockname)];
     52 getpeername(s: int, name: ptr, namelen: ptr) [by(getpeername)];
-    53 socketpair(d: int, r#type: int, protocol: int, sv: ptr) [output(sv, bytes(8)).called("socketcall.socketpair(sv)")]
-        is OPENS;
+    53 socketpair(d: int, r#type: int, protocol: int, sv: ptr)
+        [output(sv, bytes(8)).called("socketcall.socketpair(sv)")] is OPENS;
     54 setsockopt(s: int, level: int, optname: int, optval: ptr, optlen: int) [by(setsockopt)];
     55 getsockopt(s: int, level: int, optname: int, optval: ptr, optlen: ptr) [by(getsockopt)];
     288 accept4(s: int, addr: ptr, addrlen: ptr, flags: int) [by(accept)] is OPENS | BLOCKS;
@@ -225,6 +225,7 @@ fn receive_message(
     slot: usize,
 ) {
     let Some(message) = header(visit, names, numbered, at) else { return };
+    visit.copied(numbered.name(names.whole), at, MSGHDR);
     let came = received.is_some();
     let part = |visit: &mut Visit<'_>, name: &'static str, address: u64, room: u64, written: u64| {
         if visit.is_before() || came {

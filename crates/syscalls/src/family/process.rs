@@ -118,10 +118,16 @@ fn child_number(visit: &mut Visit<'_>, name: &'static str, address: u64, flags: 
     visit.output(name, address, 4, written);
 }
 
+/// What the parent is told: the child of a fork, which sees 0, has a copy of the memory from before that.
+fn parent_number(visit: &mut Visit<'_>, name: &'static str, address: u64, flags: u64) {
+    let is_here = visit.returned() > 0 || flags & CLONE_VM != 0;
+    visit.output(name, address, 4, if is_here { 4 } else { 0 });
+}
+
 fn clone(visit: &mut Visit<'_>) {
     let flags = visit.arg(0);
     if flags & (CLONE_PARENT_SETTID | CLONE_PIDFD) != 0 {
-        visit.whole("clone(parent_tidptr)", visit.arg(2), 4);
+        parent_number(visit, "clone(parent_tidptr)", visit.arg(2), flags);
     }
     if flags & (CLONE_CHILD_SETTID | CLONE_CHILD_CLEARTID) != 0 {
         child_number(visit, "clone(child_tidptr)", visit.arg(3), flags);
@@ -139,13 +145,13 @@ fn clone3(visit: &mut Visit<'_>) {
     let flags = visit.u64_or_0(args);
     let field = |visit: &Visit<'_>, offset: u64| visit.u64_or_0(args.wrapping_add(offset));
     if flags & CLONE_PIDFD != 0 {
-        visit.whole("clone3(pidfd)", field(visit, 8), 4);
+        parent_number(visit, "clone3(pidfd)", field(visit, 8), flags);
     }
     if flags & (CLONE_CHILD_SETTID | CLONE_CHILD_CLEARTID) != 0 {
         child_number(visit, "clone3(child_tid)", field(visit, 16), flags);
     }
     if flags & CLONE_PARENT_SETTID != 0 {
-        visit.whole("clone3(parent_tid)", field(visit, 24), 4);
+        parent_number(visit, "clone3(parent_tid)", field(visit, 24), flags);
     }
     if size >= 80 {
         // At most one number for each level of nested namespaces.

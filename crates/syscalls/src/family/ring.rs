@@ -4,7 +4,7 @@
 //! can describe it. An engine either follows the rings or answers ENOSYS to `io_uring_setup`, as programs expect of
 //! older kernels.
 
-use crate::rule::{by, bytes, input, output, times};
+use crate::rule::{by, bytes, inout, input, output, times};
 use crate::shape::{IOVEC, Moves, TIMESPEC, iovecs};
 use crate::table::syscalls;
 use crate::visit::Visit;
@@ -15,7 +15,7 @@ const IOCB: u64 = 64;
 syscalls! {
     /// Asynchronous input and output.
     RING:
-    206 io_setup(nr_events: uint, ctxp: ptr) [output(ctxp, bytes(8))] is ADDRESS_SPACE;
+    206 io_setup(nr_events: uint, ctxp: ptr) [inout(ctxp, bytes(8))] is ADDRESS_SPACE;
     207 io_destroy(ctx: ulong) is ADDRESS_SPACE | BLOCKS;
     208 io_getevents(ctx_id: ulong, min_nr: long, nr: long, events: ptr, timeout: ptr)
         [output(events, times(nr, IO_EVENT)).results(IO_EVENT), input(timeout, bytes(TIMESPEC)).or_null(),
@@ -23,8 +23,8 @@ syscalls! {
     209 io_submit(ctx_id: ulong, nr: long, iocbpp: ptr) [input(iocbpp, times(nr, 8)), by(io_submit)] is BLOCKS | LATER;
     210 io_cancel(ctx_id: ulong, iocb: ptr, result: ptr) [input(iocb, bytes(64)), output(result, bytes(IO_EVENT))];
     333 io_pgetevents(ctx_id: ulong, min_nr: long, nr: long, events: ptr, timeout: ptr, usig: ptr)
-        [output(events, times(nr, IO_EVENT)).results(IO_EVENT), input(timeout, bytes(TIMESPEC)).or_null(), by(completed),
-         by(event_signals)] is BLOCKS;
+        [output(events, times(nr, IO_EVENT)).results(IO_EVENT), input(timeout, bytes(TIMESPEC)).or_null(),
+         by(completed), by(event_signals)] is BLOCKS;
     425 io_uring_setup(entries: uint, p: ptr) [by(io_uring_setup)] is OPENS | LATER | ENGINE;
     426 io_uring_enter(fd: uint, to_submit: uint, min_complete: uint, flags: uint, sig: ptr, sigsz: ulong)
         [by(io_uring_enter)] is BLOCKS | LATER | ENGINE;

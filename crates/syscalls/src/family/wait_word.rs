@@ -8,8 +8,8 @@ use crate::visit::Visit;
 syscalls! {
     /// Futexes and what belongs to threads' locks.
     WAIT_WORD:
-    202 futex(futex: ptr, op: int, val: int, utime: ptr, uaddr2: ptr, val3: int) [by(futex_word)] registers futex_registers
-        is BLOCKS;
+    202 futex(futex: ptr, op: int, val: int, utime: ptr, uaddr2: ptr, val3: int) [by(futex_word)]
+        registers futex_registers is BLOCKS;
     273 set_robust_list(head: ptr, len: ulong) [input(head, bytes(24))] is ENGINE;
     274 get_robust_list(pid: int, head_ptr: ptr, len_ptr: ptr) [output(head_ptr, bytes(8)), output(len_ptr, bytes(8))];
     334 rseq(rseq: ptr, rseq_len: uint, flags: int, sig: uint) is ENGINE | LATER;

@@ -45,6 +45,8 @@ fn page_map(visit: &mut Visit<'_>, name: Param, address: u64) {
 /// `struct procmap_query`: begins with its size; a name and a build id go to buffers of their own.
 fn map_query(visit: &mut Visit<'_>, name: Param, address: u64) {
     visit.input(name, address, 24);
+    // The room for the name and the build id, and where they are.
+    visit.input(name, address.wrapping_add(80), 24);
     let size = visit.u64_or_0(address).min(104);
     visit.whole(name, address, size);
     let word = |visit: &Visit<'_>, offset: u64| visit.u32_or_0(address.wrapping_add(offset));

@@ -192,13 +192,15 @@ pub const CASES: &[Case] = &[
         let seen = w.bytes(&[3; 40]);
         [me(), w.vector(&[(5, None), (50, None)]), 2, w.words(&[seen, 40]), 1, 0]
     })
-    .uncut(),
+    .uncut()
+    .late(),
     case("process_vm_writev", SYS_process_vm_writev, |w| {
         let seen = w.room(40);
         let child = w.stopped_child();
         [child, w.vector(&[(5, Some(1)), (10, Some(2))]), 2, w.words(&[seen, 40]), 1, 0]
     })
-    .uncut(),
+    .uncut()
+    .late(),
     case("process_madvise", SYS_process_madvise, |w| {
         let seen = w.room(4096) & !4095;
         [w.native(SYS_pidfd_open, [me(), 0, 0, 0, 0, 0]), w.words(&[seen, 4096]), 1, MADV_WILLNEED as u64, 0, 0]

@@ -36,7 +36,8 @@ pub struct Case {
     is_loose: bool,
     /// It does not fault when the last byte is missing.
     is_uncut: bool,
-    /// It writes what an earlier call announced, or as much as nobody knows before.
+    /// It writes what an earlier call announced or as much as nobody knows before, or touches memory that the table
+    /// leaves to later calls and other processes.
     is_late: bool,
 }
 
@@ -164,7 +165,12 @@ fn open_descriptors() -> BTreeSet<i32> {
 }
 
 /// Holds what happened to the descriptors against what the table says of it.
-fn compare_descriptors(world: &mut World, before: &BTreeSet<i32>, call: (u64, [u64; 6], i64), complaints: &mut Vec<String>) {
+fn compare_descriptors(
+    world: &mut World,
+    before: &BTreeSet<i32>,
+    call: (u64, [u64; 6], i64),
+    complaints: &mut Vec<String>,
+) {
     let after = open_descriptors();
     let mut said = before.clone();
     let (number, args, result) = call;
@@ -230,8 +236,12 @@ fn verify(case: &Case) -> Option<Vec<String>> {
         }
     }
     for (object, reach) in first.reach.iter().enumerate() {
-        if *reach < first.is_set[object].len() && wrong.is_empty() {
+        if *reach < first.is_set[object].len() && wrong.is_empty() && !case.is_late {
             let rest = run(case, Placement::Cut(object, *reach), 0xa5);
+            // The preparation needs it, if not the call.
+            if rest.is_impossible {
+                continue;
+            }
             if (rest.result < 0) != (first.result < 0) || rest.result < 0 && rest.result != first.result {
                 wrong.push(format!("object {object}: returned {} without what lies behind byte {reach}", rest.result));
             }

@@ -52,7 +52,7 @@ fn is_excluded(code: Code) -> bool {
             | M::Xsaveopt64 | M::Xgetbv | M::Popf | M::Popfq | M::Lfs | M::Lgs | M::Lss | M::Leave | M::Enter | M::Wait
             | M::Vmcall | M::Vmmcall | M::Vmgexit | M::Sgdt | M::Sidt | M::Sldt | M::Str | M::Smsw | M::Fxrstor
             // These store the last x87 instruction's address, which is the cache's.
-            | M::Fnstenv | M::Fstenv | M::Fnsave | M::Fsave
+            | M::Fnstenv | M::Fstenv | M::Fnsave | M::Fsave | M::Fxsave | M::Fxsave64
             | M::Fxrstor64 | M::Int1 | M::Ldmxcsr | M::Vldmxcsr
     );
     let segment = (0..kind.op_count())

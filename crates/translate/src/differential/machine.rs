@@ -209,6 +209,12 @@ impl Machine {
         unsafe { memory::put(address + SHADOW_OFFSET, shadow) };
     }
 
+    /// The shadow of a range.
+    pub fn shadow(&self, start: u64, end: u64) -> Vec<u8> {
+        // SAFETY: mapped in `new`.
+        unsafe { memory::code(start + SHADOW_OFFSET, end + SHADOW_OFFSET) }.to_vec()
+    }
+
     /// Runs from this state on the processor.
     pub fn run_native(&mut self, guest: &Guest) -> Outcome {
         self.engine.guest_mut().copy_from(guest);

@@ -1,4 +1,4 @@
-//! Random sequences, natively and translated. `LEAKSCOPE_FUZZ_SECONDS` says how long (default 4), `LEAKSCOPE_FUZZ_SEED`
+//! Random sequences, natively and translated. `LEAKSCOPE_FUZZ_SECONDS` says how long (default 3), `LEAKSCOPE_FUZZ_SEED`
 //! runs one seed again.
 
 use std::sync::atomic::Ordering;
@@ -8,8 +8,9 @@ use iced_x86::{Code, Formatter, IntelFormatter};
 
 use super::generate::{Generator, Random, all_forms};
 use super::machine::{CODE, DATA, DATA_BYTES, HIGH_CODE, Machine, NOWHERE, Outcome, SEED, difference};
+use super::stepping;
 use crate::state::XSAVE_BYTES;
-use crate::{Config, Gpr, Guest};
+use crate::{Config, Gpr, Guest, StackMarking};
 
 const ARITHMETIC: u64 = 0x8d5;
 const DIRECTION: u64 = 0x400;
@@ -108,10 +109,10 @@ fn compare(machine: &mut Machine, case: &Case) -> Option<String> {
     let start = case.guest.rip;
     machine.put_code(start, &case.bytes);
     machine.put_data(&case.data);
-    machine.put_high_data(&case.data[..0x100]);
+    machine.put_high_data(&case.data[..0x200]);
     let native = machine.run_native(&case.guest);
     machine.put_data(&case.data);
-    machine.put_high_data(&case.data[..0x100]);
+    machine.put_high_data(&case.data[..0x200]);
     for &(address, shadow) in &case.poison {
         machine.put_shadow(address, &[shadow]);
     }
@@ -191,7 +192,7 @@ fn fuzz(config: Config, seconds: u64, first: u64) -> u64 {
 }
 
 fn seconds() -> u64 {
-    environment("LEAKSCOPE_FUZZ_SECONDS").unwrap_or(4)
+    environment("LEAKSCOPE_FUZZ_SECONDS").unwrap_or(3)
 }
 
 /// A cache of the smallest size, so that it is flushed again and again.
@@ -206,4 +207,69 @@ fn checked_sequences_do_what_the_processor_does() {
 fn plain_sequences_do_what_the_processor_does() {
     let config = Config { checks: false, ..Config::default() };
     assert!(fuzz(config, seconds() / 2, 1 << 40) > 0);
+}
+
+/// The stack's shadow after a sequence is what the stack pointer says, byte for byte, and nothing was reported.
+#[test]
+fn the_stacks_shadow_follows_the_stack_pointer() {
+    const RED_ZONE: u64 = 128;
+    let (low, high) = (DATA + 0x5800, DATA + 0x6800);
+    let mut machine = Machine::new(Config { stack: StackMarking::Exact, ..Config::default() });
+    let mut forms = supported(&mut machine);
+    let moving: Vec<Code> = forms.iter().copied().filter(|code| code.is_stack_instruction()).collect();
+    assert!(moving.len() > 10, "push and pop in their forms: {moving:?}");
+    for _ in 0..40 {
+        forms.extend_from_slice(&moving);
+    }
+    let mut moved = 0;
+    for seed in 0..1500 {
+        SEED.store(seed, Ordering::Relaxed);
+        let case = case(seed, &forms);
+        let start = case.guest.rip;
+        machine.put_code(start, &case.bytes);
+        machine.put_data(&case.data);
+        let border = (case.guest.gpr(Gpr::Rsp) - RED_ZONE - low) as usize;
+        let mut shadow = vec![0xff; border];
+        shadow.resize((high - low) as usize, 0);
+        machine.put_shadow(low, &shadow);
+        machine.tool.bad.clear();
+        let outcome = machine.run_translated(&case.guest);
+        let found = machine.shadow(low, high);
+        machine.put_shadow(low, &vec![0; (high - low) as usize]);
+        if outcome.rip != start + case.bytes.len() as u64 + 1 {
+            continue;
+        }
+        moved += u64::from(outcome.gpr[4] != case.guest.gpr(Gpr::Rsp));
+        let border = (outcome.gpr[4] - RED_ZONE - low) as usize;
+        let wrong = found.iter().enumerate().find(|&(at, &byte)| byte != if at < border { 0xff } else { 0 });
+        assert_eq!(wrong, None, "seed {seed}, border {border:#x}\n{}", case.listing);
+        assert_eq!(machine.tool.bad, [], "seed {seed}\n{}", case.listing);
+    }
+    assert!(moved > 300, "only {moved} sequences moved the stack pointer");
+}
+
+/// Random sequences, interrupted at every instruction of the cache: the guest is always somewhere that it is natively.
+#[test]
+fn sequences_recover_at_every_instruction() {
+    let mut machine = Machine::new(Config { superblock_branches: 2, ..Config::default() });
+    let forms = supported(&mut machine);
+    let first = environment("LEAKSCOPE_FUZZ_SEED").unwrap_or(1 << 41);
+    let mut compared = 0;
+    for seed in first..first + 400 {
+        SEED.store(seed, Ordering::Relaxed);
+        let case = case(seed, &forms);
+        let start = case.guest.rip;
+        machine.put_code(start, &case.bytes);
+        machine.put_data(&case.data);
+        machine.put_high_data(&case.data[..0x200]);
+        let native = stepping::native_states(&mut machine, &case.guest);
+        machine.put_data(&case.data);
+        machine.put_high_data(&case.data[..0x200]);
+        let translated = stepping::translated_states(&mut machine, &case.guest);
+        if native.len() > 4 {
+            compared += 1;
+            assert_eq!(stepping::compare(&native, &translated), Ok(()), "seed {seed}\n{}", case.listing);
+        }
+    }
+    assert!(compared > 200, "only {compared} sequences were long enough");
 }
