@@ -32,6 +32,7 @@ const LAYERS: &[(&str, Side, u8)] = &[
     ("leakscope-translate", Side::Inside, 2),
     ("leakscope-syscalls", Side::Inside, 2),
     ("leakscope-guest", Side::Inside, 3),
+    ("leakscope-memcheck", Side::Inside, 4),
     ("leakscope-process", Side::Outside, 2),
     ("leakscope-launch", Side::Outside, 3),
     ("leakscope-symbols", Side::Outside, 4),
@@ -44,7 +45,7 @@ const LAYERS: &[(&str, Side, u8)] = &[
 ];
 
 /// Crates that hold unsafe code in named modules; everywhere else the word is an error.
-const MAY_BE_UNSAFE: &[&str] = &["ledger", "rt", "preload", "translate", "guest", "process", "launch", "cli"];
+const MAY_BE_UNSAFE: &[&str] = &["ledger", "rt", "preload", "shadow", "translate", "guest", "memcheck", "process", "launch", "cli"];
 
 const LONGEST_FILE_LINES: usize = 800;
 const UNNAMED_MODULES: &[&str] = &["utils.rs", "util.rs", "common.rs", "misc.rs", "helpers.rs"];

@@ -121,7 +121,9 @@ impl Run {
             Happening::Waiting { pids } => {
                 if !self.view.quiet && self.view.verbose > 0 {
                     let list = pids.iter().take(8).map(u32::to_string).collect::<Vec<_>>().join(", ");
-                    eprintln!("leakscope: the program has ended; waiting for its children {list} (Ctrl-C to stop waiting)");
+                    eprintln!(
+                        "leakscope: the program has ended; waiting for its children {list} (Ctrl-C to stop waiting)"
+                    );
                 }
             }
         }

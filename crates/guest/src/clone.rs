@@ -344,7 +344,7 @@ impl<C: Cpu, M: Monitor<C> + 'static> Task<C, M> {
         forget_owner(thread);
         // SAFETY: signals are blocked; nothing asks for the thread any more.
         unsafe { signals::attach_thread(ptr::null(), ptr::null_mut()) };
-        Outcome::Ended
+        Outcome::Ended(status)
     }
 
     /// `exit_robust_list` of the kernel: locks that the thread holds are marked as their dead owner's. Done here, as the

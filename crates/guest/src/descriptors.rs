@@ -51,13 +51,6 @@ impl Hidden {
 }
 
 impl<C: Cpu, M: Monitor<C> + 'static> Task<C, M> {
-    pub(crate) fn close(&mut self, cpu: &mut C, a: [u64; 6]) -> i64 {
-        if self.process().hidden.contains(a[0] as i32) {
-            return EBADF;
-        }
-        self.pass(cpu, libc::SYS_close as u64, a)
-    }
-
     /// `dup2` and `dup3`. The limit on open files makes such numbers fail natively, too.
     pub(crate) fn duplicate_onto(&mut self, cpu: &mut C, number: u64, a: [u64; 6]) -> i64 {
         if self.process().hidden.contains(a[1] as i32) {

@@ -13,8 +13,8 @@ pub(crate) enum Outcome {
     Result(i64),
     /// The registers are set already.
     Registers,
-    /// The thread ended.
-    Ended,
+    /// The thread ended with this status.
+    Ended(i32),
 }
 
 pub(crate) const EBADF: i64 = -(libc::EBADF as i64);
@@ -42,7 +42,7 @@ impl<C: Cpu, M: Monitor<C> + 'static> Task<C, M> {
         let call = Call { number, arguments, tid: self.thread().tid() };
         let before = self.report_before(cpu, &call);
         match self.perform(cpu, number, arguments) {
-            Outcome::Ended => return Action::Leave(0),
+            Outcome::Ended(status) => return Action::Leave(status),
             Outcome::Registers => {}
             Outcome::Result(RESTART) => {
                 if self.restarts_call() && rewind(cpu) {
@@ -111,7 +111,18 @@ impl<C: Cpu, M: Monitor<C> + 'static> Task<C, M> {
             libc::SYS_modify_ldt | MSEAL | MAP_SHADOW_STACK => ENOSYS,
             libc::SYS_prctl => return Outcome::Result(self.prctl(cpu, a)),
             libc::SYS_seccomp => self.seccomp(cpu, a),
-            libc::SYS_close => self.close(cpu, a),
+            libc::SYS_close
+            | libc::SYS_read
+            | libc::SYS_write
+            | libc::SYS_fstat
+            | libc::SYS_fcntl
+            | libc::SYS_dup
+            | libc::SYS_ioctl
+            | libc::SYS_lseek
+                if self.process().hidden.contains(a[0] as i32) =>
+            {
+                EBADF
+            }
             libc::SYS_dup2 | libc::SYS_dup3 => self.duplicate_onto(cpu, number, a),
             libc::SYS_close_range => self.close_range(a),
             libc::SYS_getrlimit | libc::SYS_setrlimit | libc::SYS_prlimit64 => self.resource_limit(cpu, number, a),

@@ -17,7 +17,6 @@ use crate::{Cpu, Monitor};
 
 const E2BIG: i64 = -(libc::E2BIG as i64);
 const EACCES: i64 = -(libc::EACCES as i64);
-const ENOEXEC: i64 = -(libc::ENOEXEC as i64);
 const ENAMETOOLONG: i64 = -(libc::ENAMETOOLONG as i64);
 
 /// A call in the words of `execveat`.
@@ -43,14 +42,19 @@ impl<C: Cpu, M: Monitor<C> + 'static> Task<C, M> {
             Ok(request) => request,
             Err(error) => return error,
         };
-        let error = check_executable(&request);
-        if error != 0 {
-            return error;
-        }
-        let named = named_path(&request);
-        let plan = self
-            .monitor()
-            .exec(cpu, &ExecRequest { path: &named, arguments: &request.arguments, environment: &request.environment });
+        let format = match check_executable(&request) {
+            Ok(format) => format,
+            Err(error) => return error,
+        };
+        let plan = match format {
+            // Whether it runs at all is the kernel's decision.
+            Format::Other => ExecPlan::Native,
+            Format::Program => {
+                let named = named_path(&request);
+                let (arguments, environment) = (&request.arguments, &request.environment);
+                self.monitor().exec(cpu, &ExecRequest { path: &named, arguments, environment })
+            }
+        };
         let result = match &plan {
             ExecPlan::Native => self.exec_now(cpu, &request),
             ExecPlan::Instead { path, arguments, environment } => {
@@ -130,8 +134,24 @@ fn named_path(request: &Request) -> Vec<u8> {
     path
 }
 
-/// Whether the kernel is going to execute the file: 0, or its error, before anything is given up for it.
-fn check_executable(request: &Request) -> i64 {
+/// What a file seems to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Format {
+    /// An ELF file for this processor in 64-bit mode, or a script with an interpreter.
+    Program,
+    /// Something that the engine cannot run, or cannot read. The kernel may know better (`binfmt_misc`, 32 bits).
+    Other,
+}
+
+/// What the file begins with.
+fn format_of(head: &[u8]) -> Format {
+    const X86_64: u8 = 62;
+    let is_elf = head.len() >= 20 && head.starts_with(b"\x7fELF\x02") && head[18] == X86_64 && head[19] == 0;
+    if is_elf || head.starts_with(b"#!") { Format::Program } else { Format::Other }
+}
+
+/// Whether the kernel is going to execute the file, before anything is given up for it; else its error.
+fn check_executable(request: &Request) -> Result<Format, i64> {
     let path = CString::new(request.path.as_slice()).unwrap_or_default();
     let (directory, path_pointer) = (request.directory as u64, path.as_ptr() as u64);
     let flags = libc::AT_EACCESS | request.flags & (libc::AT_EMPTY_PATH | libc::AT_SYMLINK_NOFOLLOW);
@@ -139,7 +159,7 @@ fn check_executable(request: &Request) -> i64 {
     let access =
         unsafe { raw::syscall(libc::SYS_faccessat2, [directory, path_pointer, libc::X_OK as u64, flags as u64, 0, 0]) };
     if access < 0 {
-        return access;
+        return Err(access);
     }
     let follow = if request.flags & libc::AT_SYMLINK_NOFOLLOW != 0 { libc::O_NOFOLLOW } else { 0 };
     // By its descriptor where there is no name.
@@ -155,20 +175,49 @@ fn check_executable(request: &Request) -> i64 {
         unsafe { raw::syscall(libc::SYS_openat, [directory, path.as_ptr() as u64, open_flags as u64, 0, 0, 0]) };
     if descriptor < 0 {
         // A program that may be executed but not read: the kernel will say.
-        return if descriptor == EACCES { 0 } else { descriptor };
+        return if descriptor == EACCES { Ok(Format::Other) } else { Err(descriptor) };
     }
     let mut status = std::mem::MaybeUninit::<libc::stat>::zeroed();
-    let mut magic = [0_u8; 4];
-    // SAFETY: status and magic are as large as the kernel writes.
+    let mut head = [0_u8; 20];
+    // SAFETY: status and head are as large as the kernel writes.
     let (result, length, mode) = unsafe {
         let result = raw::syscall(libc::SYS_fstat, [descriptor as u64, status.as_mut_ptr() as u64, 0, 0, 0, 0]);
-        let length = raw::syscall(libc::SYS_pread64, [descriptor as u64, magic.as_mut_ptr() as u64, 4, 0, 0, 0]);
+        let arguments = [descriptor as u64, head.as_mut_ptr() as u64, head.len() as u64, 0, 0, 0];
+        let length = raw::syscall(libc::SYS_pread64, arguments);
         raw::syscall(libc::SYS_close, [descriptor as u64, 0, 0, 0, 0, 0]);
         (result, length, status.assume_init().st_mode)
     };
     if result >= 0 && mode & libc::S_IFMT != libc::S_IFREG {
-        return EACCES;
+        return Err(EACCES);
     }
-    // Other formats are a matter of `binfmt_misc`: the kernel knows. It is certain for an empty file only.
-    if length == 0 { ENOEXEC } else { 0 }
+    Ok(format_of(&head[..usize::try_from(length).unwrap_or(0)]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(path: &str) -> Result<Format, i64> {
+        let path = path.as_bytes().to_vec();
+        check_executable(&Request { directory: libc::AT_FDCWD, path, arguments: vec![], environment: vec![], flags: 0 })
+    }
+
+    #[test]
+    fn what_execve_would_say() {
+        let folder = tempfile::tempdir().unwrap();
+        let script = folder.path().join("script");
+        std::fs::write(&script, "#!/bin/sh\n").unwrap();
+        let name = script.to_str().unwrap();
+        assert_eq!(check(name), Err(EACCES), "not executable yet");
+        use std::os::unix::fs::PermissionsExt;
+        let allow = || std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
+        allow();
+        assert_eq!(check(name), Ok(Format::Program));
+        std::fs::write(&script, "echo no interpreter\n").unwrap();
+        assert_eq!(check(name), Ok(Format::Other));
+        assert_eq!(check("/bin/true"), Ok(Format::Program));
+        assert_eq!(check("/"), Err(EACCES));
+        assert_eq!(check("/nowhere"), Err(-i64::from(libc::ENOENT)));
+        assert_eq!(check(&format!("{name}/below")), Err(-i64::from(libc::ENOTDIR)));
+    }
 }

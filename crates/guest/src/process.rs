@@ -134,12 +134,12 @@ impl Process {
             task.monitor().started(cpu, view);
             cpu.run(&mut task)
         };
-        leave.map_err(Error::Engine)?;
+        let status = leave.map_err(Error::Engine)?;
         // The first thread ended while others go on: the process has to keep it as a zombie, as it is natively.
         BATON.release();
         loop {
             // SAFETY: ends this thread alone; nothing of it is needed any more.
-            unsafe { raw::syscall(libc::SYS_exit, [0; 6]) };
+            unsafe { raw::syscall(libc::SYS_exit, [status as u64, 0, 0, 0, 0, 0]) };
         }
     }
 }
@@ -193,6 +193,9 @@ impl View {
     }
 }
 
+/// What is kept free behind the engine's own program break, which the kernel may have put between target and engine.
+const HEAP_ROOM: u64 = 16 << 20;
+
 /// What is mapped below the end of the target's address space.
 fn engine_ranges() -> Result<Vec<Range<u64>>, Error> {
     let text = std::fs::read_to_string("/proc/self/maps").map_err(|error| Error::Maps(error.to_string()))?;
@@ -203,8 +206,10 @@ fn engine_ranges() -> Result<Vec<Range<u64>>, Error> {
             .and_then(|(range, _)| range.split_once('-'))
             .and_then(|(start, end)| Some(u64::from_str_radix(start, 16).ok()?..u64::from_str_radix(end, 16).ok()?))
             .ok_or_else(|| Error::Maps(format!("expected a line of two addresses, found {line:?}")))?;
+        // The C library's heap may grow: by little, as what allocates much in an engine does it elsewhere.
+        let room = if line.ends_with("[heap]") { HEAP_ROOM } else { 0 };
         if range.start < GUEST_END {
-            ranges.push(range);
+            ranges.push(range.start..range.end + room);
         }
     }
     Ok(ranges)

@@ -121,7 +121,8 @@ impl Session {
         let (signals, inherited) = SignalSource::take_over().map_err(Error::system("take over signals"))?;
         let (listener, name, token) = listen()?;
         let engine = program::Engine::unpack()?;
-        let mut arguments: Vec<OsString> = vec![crate::spawn::address(&name, &token).into(), launch.program.clone().into()];
+        let mut arguments: Vec<OsString> =
+            vec![crate::spawn::address(&name, &token).into(), launch.program.clone().into()];
         arguments.push(launch.argv0);
         arguments.extend(launch.arguments);
         let failed = |source| Error::Start { program: launch.program.clone(), source };

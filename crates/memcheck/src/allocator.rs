@@ -3,7 +3,7 @@
 use leakscope_model::{AllocFamily, AllocFn, MisuseKind};
 use leakscope_translate::{Gpr, Guest};
 
-use crate::engine::{Ending, Memcheck, Replaced, shadow};
+use crate::engine::{Memcheck, Replaced, shadow};
 use crate::functions::Function;
 use crate::heap::{BlockId, Request, State};
 use crate::stacks::StackId;
@@ -118,7 +118,7 @@ impl Memcheck {
             self.say(
                 "new/new[] failed and should throw an exception, but leakscope\n   cannot throw exceptions and so is aborting instead.  Sorry.".to_owned(),
             );
-            self.leave(Ending::Exit(1));
+            self.leave(1);
         }
         block
     }

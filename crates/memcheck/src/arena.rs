@@ -68,10 +68,7 @@ impl Arena {
     /// Nothing allocated.
     #[expect(clippy::new_without_default, reason = "a static needs a const function")]
     pub const fn new() -> Self {
-        Self {
-            lock: AtomicBool::new(false),
-            pools: UnsafeCell::new(Pools { free: [None; CLASSES], at: 0, end: 0 }),
-        }
+        Self { lock: AtomicBool::new(false), pools: UnsafeCell::new(Pools { free: [None; CLASSES], at: 0, end: 0 }) }
     }
 
     fn small(&self, bytes: usize) -> *mut u8 {

@@ -2,6 +2,7 @@
 //!
 //! What belongs to a thread of the target is in [`Thread`]; the rest is shared by all of them, and used by one at a time.
 
+use leakscope_guest::View;
 use leakscope_ledger::events::{self, Event};
 use leakscope_shadow::Shadow;
 use leakscope_translate::{Guest, SHADOW_OFFSET};
@@ -14,8 +15,8 @@ use crate::options::Options;
 use crate::output::Output;
 use crate::pools::Pools;
 use crate::requests::ClientState;
-use crate::space::{HEAP, Space};
 use crate::stacks::{StackId, Stacks};
+use crate::threads::Threads;
 use crate::unwind::{Unwinder, dwarf_order};
 
 mod memory;
@@ -40,36 +41,8 @@ pub struct Replaced {
     pub pseudo: u64,
 }
 
-/// A thread of the target.
-#[derive(Clone, Debug)]
-pub struct Thread {
-    /// Its number, from 1.
-    pub number: u32,
-    /// The kernel's.
-    pub tid: u32,
-    /// The name that it gave itself.
-    pub name: String,
-    /// Where its stack is.
-    pub stack: std::ops::Range<u64>,
-    /// Errors are not reported while this is above zero (`VALGRIND_DISABLE_ERROR_REPORTING`).
-    pub errors_disabled: u32,
-}
-
-/// How the process ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ending {
-    /// `exit_group` with this status.
-    Exit(i32),
-    /// By this signal.
-    Signal {
-        /// Its number.
-        signal: i32,
-        /// `si_code`.
-        code: i32,
-        /// `si_addr`.
-        address: u64,
-    },
-}
+/// Where the heap is: the guest kernel keeps the target's own mappings out of it.
+pub const HEAP: std::ops::Range<u64> = 0x2000_0000_0000..0x2e00_0000_0000;
 
 /// The process.
 #[derive(Clone, Debug, Default)]
@@ -78,11 +51,11 @@ pub struct Program {
     pub path: Vec<u8>,
     /// The arguments, name first.
     pub arguments: Vec<Vec<u8>>,
-    /// End of the brk, and where it began.
-    pub brk: (u64, u64),
-    /// The auxiliary vector as the target has it, for `/proc/self/auxv`.
-    pub auxiliary: Vec<u8>,
-    /// A descriptor of the program, for `/proc/self/exe`; -1 when there is none.
+    /// Where the dynamic loader is.
+    pub interpreter: std::ops::Range<u64>,
+    /// The thread that is about to fork.
+    pub tid_of_forking: u32,
+    /// Socket and token of the outside, for new processes.
     pub connect: Vec<u8>,
 }
 
@@ -92,8 +65,8 @@ pub struct Memcheck {
     pub options: Options,
     /// The way out.
     pub output: Output,
-    /// The target's mappings.
-    pub space: Space,
+    /// The target's mappings and threads, once it runs.
+    pub view: Option<View>,
     /// The target's heap.
     pub heap: Heap<GuestPages>,
     /// Blocks and pools that the target told of.
@@ -110,8 +83,8 @@ pub struct Memcheck {
     pub replaced: Vec<Replaced>,
     /// Errors so far.
     pub errors: Errors,
-    /// The running thread.
-    pub thread: Thread,
+    /// The target's threads.
+    pub threads: Threads,
     /// What client requests left.
     pub client: ClientState,
     /// The program.
@@ -120,27 +93,25 @@ pub struct Memcheck {
     pub walk: Vec<u64>,
     /// Where functions that free libraries' own memory are, to be called at the end.
     pub freeres: Vec<u64>,
-    /// How the process is about to end, while those run.
-    pub ending: Option<Ending>,
+    /// Those have been called.
+    pub has_freed_libraries: bool,
+    /// What they unmapped behind the guest kernel's back.
+    pub unmapped_at_end: Vec<std::ops::Range<u64>>,
     /// A light hook met memory that is not mapped: the signal that is to be delivered.
     pub pending_fault: Option<crate::strings::Fault>,
     /// Leak checks so far.
     pub leaks: crate::leaks::LeakState,
-    /// The target's signal handlers and descriptors.
-    pub kernel: crate::kernel::KernelState,
 }
 
 impl Memcheck {
     /// An engine without a program.
     pub fn new(options: Options, output: Output) -> Self {
-        // SAFETY: the heap's range is nobody else's, see `space`.
+        // SAFETY: the heap's range is nobody else's: the guest kernel leaves it alone.
         let heap = unsafe { Heap::new(GuestPages, shadow(), HEAP.start, HEAP.end, options.heap.clone()) };
-        // SAFETY: a plain call.
-        let tid = unsafe { libc::gettid() } as u32;
         Self {
             options,
             output,
-            space: Space::new(),
+            view: None,
             heap,
             pools: Pools::default(),
             stacks: Stacks::new(),
@@ -149,15 +120,15 @@ impl Memcheck {
             names: Names::default(),
             replaced: Vec::new(),
             errors: Errors::default(),
-            thread: Thread { number: 1, tid, name: String::new(), stack: 0..0, errors_disabled: 0 },
+            threads: Threads::default(),
             client: ClientState::default(),
             program: Program::default(),
             walk: Vec::new(),
             freeres: Vec::new(),
-            ending: None,
+            has_freed_libraries: false,
+            unmapped_at_end: Vec::new(),
             pending_fault: None,
             leaks: crate::leaks::LeakState::default(),
-            kernel: crate::kernel::KernelState::default(),
         }
     }
 
@@ -185,25 +156,23 @@ impl Memcheck {
         self.output.wait();
     }
 
-    /// Tells what is left to tell, and ends the process. The leak check has run.
-    pub fn leave(&mut self, ending: Ending) -> ! {
+    /// Tells what is left to tell; the leak check has run. Gives the status to end with.
+    pub fn tell_end(&mut self, status: i32) -> i32 {
         self.tell_counts();
         if self.options.track_fds {
             self.tell_descriptors();
         }
-        let status = match ending {
-            Ending::Exit(status) => status,
-            Ending::Signal { signal, .. } => -signal,
-        };
         self.output.tell(&Event::Ended { status, monotonic_ns: monotonic_ns() });
         self.output.wait();
-        let has_errors = self.output.get(events::Field::Shown) > 0;
         self.output.set_state(events::state::ENDED);
-        match ending {
-            Ending::Exit(_) if has_errors && self.options.error_exitcode != 0 => exit(self.options.error_exitcode),
-            Ending::Exit(status) => exit(status),
-            Ending::Signal { signal, .. } => die(signal),
-        }
+        let has_errors = self.output.get(events::Field::Shown) > 0;
+        if has_errors && self.options.error_exitcode != 0 { self.options.error_exitcode } else { status }
+    }
+
+    /// Ends the process on behalf of the engine.
+    pub fn leave(&mut self, status: i32) -> ! {
+        let status = self.tell_end(status);
+        exit(status)
     }
 
     /// The heap's totals and the errors' counts, as they are now.
@@ -240,23 +209,4 @@ pub fn exit(status: i32) -> ! {
         // SAFETY: does not return.
         unsafe { libc::syscall(libc::SYS_exit_group, status) };
     }
-}
-
-/// Ends the process by a signal, as if nobody had caught it.
-fn die(signal: i32) -> ! {
-    // SAFETY: plain calls with valid arguments; the signal is unblocked and has its default action when it is raised.
-    unsafe {
-        let mut action: libc::sigaction = std::mem::zeroed();
-        action.sa_sigaction = libc::SIG_DFL;
-        libc::sigaction(signal, &action, std::ptr::null_mut());
-        let mut set: libc::sigset_t = std::mem::zeroed();
-        libc::sigemptyset(&mut set);
-        libc::sigaddset(&mut set, signal);
-        libc::sigprocmask(libc::SIG_UNBLOCK, &set, std::ptr::null_mut());
-        // A core of the engine tells the user nothing.
-        let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-        libc::setrlimit(libc::RLIMIT_CORE, &none);
-        libc::syscall(libc::SYS_tgkill, libc::getpid(), libc::gettid(), signal);
-    }
-    exit(128 + signal)
 }

@@ -6,7 +6,7 @@ use leakscope_ledger::events::{self, Addresses, Event, Field, What};
 use leakscope_model::{AllocFn, ErrorKind, MisuseKind};
 use leakscope_translate::Guest;
 
-use crate::engine::{Ending, Memcheck};
+use crate::engine::Memcheck;
 use crate::heap::BlockId;
 use crate::stacks::StackId;
 
@@ -72,7 +72,7 @@ pub fn grouped(number: u64) -> String {
 impl Memcheck {
     /// Counts an error whose stack is in `walk`; the number of a new one, which is to be told.
     fn is_new(&mut self, key: Key) -> Option<u32> {
-        if self.thread.errors_disabled > 0 || self.errors.is_over {
+        if self.threads.current().errors_disabled > 0 || self.errors.is_over {
             return None;
         }
         let errors = &mut self.errors;
@@ -101,11 +101,13 @@ impl Memcheck {
 
     /// Tells a new error and waits until it is printed.
     fn publish(&mut self, number: u32, what: What, auxiliary: Vec<(String, Addresses)>) {
+        let thread = self.threads.current();
+        let (number_of_thread, tid) = (thread.number, thread.tid);
         self.output.tell(&Event::Error(events::Error {
             number,
-            thread: self.thread.number,
-            tid: self.thread.tid,
-            thread_name: self.thread.name.clone(),
+            thread: number_of_thread,
+            tid,
+            thread_name: crate::threads::name(),
             stack: self.walk.clone(),
             what,
             auxiliary,
@@ -114,7 +116,7 @@ impl Memcheck {
         if self.options.exit_on_first_error && self.output.get(Field::Shown) > 0 {
             self.say(String::from("Exit program on first error (--exit-on-first-error=yes)"));
             let status = self.options.error_exitcode;
-            self.leave(Ending::Exit(status));
+            self.leave(status);
         }
         if self.options.error_limit && self.errors.counts.len() >= MOST_DISTINCT && !self.errors.is_over {
             self.stop_reporting("1000 different");
@@ -185,11 +187,8 @@ impl Memcheck {
             other => other,
         };
         let Some(number) = self.is_new(Key::Misuse(key)) else { return };
-        let auxiliary = if block.is_none() && kind != MisuseKind::FishySize {
-            self.describe(address, guest)
-        } else {
-            Vec::new()
-        };
+        let auxiliary =
+            if block.is_none() && kind != MisuseKind::FishySize { self.describe(address, guest) } else { Vec::new() };
         self.publish(number, What::Misuse { kind, function, address, block }, auxiliary);
     }
 
@@ -216,10 +215,10 @@ impl Memcheck {
         if let Some(lines) = self.describe_heap(address) {
             return lines;
         }
-        let rsp = guest.gpr(leakscope_translate::Gpr::Rsp);
-        if self.thread.stack.contains(&address) {
-            let mut lines = vec![(format!("Address {address:#x} is on thread {}'s stack", self.thread.number), vec![])];
-            if address < rsp {
+        if let Some(number) = self.threads.stack_owner(address) {
+            let mut lines = vec![(format!("Address {address:#x} is on thread {number}'s stack"), vec![])];
+            let rsp = guest.gpr(leakscope_translate::Gpr::Rsp);
+            if address < rsp && rsp - address < 1 << 20 {
                 lines.push((format!("{} bytes below stack pointer", grouped(rsp - address)), vec![]));
             }
             return lines;
@@ -257,25 +256,27 @@ impl Memcheck {
     }
 
     fn describe_mapping(&self, address: u64) -> String {
-        use crate::space::Use;
-        let Some(mapping) = self.space.find(address) else {
+        use leakscope_guest::Backing;
+        let Some(mapping) = self.view.as_ref().and_then(|view| view.space().find(address)) else {
             return format!("Address {address:#x} is not stack'd, malloc'd or (recently) free'd");
         };
         let letter = |bit, letter| if mapping.protection & bit != 0 { letter } else { '-' };
         let rights: String =
-            [letter(libc::PROT_READ, 'r'), letter(libc::PROT_WRITE, 'w'), letter(libc::PROT_EXEC, 'x')].iter().collect();
-        match &mapping.usage {
-            Use::File { path, .. } => {
-                let path = String::from_utf8_lossy(self.space.path(*path));
+            [letter(libc::PROT_READ, 'r'), letter(libc::PROT_WRITE, 'w'), letter(libc::PROT_EXEC, 'x')]
+                .iter()
+                .collect();
+        match &mapping.backing {
+            Backing::File { path, .. } => {
+                let path = String::from_utf8_lossy(path);
                 format!("Address {address:#x} is in a {rights} mapped file {path} segment")
             }
-            Use::Brk => format!(
+            Backing::Heap => format!(
                 "Address {address:#x} is in the brk data segment {:#x}-{:#x}",
                 mapping.start,
-                self.program.brk.1.saturating_sub(1)
+                mapping.end.saturating_sub(1)
             ),
-            Use::Anonymous => format!("Address {address:#x} is in a {rights} anonymous segment"),
-            Use::Stack => format!("Address {address:#x} is on thread 1's stack"),
+            Backing::Stack => format!("Address {address:#x} is on thread 1's stack"),
+            Backing::Anonymous | Backing::SystemV => format!("Address {address:#x} is in a {rights} anonymous segment"),
         }
     }
 }

@@ -4,14 +4,14 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64};
 
+use leakscope_guest::{Backing, Mapping};
 use leakscope_ledger::events::{Check, Event, Record, asked};
 use leakscope_model::{AllocFn, Avma, CheckTrigger, Heuristic, LeakKind};
 use leakscope_reach::{Block, FileMapping, Granule, Marked, Memory, Region, Roots, Work, WorkSizes, mark};
-use leakscope_translate::{Gpr, Guest};
+use leakscope_translate::{Engine, Gpr};
 
 use crate::engine::{Memcheck, monotonic_ns, shadow};
 use crate::probe;
-use crate::space::{Mapping, Use};
 use crate::stacks::StackId;
 
 /// What earlier checks found.
@@ -36,6 +36,8 @@ struct Known {
 /// Words that the mark phase gets at once where some of them are not addressable.
 const BUFFER: usize = 512;
 const PAGE: u64 = 4096;
+/// The XMM registers in `xsave`'s standard format.
+const VECTORS: Range<usize> = 160..416;
 
 /// The target's memory. Words of which a byte is not addressable read as 0: Memcheck takes no pointer from them.
 struct View<'a> {
@@ -65,7 +67,7 @@ impl Memory for View<'_> {
     fn file_mapping(&mut self, at: Avma) -> Option<FileMapping> {
         let number = self.mappings.partition_point(|mapping| mapping.start <= at.0).checked_sub(1)?;
         let mapping = self.mappings.get(number).filter(|mapping| at.0 < mapping.end)?;
-        matches!(mapping.usage, Use::File { .. }).then_some(FileMapping {
+        matches!(mapping.backing, Backing::File { .. }).then_some(FileMapping {
             end: Avma(mapping.end),
             readable: mapping.protection & libc::PROT_READ != 0,
             executable: mapping.protection & libc::PROT_EXEC != 0,
@@ -86,14 +88,24 @@ struct Sum {
 
 impl Memcheck {
     /// Checks, and tells what was found.
-    pub fn check_leaks(&mut self, guest: &Guest, trigger: CheckTrigger, status: u32, asked: u8) {
+    pub fn check_leaks(&mut self, engine: &Engine, trigger: CheckTrigger, status: u32, asked: u8) {
         let begin = monotonic_ns();
         let known = self.known_blocks();
         let blocks: Vec<Block> = known.iter().map(|known| known.block).collect();
-        let mappings: Vec<Mapping> = self.space.iter().cloned().collect();
-        let roots = self.roots(guest, &mappings);
-        let mut registers = guest.gpr.to_vec();
-        registers.extend(guest.xsave[160..160 + 256].chunks_exact(8).filter_map(|word| word.try_into().ok()).map(u64::from_le_bytes));
+        let Some(view) = self.view else { return };
+        let is_there = |mapping: &&Mapping| {
+            !self.unmapped_at_end.iter().any(|gone| gone.start <= mapping.start && mapping.end <= gone.end)
+        };
+        let mappings: Vec<Mapping> = view.space().iter().filter(is_there).cloned().collect();
+        let (mut registers, mut pointers) = (Vec::new(), Vec::new());
+        for thread in view.threads(engine) {
+            registers.extend(thread.guest.gpr);
+            let vectors = thread.guest.xsave[VECTORS].chunks_exact(8).filter_map(|word| word.try_into().ok());
+            registers.extend(vectors.map(u64::from_le_bytes));
+            pointers.push(thread.guest.gpr(Gpr::Rsp));
+        }
+        let threads = pointers.len() as u32;
+        let roots = roots(&pointers, &mappings);
         let sums = WorkSizes::for_blocks(&blocks[..]).ok().and_then(|sizes| {
             let (marks, leaders) = (atomics::<AtomicU8>(sizes.marks), atomics::<AtomicU32>(sizes.leaders));
             let (stack, settled) = (atomics::<AtomicU32>(sizes.stack.max(1)), atomics::<AtomicU64>(sizes.settled));
@@ -132,8 +144,8 @@ impl Memcheck {
             bytes: blocks.iter().map(|block| block.size_bytes).sum(),
             root_bytes: stats.root_bytes,
             unreadable_bytes: stats.unreadable_root_bytes + stats.unreadable_block_bytes,
-            threads: 1,
-            freeres: self.ending.is_some(),
+            threads,
+            freeres: self.has_freed_libraries,
             records,
         }));
         self.output.wait();
@@ -174,29 +186,15 @@ impl Memcheck {
         // Announced blocks in announced blocks: the outer one goes.
         let mut kept: Vec<Known> = Vec::with_capacity(list.len());
         for known in list {
-            while kept.last().is_some_and(|last| {
-                last.block.start.0 + last.block.size_bytes.max(1) > known.block.start.0
-            }) {
+            while kept
+                .last()
+                .is_some_and(|last| last.block.start.0 + last.block.size_bytes.max(1) > known.block.start.0)
+            {
                 kept.pop();
             }
             kept.push(known);
         }
         kept
-    }
-
-    /// Writable memory that is not the heap's, and of stacks what is in use.
-    fn roots(&self, guest: &Guest, mappings: &[Mapping]) -> Vec<Range<Avma>> {
-        const NEEDED: i32 = libc::PROT_READ | libc::PROT_WRITE;
-        let rsp = guest.gpr(Gpr::Rsp);
-        mappings
-            .iter()
-            .filter(|mapping| mapping.protection & NEEDED == NEEDED)
-            .map(|mapping| {
-                let in_use = (mapping.start..mapping.end).contains(&rsp) && mapping.usage == Use::Stack;
-                let start = if in_use { rsp.saturating_sub(128).max(mapping.start) & !7 } else { mapping.start };
-                Avma(start)..Avma(mapping.end)
-            })
-            .collect()
     }
 
     /// Records out of sums, and what the next check compares with.
@@ -249,9 +247,24 @@ impl Memcheck {
                 stack: self.stacks.get(stack).to_vec(),
             }));
         }
-        records.sort_by(|a, b| (a.addresses, a.kind).cmp(&(b.addresses, b.kind)));
+        records.sort_by_key(|record| (record.addresses, record.kind));
         records
     }
+}
+
+/// Writable memory that is not the heap's, and of stacks what is in use.
+fn roots(stack_pointers: &[u64], mappings: &[Mapping]) -> Vec<Range<Avma>> {
+    const NEEDED: i32 = libc::PROT_READ | libc::PROT_WRITE;
+    mappings
+        .iter()
+        .filter(|mapping| mapping.protection & NEEDED == NEEDED)
+        .map(|mapping| {
+            let lowest = stack_pointers.iter().filter(|&rsp| (mapping.start..mapping.end).contains(rsp)).min();
+            let in_use = lowest.filter(|_| mapping.backing == Backing::Stack);
+            let start = in_use.map_or(mapping.start, |rsp| rsp.saturating_sub(128).max(mapping.start) & !7);
+            Avma(start)..Avma(mapping.end)
+        })
+        .collect()
 }
 
 /// What blocks of one record have in common.

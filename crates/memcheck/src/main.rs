@@ -35,7 +35,9 @@ mod engine {
         // SAFETY: what the C library's start code hands over.
         let (mut arguments, environment) = unsafe { (words(arguments), words(environment)) };
         if !PLACE.contains(&(main as *const () as usize)) || arguments.len() < 4 {
-            eprintln!("leakscope-memcheck: `leakscope memcheck` brings and starts this program in a form of its own; this one does nothing");
+            eprintln!(
+                "leakscope-memcheck: `leakscope memcheck` brings and starts this program in a form of its own; this one does nothing"
+            );
             return 2;
         }
         let rest = arguments.split_off(3);

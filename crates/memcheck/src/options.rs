@@ -152,7 +152,8 @@ mod tests {
 
     #[test]
     fn lines_by_table() {
-        let options = Options::parse("redzone-size=32\nmalloc-fill=0xAB\nkeep-stacktraces=free\nbroken\nnum-callers=4\n");
+        let options =
+            Options::parse("redzone-size=32\nmalloc-fill=0xAB\nkeep-stacktraces=free\nbroken\nnum-callers=4\n");
         assert_eq!((options.heap.redzone_bytes, options.heap.malloc_fill), (32, Some(0xAB)));
         assert_eq!((options.keep_allocations, options.keep_frees, options.num_callers), (false, true, 4));
         let options = Options::parse("ignore-range-below-sp=8192-8189\nleak-check-heuristics=2\nerror-exitcode=9");

@@ -156,7 +156,9 @@ impl Pools {
 
     /// Takes away the custom blocks within a range.
     pub fn take_within(&mut self, start: u64, end: u64) -> Vec<Custom> {
-        self.custom.extract_if(start..end, |_, _| true).map(|(_, block)| block).collect()
+        let mut within = self.custom.split_off(&start);
+        self.custom.append(&mut within.split_off(&end));
+        within.into_values().collect()
     }
 
     /// What an address is, if it is about something that was announced.

@@ -106,7 +106,7 @@ impl Memcheck {
             }
             // CHANGE_ERR_DISABLEMENT
             0x1801 => {
-                let disabled = &mut self.thread.errors_disabled;
+                let disabled = &mut self.threads.current().errors_disabled;
                 *disabled = disabled.saturating_add_signed((first as i64).clamp(-1, 1) as i32);
                 Some(0)
             }
@@ -122,7 +122,7 @@ impl Memcheck {
     /// `VALGRIND_NON_SIMD_CALL`: calls a function of the target with the thread's number and its arguments, and hands its
     /// answer on.
     fn call_function(&mut self, engine: &mut Engine, words: &Words) {
-        let thread = u64::from(self.thread.number);
+        let thread = u64::from(self.threads.current().number);
         let back = engine.guest().rip;
         let rsp = (engine.guest().gpr(Gpr::Rsp).wrapping_sub(256) & !15).wrapping_sub(8);
         if !probe::can_write(rsp) {
@@ -169,7 +169,6 @@ impl Memcheck {
             2 => asked::CHANGED,
             _ => 0,
         };
-        let guest = engine.guest().clone();
-        self.check_leaks(&guest, CheckTrigger::OnDemand, 0, how | delta);
+        self.check_leaks(engine, CheckTrigger::OnDemand, 0, how | delta);
     }
 }

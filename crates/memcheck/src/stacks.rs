@@ -84,7 +84,8 @@ impl Stacks {
                 entry.insert(Vec::with_capacity(1));
             }
         }
-        let (Ok(number), Ok(first)) = (u32::try_from(places.len()), u32::try_from(addresses.len() + stack.len())) else {
+        let (Ok(number), Ok(first)) = (u32::try_from(places.len()), u32::try_from(addresses.len() + stack.len()))
+        else {
             return StackId::NONE;
         };
         places.push((first - stack.len() as u32, stack.len() as u32));

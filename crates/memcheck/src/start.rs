@@ -6,21 +6,24 @@ use std::os::unix::ffi::OsStrExt;
 
 use leakscope_ledger::events::{self, Event};
 use leakscope_ledger::wire::{Hello, WIRE_VERSION, Welcome};
-use leakscope_translate::{Config, Engine, GUEST_END, Gpr, SHADOW_OFFSET, StackMarking};
+use leakscope_translate::{Config, Engine, GUEST_END, Gpr, Guest, SHADOW_OFFSET, StackMarking};
 
-use crate::engine::{Memcheck, Program, clock, monotonic_ns, shadow};
+use crate::engine::{HEAP, Memcheck, Program, clock, monotonic_ns, shadow};
 use crate::loader::{self, LoadError, Loaded, Stack, StackContents};
 use crate::options::Options;
 use crate::output::Output;
-use crate::space::{HIGH, LOW, Mapping, PROGRAM_BASE, PROGRAM_END, Space, Use};
 use crate::tool::{RETURN_FROM_CALL, RETURN_FROM_FREERES};
-
-mod signals;
+use leakscope_guest::{Backing, Mapping, Process, Setup};
 
 const PAGE: u64 = 4096;
 /// The stack of a target whose limit says "unlimited", and the most that is marked beforehand.
 const LARGEST_STACK: u64 = 64 << 20;
 const MOST_MARKED: u64 = 8 << 20;
+/// The end of the first thread's stack.
+const STACK_END: u64 = 0x2f00_0000_0000;
+/// Where programs go that may lie anywhere, if there is room: code runs fastest below 2 GB.
+const PROGRAM_BASE: u64 = 0x40_0000;
+const PROGRAM_END: u64 = 0x1000_0000;
 
 /// The engine's words: where to connect, the program's path, and its arguments with its name.
 pub struct Start {
@@ -137,25 +140,11 @@ pub fn check(path: &CStr) -> Result<(), LoadError> {
         return Err(LoadError::File { path: path.to_owned(), errno });
     }
     let resolved = loader::resolve(path, vec![path.to_owned()], loader::head)?;
-    let bytes =
-        loader::head(&resolved.path).map_err(|errno| LoadError::File { path: resolved.path.clone(), errno })?;
+    let bytes = loader::head(&resolved.path).map_err(|errno| LoadError::File { path: resolved.path.clone(), errno })?;
     match loader::Headers::decode(&bytes) {
         Ok(_) => Ok(()),
         Err(why) => Err(LoadError::NotRunnable { path: resolved.path, why }),
     }
-}
-
-/// Puts a new engine for another program into this one's place; gives the error number when that fails.
-pub fn execute_engine(connect: &[u8], path: &CStr, arguments: &[CString], environment: &[CString]) -> i64 {
-    let Ok(connect) = CString::new(connect) else { return -i64::from(libc::EINVAL) };
-    let mut words = vec![c"leakscope-memcheck".as_ptr(), connect.as_ptr(), path.as_ptr()];
-    words.extend(arguments.iter().map(|word| word.as_ptr()));
-    words.push(std::ptr::null());
-    let mut variables: Vec<_> = environment.iter().map(|word| word.as_ptr()).collect();
-    variables.push(std::ptr::null());
-    // SAFETY: arrays of C strings that end with null.
-    unsafe { libc::execve(c"/proc/self/exe".as_ptr(), words.as_ptr(), variables.as_ptr()) };
-    -i64::from(std::io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO))
 }
 
 /// Runs a program to its end.
@@ -168,32 +157,34 @@ pub fn run(start: Start) -> ! {
     output.set_state(events::state::RUNNING);
     let mut memcheck = Memcheck::new(options, output);
     memcheck.program.connect = start.connect.clone();
-    match prepare(&mut memcheck, start) {
-        Ok(mut engine) => {
-            let result = engine.run(&mut memcheck);
-            let why = match result {
-                Ok(status) => format!("the simulated CPU stopped with {status}"),
-                Err(error) => error.to_string(),
-            };
-            memcheck.output.tell(&Event::Failed(why));
-        }
-        Err(why) => memcheck.output.tell(&Event::Failed(why)),
-    }
+    let why = match prepare(&mut memcheck, start) {
+        // The engine goes with the process; who says why it stopped is what it left in the file.
+        Ok((engine, process, guest)) => match process.run(engine, memcheck, &guest) {
+            Ok(never) => match never {},
+            Err(error) => {
+                eprintln!("leakscope-memcheck: {error}");
+                crate::engine::exit(127)
+            }
+        },
+        Err(why) => why,
+    };
+    memcheck.output.tell(&Event::Failed(why));
     memcheck.output.wait();
     crate::engine::exit(127)
 }
 
 /// Everything up to the first instruction.
-fn prepare(memcheck: &mut Memcheck, start: Start) -> Result<Engine, String> {
+fn prepare(memcheck: &mut Memcheck, start: Start) -> Result<(Engine, Process, Guest), String> {
     let words = |error: LoadError| error.to_string();
     let resolved = loader::resolve(&start.path, start.arguments.clone(), loader::head).map_err(words)?;
+    let mut process = Process::new(Setup::default()).map_err(|error| error.to_string())?;
+    process.space_mut().reserve(HEAP);
     map_shadow()?;
     let config = Config {
         stack: if memcheck.options.stack_marks { StackMarking::Exact } else { StackMarking::Off },
         ..Config::default()
     };
     let mut engine = Engine::new(config).map_err(|error| error.to_string())?;
-    signals::install()?;
     engine.hook(RETURN_FROM_FREERES, RETURN_FROM_FREERES);
     engine.hook(RETURN_FROM_CALL, RETURN_FROM_CALL);
 
@@ -205,9 +196,9 @@ fn prepare(memcheck: &mut Memcheck, start: Start) -> Result<Engine, String> {
     memcheck.output.tell(&event);
     name_process(&path);
 
-    let program = load(memcheck, &resolved.path, &path, true).map_err(words)?;
+    let program = load(&mut process, &resolved.path, &path, true).map_err(words)?;
     let interpreter = match &program.interpreter {
-        Some(name) => Some(load(memcheck, name, &real_path(name), false).map_err(|error| match error {
+        Some(name) => Some(load(&mut process, name, &real_path(name), false).map_err(|error| match error {
             LoadError::File { errno: libc::ENOENT, .. } => {
                 LoadError::NoInterpreter { path: resolved.path.clone(), interpreter: name.clone() }.to_string()
             }
@@ -215,22 +206,16 @@ fn prepare(memcheck: &mut Memcheck, start: Start) -> Result<Engine, String> {
         })?),
         None => None,
     };
-    let first_brk = if program.end <= PROGRAM_END { program.end } else { PROGRAM_BASE };
-    memcheck.program.brk = (first_brk, first_brk);
-    let code: Vec<u64> = memcheck
-        .space
-        .iter()
-        .filter(|mapping| mapping.protection & libc::PROT_EXEC != 0)
-        .map(|mapping| mapping.start)
-        .collect();
-    for address in code {
-        memcheck.code_mapped(&mut engine, address);
-    }
-    let pointer = make_stack(memcheck, &start, &resolved, &program, interpreter.as_ref())?;
-    let guest = engine.guest_mut();
+    memcheck.program.interpreter = interpreter.as_ref().map_or(0..0, |interpreter| interpreter.start..interpreter.end);
+    let pointer = make_stack(memcheck, &mut process, &start, &resolved, &program, interpreter.as_ref())?;
+    let setup = process.setup_mut();
+    setup.program = path;
+    setup.arguments.clone_from(&memcheck.program.arguments);
+    setup.environment = start.environment.iter().map(|word| word.as_bytes().to_vec()).collect();
+    let mut guest = Guest::new();
     guest.rip = interpreter.as_ref().map_or(program.entry, |interpreter| interpreter.entry);
     guest.set_gpr(Gpr::Rsp, pointer);
-    Ok(engine)
+    Ok((engine, process, guest))
 }
 
 fn map_shadow() -> Result<(), String> {
@@ -262,36 +247,40 @@ fn name_process(path: &[u8]) {
 }
 
 /// Maps a program or its interpreter.
-fn load(memcheck: &mut Memcheck, path: &CStr, real: &[u8], is_program: bool) -> Result<Loaded, LoadError> {
-    let number = memcheck.space.intern_path(real);
-    let space = &mut memcheck.space;
+fn load(process: &mut Process, path: &CStr, real: &[u8], is_program: bool) -> Result<Loaded, LoadError> {
+    let space = process.space_mut();
+    let refused = || LoadError::NotRunnable {
+        path: path.to_owned(),
+        why: "it is linked for addresses that the simulated CPU needs itself; link it as a position-independent executable (-pie)",
+    };
+    let head = loader::head(path).map_err(|errno| LoadError::File { path: path.to_owned(), errno })?;
+    let headers =
+        loader::Headers::decode(&head).map_err(|why| LoadError::NotRunnable { path: path.to_owned(), why })?;
+    let (low, high) = headers.extent();
+    if headers.kind == loader::Kind::Fixed && !space.is_free(low, high) {
+        return Err(refused());
+    }
+    let fits = is_program && space.is_free(PROGRAM_BASE, PROGRAM_BASE + (high - low)) && high - low < PROGRAM_END / 2;
+    let place = if fits { Some(PROGRAM_BASE) } else { space.place(high - low, true) };
+    let place = place.ok_or_else(refused)?;
     let mut maps = Vec::new();
     let loaded = loader::load(
         path,
-        |low, high| {
-            let bytes = high - low;
-            let fits = is_program && bytes < (PROGRAM_END - PROGRAM_BASE) / 2;
-            let place = if fits { Some(PROGRAM_BASE) } else { space.room(bytes, &LOW, LOW.start) };
-            place.unwrap_or(HIGH.start).wrapping_sub(low)
-        },
+        |low, _| place.wrapping_sub(low),
         |start, bytes, protection, offset| maps.push((start, bytes, protection, offset)),
     )?;
+    let name: std::sync::Arc<[u8]> = real.into();
     for (start, bytes, protection, offset) in maps {
-        let usage = offset.map_or(Use::Anonymous, |offset| Use::File { path: number, offset });
-        memcheck.space.add(Mapping { start, end: start + bytes, protection, shared: false, usage });
-    }
-    if !Space::is_allowed(loaded.start, loaded.end - loaded.start) {
-        return Err(LoadError::NotRunnable {
-            path: path.to_owned(),
-            why: "it is linked for addresses that the simulated CPU needs itself; link it as a position-independent executable (-pie)",
-        });
+        let backing = offset.map_or(Backing::Anonymous, |offset| Backing::File { path: name.clone(), offset });
+        space.record(Mapping { start, end: start + bytes, protection, shared: false, backing });
     }
     Ok(loaded)
 }
 
 /// Maps the stack and fills it; gives the stack pointer.
 fn make_stack(
-    memcheck: &mut Memcheck,
+    memcheck: &Memcheck,
+    process: &mut Process,
     start: &Start,
     resolved: &loader::Resolved,
     program: &Loaded,
@@ -301,7 +290,7 @@ fn make_stack(
     // SAFETY: a live structure.
     unsafe { libc::getrlimit(libc::RLIMIT_STACK, &mut limit) };
     let bytes = limit.rlim_cur.clamp(1 << 20, LARGEST_STACK).next_multiple_of(PAGE);
-    let top = HIGH.end - PAGE;
+    let top = STACK_END;
     let execute = if program.headers.executable_stack { libc::PROT_EXEC } else { 0 };
     let protection = libc::PROT_READ | libc::PROT_WRITE | execute;
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED_NOREPLACE;
@@ -310,8 +299,13 @@ fn make_stack(
     if at as u64 != top - bytes {
         return Err(format!("cannot map the stack: {}", std::io::Error::last_os_error()));
     }
-    memcheck.space.add(Mapping { start: top - bytes, end: top, protection, shared: false, usage: Use::Stack });
-    memcheck.thread.stack = top - bytes..top;
+    process.space_mut().record(Mapping {
+        start: top - bytes,
+        end: top,
+        protection,
+        shared: false,
+        backing: Backing::Stack,
+    });
 
     let auxiliary = auxiliary_vector(program, interpreter);
     let mut random = [0u8; 16];
@@ -331,7 +325,7 @@ fn make_stack(
     // SAFETY: the top of the new stack.
     unsafe { std::ptr::copy_nonoverlapping(stack.bytes.as_ptr(), stack.pointer as *mut u8, stack.bytes.len()) };
     let vector = (stack.auxiliary - stack.pointer) as usize;
-    memcheck.program.auxiliary = stack.bytes[vector..vector + 16 * (auxiliary.len() + 1)].to_vec();
+    process.setup_mut().auxiliary = stack.bytes[vector..vector + 16 * (auxiliary.len() + 1)].to_vec();
     if memcheck.options.stack_marks {
         let end = stack.pointer - 128;
         let marked = (end - (top - bytes)).min(MOST_MARKED);

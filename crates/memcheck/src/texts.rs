@@ -23,7 +23,7 @@ impl Watched for Call<'_> {
     }
 
     fn is_usable(&mut self, address: u64, write: bool) -> bool {
-        if address >= crate::space::END {
+        if address >= leakscope_translate::GUEST_END {
             return false;
         }
         if write { probe::can_write(address) } else { probe::can_read(address) }

@@ -1,11 +1,12 @@
-//! What the translator asks and tells: hooks, bad accesses, faults.
+//! Hooks in the target's code, and code of the target that the engine itself runs at the end.
+
+use std::ptr;
+use std::sync::atomic::{AtomicPtr, Ordering};
 
 use leakscope_ledger::events::Event;
-use leakscope_translate::{
-    AccessKind, Action, BadAccess, CodeKind, CodeRegion, Engine, Fault, Gpr, Guest, Tool, layout,
-};
+use leakscope_translate::{Action, BadAccess, CodeRegion, Engine, Fault, Gpr, Guest, Tool, layout};
 
-use crate::engine::{Ending, Memcheck, Replaced, shadow};
+use crate::engine::{Memcheck, Replaced, shadow};
 use crate::functions::Function;
 use crate::modules::Found;
 use crate::probe;
@@ -18,26 +19,43 @@ pub const RETURN_FROM_CALL: u64 = layout::PSEUDO.start + 16;
 /// Pseudo-addresses of functions begin here.
 const FUNCTIONS: u64 = layout::PSEUDO.start + 4096;
 
+/// The one engine: hooks are called by whatever runs the translator.
+static INSTANCE: AtomicPtr<Memcheck> = AtomicPtr::new(ptr::null_mut());
+
+/// Says where the engine is; it does not move any more.
+pub fn set_instance(memcheck: &mut Memcheck) {
+    INSTANCE.store(memcheck, Ordering::Release);
+}
+
+/// What a hook works on.
+///
+/// # Safety
+/// From hooks only: their thread runs alone, and no other reference to the engine is used meanwhile.
+unsafe fn in_hook<'a>(guest: *mut Guest) -> Option<(&'a mut Memcheck, &'a mut Guest)> {
+    // SAFETY: set once, to an engine that is never dropped; the guest is the translator's, for the hook's time.
+    unsafe { Some((INSTANCE.load(Ordering::Acquire).as_mut()?, guest.as_mut()?)) }
+}
+
 /// A replaced function is called.
-unsafe extern "C" fn called(tool: *mut (), guest: *mut Guest, cookie: u64) {
-    // SAFETY: the translator gives the tool that `run` was given, and the guest; nobody else uses them meanwhile.
-    let (tool, guest) = unsafe { (&mut *tool.cast::<Memcheck>(), &mut *guest) };
-    let Some(&replaced) = tool.replaced.get(cookie as usize) else { return };
+unsafe extern "C" fn called(_: *mut (), guest: *mut Guest, cookie: u64) {
+    // SAFETY: a hook.
+    let Some((memcheck, guest)) = (unsafe { in_hook(guest) }) else { return };
+    let Some(&replaced) = memcheck.replaced.get(cookie as usize) else { return };
     let value = match replaced.function {
-        Function::Text(text) => tool.call_text(guest, replaced, text),
-        _ => tool.call_allocator(guest, replaced),
+        Function::Text(text) => memcheck.call_text(guest, replaced, text),
+        _ => memcheck.call_allocator(guest, replaced),
     };
     guest.set_gpr(Gpr::Rax, value);
-    if let Some(fault) = tool.pending_fault.take() {
-        tool.fault_in_hook(guest, replaced, fault);
+    if let Some(fault) = memcheck.pending_fault.take() {
+        memcheck.fault_in_hook(guest, replaced, fault);
     }
 }
 
 /// A function that is chosen at run time is asked for: the answer is its pseudo-address.
-unsafe extern "C" fn resolved(tool: *mut (), guest: *mut Guest, cookie: u64) {
-    // SAFETY: as in `called`.
-    let (tool, guest) = unsafe { (&mut *tool.cast::<Memcheck>(), &mut *guest) };
-    if let Some(replaced) = tool.replaced.get(cookie as usize) {
+unsafe extern "C" fn resolved(_: *mut (), guest: *mut Guest, cookie: u64) {
+    // SAFETY: a hook.
+    let Some((memcheck, guest)) = (unsafe { in_hook(guest) }) else { return };
+    if let Some(replaced) = memcheck.replaced.get(cookie as usize) {
         guest.set_gpr(Gpr::Rax, replaced.pseudo);
     }
 }
@@ -67,14 +85,14 @@ impl Memcheck {
         }
     }
 
-    /// A replaced function met memory that cannot be used.
+    /// A replaced function met memory that cannot be used: it is told, and raised where the caller goes on.
     fn fault_in_hook(&mut self, guest: &mut Guest, replaced: Replaced, fault: strings::Fault) {
         self.walk_hook(guest, replaced.symbol);
         self.report_access(guest, fault.address, 1, fault.write);
-        let code = if self.space.find(fault.address).is_some() { 2 } else { 1 };
-        guest.rip = replaced.symbol;
-        let ending = Ending::Signal { signal: libc::SIGSEGV, code, address: fault.address };
-        self.finish_as(&guest.clone(), ending)
+        // The target's own access, at the first instruction after the call, raises the signal with all that belongs to it.
+        guest.set_gpr(Gpr::Rax, fault.address);
+        // SAFETY: signals this very thread; the guest kernel delivers it at the next boundary.
+        unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), libc::gettid(), libc::SIGSEGV) };
     }
 
     /// Tells which signal ends the process, and where.
@@ -85,106 +103,96 @@ impl Memcheck {
         self.output.wait();
     }
 
-    /// Whether a load may be so: aligned, of a word or a vector, and some of its bytes are addressable.
-    fn is_partial_load(&self, access: &BadAccess) -> bool {
-        self.options.partial_loads_ok
-            && access.kind == AccessKind::Read
-            && matches!(access.size_bytes, 8 | 16 | 32 | 64)
-            && access.address.is_multiple_of(access.size_bytes)
-            && shadow().first_allowed(access.address, access.size_bytes).is_some()
-    }
-
-    fn is_ignored_below_sp(&self, address: u64, rsp: u64) -> bool {
-        self.options.ignored_below_sp.is_some_and(|(far, near)| {
-            let distance = rsp.wrapping_sub(address);
-            near <= distance && distance <= far
-        })
+    /// Runs the functions by which libraries free what is their own.
+    pub fn free_libraries(&mut self, engine: &mut Engine) {
+        if std::mem::replace(&mut self.has_freed_libraries, true) {
+            return;
+        }
+        let saved = engine.guest().clone();
+        for function in std::mem::take(&mut self.freeres) {
+            let guest = engine.guest_mut();
+            // Below the red zone, aligned as at a call.
+            let rsp = (saved.gpr(Gpr::Rsp).wrapping_sub(256) & !15).wrapping_sub(8);
+            if !probe::can_write(rsp) || !probe::can_write(rsp + 7) {
+                break;
+            }
+            shadow().allow(rsp - 128, 256 + 128);
+            // SAFETY: just found to be writable, and below all that the target uses of its stack.
+            unsafe { (rsp as *mut u64).write(RETURN_FROM_FREERES) };
+            guest.set_gpr(Gpr::Rsp, rsp);
+            guest.rip = function;
+            self.threads.current().errors_disabled += 1;
+            let result = engine.run(&mut Alone { memcheck: self });
+            self.threads.current().errors_disabled -= 1;
+            if result != Ok(0) {
+                break;
+            }
+        }
+        engine.guest_mut().copy_from(&saved);
     }
 }
 
-impl Tool for Memcheck {
-    fn syscall(&mut self, engine: &mut Engine) -> Action {
-        self.system_call(engine)
-    }
+/// Runs code of the target without the guest kernel: nothing that it does outlives the process by long.
+struct Alone<'a> {
+    memcheck: &'a mut Memcheck,
+}
 
-    fn bad_access(&mut self, engine: &mut Engine, access: BadAccess) -> Action {
-        let guest = engine.guest().clone();
-        if access.kind == AccessKind::Execute {
-            self.walk_here(&guest, access.address);
-            self.report_jump(&guest, access.address);
-            return Action::Continue;
-        }
-        let (address, bytes) = (access.address, access.size_bytes);
-        let is_fine = self.is_partial_load(&access)
-            || self.is_ignored(address, bytes)
-            || self.is_ignored_below_sp(address, guest.gpr(Gpr::Rsp));
-        if !is_fine {
-            self.walk_here(&guest, access.pc);
-            self.report_access(&guest, address, bytes, access.kind == AccessKind::Write);
-        }
+impl Tool for Alone<'_> {
+    fn syscall(&mut self, engine: &mut Engine) -> Action {
+        let guest = engine.guest();
+        let number = guest.gpr(Gpr::Rax) as i64;
+        let arguments = [Gpr::Rdi, Gpr::Rsi, Gpr::Rdx, Gpr::R10, Gpr::R8, Gpr::R9].map(|register| guest.gpr(register));
+        let is_harmless = matches!(
+            number,
+            libc::SYS_munmap | libc::SYS_close | libc::SYS_futex | libc::SYS_madvise | libc::SYS_write
+        );
+        let result = if is_harmless {
+            // SAFETY: what a library frees of its own; nobody needs it any more.
+            let result = unsafe { leakscope_guest::raw::syscall(number, arguments) };
+            if number == libc::SYS_munmap && result == 0 {
+                self.memcheck.unmapped_at_end.push(arguments[0]..arguments[0].saturating_add(arguments[1]));
+            }
+            result
+        } else {
+            -i64::from(libc::ENOSYS)
+        };
+        engine.guest_mut().set_gpr(Gpr::Rax, result as u64);
         Action::Continue
     }
 
-    fn fault(&mut self, engine: &mut Engine, fault: Fault) -> Action {
-        let guest = engine.guest().clone();
-        let is_access = matches!(fault.signal, libc::SIGSEGV | libc::SIGBUS);
-        // Of forbidden bytes, and of jumps to nowhere, `bad_access` has told.
-        let was_told = fault.address == guest.rip || fault.address < crate::space::END && probe::can_read(fault.address)
-            && shadow().get(fault.address) != 0;
-        // Without an address (not canonical, misaligned) there is no access to tell of.
-        if is_access && !was_told && fault.code > 0 && fault.code != 128 {
-            let (bytes, write) = self.faulting_access(&guest, fault.error);
-            self.walk_here(&guest, guest.rip);
-            self.report_access(&guest, fault.address, bytes, write);
-        }
-        let Fault { signal, code, address, .. } = fault;
-        self.finish(engine, Ending::Signal { signal, code, address })
+    fn bad_access(&mut self, _engine: &mut Engine, _access: BadAccess) -> Action {
+        Action::Continue
+    }
+
+    fn fault(&mut self, _engine: &mut Engine, _fault: Fault) -> Action {
+        Action::Leave(1)
     }
 
     fn stopped(&mut self, _engine: &mut Engine) -> Action {
         Action::Continue
     }
 
-    fn replaced(&mut self, engine: &mut Engine, cookie: u64) -> Action {
-        match cookie {
-            RETURN_FROM_FREERES => self.next_freeres(engine),
-            _ => {
-                self.returned_from_call(engine);
-                Action::Continue
-            }
-        }
+    fn replaced(&mut self, _engine: &mut Engine, cookie: u64) -> Action {
+        Action::Leave(i32::from(cookie != RETURN_FROM_FREERES))
     }
 
-    fn client_request(&mut self, engine: &mut Engine) -> Action {
-        Memcheck::client_request(self, engine)
+    fn client_request(&mut self, _engine: &mut Engine) -> Action {
+        Action::Continue
     }
 
     fn code_region(&mut self, address: u64) -> Option<CodeRegion> {
-        let mapping = self.space.find(address)?;
-        if mapping.protection & libc::PROT_EXEC == 0 {
-            return None;
-        }
-        let writable = mapping.protection & libc::PROT_WRITE != 0;
-        let kind = match (writable, mapping.shared) {
-            (true, _) => CodeKind::Writable,
-            (false, true) => CodeKind::Aliased,
-            (false, false) => CodeKind::Fixed,
-        };
-        Some(CodeRegion { start: mapping.start, end: mapping.end, kind, protection: mapping.protection })
+        self.memcheck.view?.space().code_region(address)
     }
 }
 
-impl Memcheck {
-    /// Size and direction of the access that faulted.
-    fn faulting_access(&self, guest: &Guest, error: u64) -> (u64, bool) {
-        let mut code = [0u8; 15];
-        let length = (1..=15).rev().find(|&length| probe::read(guest.rip, &mut code[..length])).unwrap_or(0);
-        let mut decoder = iced_x86::Decoder::with_ip(64, &code[..length], guest.rip, iced_x86::DecoderOptions::NONE);
-        let instruction = decoder.decode();
-        let bytes = match instruction.memory_size().size() as u64 {
-            0 => 8,
-            bytes => bytes,
-        };
-        (bytes, error & 2 != 0)
-    }
+/// Size and direction of the access that faulted.
+pub fn faulting_access(guest: &Guest, error: u64) -> (u64, bool) {
+    let mut code = [0u8; 15];
+    let length = (1..=15).rev().find(|&length| probe::read(guest.rip, &mut code[..length])).unwrap_or(0);
+    let mut decoder = iced_x86::Decoder::with_ip(64, &code[..length], guest.rip, iced_x86::DecoderOptions::NONE);
+    let bytes = match decoder.decode().memory_size().size() as u64 {
+        0 => 8,
+        bytes => bytes,
+    };
+    (bytes, error & 2 != 0)
 }

@@ -59,7 +59,10 @@ enum Cfa {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Rule {
-    Frame { cfa: Cfa, saved: [Saved; 6] },
+    Frame {
+        cfa: Cfa,
+        saved: [Saved; 6],
+    },
     /// There is no caller.
     End,
     /// The kernel's `struct rt_sigframe`.

@@ -1,6 +1,6 @@
 //! Which memory an instruction touches, in the form that checks need.
 
-use iced_x86::{Code, Instruction, InstructionInfo, Mnemonic, OpAccess, Register, UsedMemory};
+use iced_x86::{Code, Instruction, InstructionInfo, Mnemonic, OpAccess, OpKind, Register, UsedMemory};
 
 use crate::emit::Mem;
 
@@ -12,8 +12,48 @@ const INLINE_BYTES: u32 = 64;
 pub(crate) enum Look {
     /// Compare these operands' shadow in line.
     Inline(Vec<Access>),
+    /// The whole range of a repeated string instruction, by a routine.
+    Scan(Scan),
     /// In Rust, every time: the range depends on more than an operand's address.
     Examine,
+}
+
+/// What `rep movs`, `rep stos` or `rep lods` touch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Scan {
+    /// An element has `1 << shift` bytes.
+    pub shift: u8,
+    pub reads_rsi: bool,
+    pub writes_rdi: bool,
+}
+
+impl Scan {
+    /// As [`crate::entry`] reads it.
+    pub fn encoded(self) -> u32 {
+        u32::from(self.shift) | u32::from(self.reads_rsi) << 2 | u32::from(self.writes_rdi) << 3
+    }
+}
+
+/// `rep movs` and its like with plain 64-bit addresses.
+fn scan(instruction: &Instruction) -> Option<Scan> {
+    if !instruction.has_rep_prefix() && !instruction.has_repne_prefix() {
+        return None;
+    }
+    let shift = instruction.memory_size().size().trailing_zeros() as u8;
+    let (reads_rsi, writes_rdi) = match instruction.mnemonic() {
+        Mnemonic::Movsb | Mnemonic::Movsw | Mnemonic::Movsd | Mnemonic::Movsq => (true, true),
+        Mnemonic::Stosb | Mnemonic::Stosw | Mnemonic::Stosd | Mnemonic::Stosq => (false, true),
+        Mnemonic::Lodsb | Mnemonic::Lodsw | Mnemonic::Lodsd | Mnemonic::Lodsq => (true, false),
+        _ => return None,
+    };
+    let is_wide = (0..instruction.op_count()).all(|index| {
+        !matches!(
+            instruction.op_kind(index),
+            OpKind::MemorySegESI | OpKind::MemoryESEDI | OpKind::MemorySegSI | OpKind::MemoryESDI
+        )
+    });
+    let is_plain = is_wide && !matches!(instruction.segment_prefix(), Register::FS | Register::GS);
+    (instruction.is_string_instruction() && is_plain).then_some(Scan { shift, reads_rsi, writes_rdi })
 }
 
 /// One memory operand, explicit or implied.
@@ -43,6 +83,9 @@ pub(crate) enum Segment {
 /// Operands at constant distances of at least -128 from the stack pointer, `pop` and `ret` included, are taken for good:
 /// they are on the live stack by what addressable means there, and they are a third of all accesses.
 pub(crate) fn look(instruction: &Instruction, info: &InstructionInfo) -> Look {
+    if let Some(scan) = scan(instruction) {
+        return Look::Scan(scan);
+    }
     if is_examined(instruction) {
         return Look::Examine;
     }
@@ -76,7 +119,7 @@ pub(crate) fn is_checked(instruction: &Instruction, memory: &UsedMemory) -> bool
     let touches = !matches!(memory.access(), OpAccess::None | OpAccess::NoMemAccess);
     let is_write = matches!(memory.access(), OpAccess::Write | OpAccess::CondWrite);
     let is_stack_write = instruction.is_stack_instruction() && memory.base() == Register::RSP && is_write;
-    let is_pop_target = instruction.mnemonic() == Mnemonic::Pop && instruction.op0_kind() == iced_x86::OpKind::Memory;
+    let is_pop_target = instruction.mnemonic() == Mnemonic::Pop && instruction.op0_kind() == OpKind::Memory;
     touches && (!is_stack_write || is_pop_target)
 }
 
@@ -98,13 +141,13 @@ fn is_examined(instruction: &Instruction) -> bool {
             | Code::Btc_rm16_r16
             | Code::Btc_rm32_r32
             | Code::Btc_rm64_r64
-    ) && instruction.op0_kind() == iced_x86::OpKind::Memory;
+    ) && instruction.op0_kind() == OpKind::Memory;
     let implied = matches!(
         instruction.mnemonic(),
         Mnemonic::Xlatb | Mnemonic::Maskmovq | Mnemonic::Maskmovdqu | Mnemonic::Vmaskmovdqu | Mnemonic::Clzero
     );
     // `pop` to memory computes the address with the stack pointer after the pop.
-    let pop_to_memory = instruction.mnemonic() == Mnemonic::Pop && instruction.op0_kind() == iced_x86::OpKind::Memory;
+    let pop_to_memory = instruction.mnemonic() == Mnemonic::Pop && instruction.op0_kind() == OpKind::Memory;
     repeated || bit_string || implied || pop_to_memory || is_state_area(instruction)
 }
 
@@ -204,9 +247,13 @@ mod tests {
 
     #[test]
     fn ranges_of_unknown_length_go_to_rust() {
-        // rep movsb; bt [rax], ecx; xlatb; xsave [rax]; vpgatherdd xmm0, [rax+xmm1*4], xmm2
+        // rep movsq, and with 32-bit addresses
+        let all = Scan { shift: 3, reads_rsi: true, writes_rdi: true };
+        assert_eq!(looked_at(&[0xf3, 0x48, 0xa5]), Look::Scan(all));
+        assert_eq!(looked_at(&[0x67, 0xf3, 0x48, 0xa5]), Look::Examine);
+        // repne scasb; bt [rax], ecx; xlatb; xsave [rax]; vpgatherdd xmm0, [rax+xmm1*4], xmm2
         for bytes in [
-            &[0xf3, 0xa4][..],
+            &[0xf2, 0xae][..],
             &[0x0f, 0xa3, 0x08],
             &[0xd7],
             &[0x0f, 0xae, 0x20],

@@ -4,7 +4,7 @@
 //! that leads to its successor, so that whoever was linked to it needs no visit. When the space is used up everything is
 //! thrown away at once; no thread is inside of the cache then, as threads are stopped at instruction boundaries.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::hash::{BuildHasherDefault, Hasher};
 
 use crate::emit::{Code, Mem};
@@ -65,7 +65,8 @@ pub(crate) struct Cache {
     cold_end: u64,
     blocks: AddressMap<BlockKey, u64>,
     pages: BTreeMap<u64, Vec<BlockKey>>,
-    stubs: HashSet<u64>,
+    /// Where the stub of an indirect branch's target jumps to the target's block.
+    stubs: AddressMap<u64, u64>,
     pub exits: Exits,
     pub recovery: Recovery,
     pub flushes: u64,
@@ -81,7 +82,7 @@ impl Cache {
             cold_end: layout::COLD + half,
             blocks: AddressMap::default(),
             pages: BTreeMap::new(),
-            stubs: HashSet::new(),
+            stubs: AddressMap::default(),
             exits: Exits::new(),
             recovery: Recovery::default(),
             flushes: 0,
@@ -116,6 +117,12 @@ impl Cache {
     /// Makes the key known while its block is being written, so that loops find their start.
     pub fn announce(&mut self, key: BlockKey, host: u64) {
         self.blocks.insert(key, host);
+        if let Some(&site) = self.stubs.get(&key.pc())
+            && key == BlockKey::new(key.pc(), Version::Fast)
+        {
+            // Otherwise code that is rewritten again and again would lead through all its former blocks.
+            self.link(site, host);
+        }
     }
 
     /// Puts a block's two parts in place. `guest` are the addresses that it was made from.
@@ -142,9 +149,14 @@ impl Cache {
         self.cold_next = cold.here();
     }
 
-    /// Whether an indirect branch to `pc` has a stub already.
-    pub fn add_stub(&mut self, pc: u64) -> bool {
-        self.stubs.insert(pc)
+    /// Whether indirect branches to `pc` have a stub.
+    pub fn has_stub(&self, pc: u64) -> bool {
+        self.stubs.contains_key(&pc)
+    }
+
+    /// Keeps where the stub for `pc` jumps to the block, so that it follows when the block is made anew.
+    pub fn keep_stub(&mut self, pc: u64, site: u64) {
+        self.stubs.insert(pc, site);
     }
 
     /// Whether anything was translated from these addresses.

@@ -7,7 +7,7 @@
 
 use iced_x86::{InstructionInfo, OpAccess};
 
-use crate::access::{Access, Look, Segment, look};
+use crate::access::{Access, Look, Scan, Segment, look};
 use crate::cache::leave;
 use crate::decode::Step;
 use crate::emit::{Code, Landing, Mem, RCX, displacement};
@@ -91,7 +91,14 @@ pub(crate) fn write_checks(
     info: &InstructionInfo,
     flags_live: bool,
 ) -> bool {
-    let Look::Inline(accesses) = look(&step.instruction, info) else { return false };
+    let accesses = match look(&step.instruction, info) {
+        Look::Inline(accesses) => accesses,
+        Look::Scan(scan) => {
+            by_routine(output, step.pc(), scan);
+            return true;
+        }
+        Look::Examine => return false,
+    };
     if accesses.iter().any(|access| needs_rust(access, flags_live)) {
         return false;
     }
@@ -115,6 +122,16 @@ pub(crate) fn write_checks(
         cold_part(output, &failures, step.pc());
     }
     true
+}
+
+/// A repeated string instruction's whole range.
+fn by_routine(output: &mut Output<'_>, pc: u64, scan: Scan) {
+    let bad = output.cold.here();
+    cold_part(output, &Failures::default(), pc);
+    output.hot.store_u64_at(slot!(guest.rip), pc);
+    output.hot.store_u64_at(slot!(scan_bad), bad);
+    output.hot.store_u64_at(slot!(scan), u64::from(scan.encoded()));
+    output.hot.call_routine(slot!(scan_code));
 }
 
 /// Operands for which no register is left to compute the address in.

@@ -208,6 +208,15 @@ impl Code {
         self.with_mem(false, false, &[0xff], 4, mem);
     }
 
+    /// Goes to the routine whose address is in this slot of the state; it comes back by `mark_return`.
+    pub fn call_routine(&mut self, routine: usize) {
+        // The store is 12 bytes long and the jump 7.
+        let back = self.here() + 12 + 7;
+        self.store_i32(&Mem::at(crate::state::slot!(mark_return)), back as i32);
+        self.jump_through(&Mem::at(routine));
+        debug_assert_eq!(self.here(), back);
+    }
+
     /// `jmp target`, always five bytes; gives the address of the displacement.
     pub fn jump(&mut self, target: u64) -> u64 {
         self.raw(&[0xe9]);

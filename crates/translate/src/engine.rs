@@ -59,7 +59,7 @@ impl Engine {
             memory::unmap(layout::STATE, layout::STATE_BYTES + layout::TABLES_BYTES);
             return Err(error);
         }
-        memory::prefer_large_pages(layout::HOT, cache_bytes);
+        memory::prefer_large_pages(layout::HOT, (layout::COLD - layout::HOT) as usize);
         indirect::reset_table();
         let labels = entry::labels();
         // SAFETY: just mapped, zeroed, and large enough; zeros are a valid `State`.
@@ -72,6 +72,7 @@ impl Engine {
             state.hook_code = labels.hook;
             state.miss_code = labels.miss;
             state.mark_code = labels.mark;
+            state.scan_code = labels.scan;
         }
         let translator = Box::new(Translator::new(config));
         Ok(Self { translator, exits: 0 })

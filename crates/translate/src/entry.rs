@@ -14,6 +14,9 @@ use crate::state::slot;
 /// A stack pointer that moves further goes to another stack. Source: Memcheck's `--max-stackframe`.
 const STACK_SWITCH_BYTES: u64 = 2_000_000;
 
+/// Longer strings are looked at in Rust.
+const SCAN_ELEMENTS: u64 = 1 << 16;
+
 global_asm!(
     ".globl leakscope_translate_enter",
     "leakscope_translate_enter:",
@@ -225,11 +228,75 @@ global_asm!(
     "cmp rcx, 8",
     "jae 6b",
     "7:",
-    "jrcxz leakscope_translate_mark_check",
+    "test rcx, rcx",
+    "jz leakscope_translate_mark_check",
     "mov byte ptr gs:[rdi - 128], al",
     "inc rdi",
     "dec rcx",
     "jmp 7b",
+    "jmp leakscope_translate_mark_check",
+    // Looks at the shadow of what a repeated string instruction will touch (`scan`), then goes on at `mark_return`, or
+    // at `scan_bad`. Backward and very long ones go to `scan_bad` at once.
+    ".globl leakscope_translate_scan",
+    "leakscope_translate_scan:",
+    "mov qword ptr [{saved}], rax",
+    "lahf",
+    "seto al",
+    "mov qword ptr [{saved} + 8], rax",
+    "mov qword ptr [{saved} + 16], rcx",
+    "mov qword ptr [{saved} + 24], rdi",
+    "mov qword ptr [{saved} + 32], rdx",
+    "mov qword ptr [{saved} + 40], rsp",
+    "mov rsp, qword ptr [{engine_rsp}]",
+    "pushfq",
+    "pop rdx",
+    "mov rsp, qword ptr [{saved} + 40]",
+    "test edx, 0x400",
+    "jnz 15f",
+    "mov rdx, rcx",
+    "test rdx, rdx",
+    "jz 16f",
+    "cmp rdx, {scan_elements}",
+    "ja 15f",
+    "mov ecx, dword ptr [{scan}]",
+    "mov eax, ecx",
+    "and ecx, 3",
+    "shl rdx, cl",
+    "test eax, 8",
+    "jnz 11f",
+    "10:",
+    "mov rdi, rsi",
+    "and eax, -5",
+    "11:",
+    "mov rcx, {scan_end}",
+    "cmp rdi, rcx",
+    "jae 15f",
+    "mov rcx, rdx",
+    "cmp rcx, 8",
+    "jb 13f",
+    "12:",
+    "cmp qword ptr gs:[rdi], 0",
+    "jne 15f",
+    "add rdi, 8",
+    "sub rcx, 8",
+    "cmp rcx, 8",
+    "jae 12b",
+    "13:",
+    "jrcxz 14f",
+    "cmp byte ptr gs:[rdi], 0",
+    "jne 15f",
+    "inc rdi",
+    "dec rcx",
+    "jmp 13b",
+    "14:",
+    "test eax, 4",
+    "jnz 10b",
+    "jmp 16f",
+    "15:",
+    "mov rax, qword ptr [{scan_bad}]",
+    "mov qword ptr [{mark_return}], rax",
+    "16:",
+    "mov rdx, qword ptr [{saved} + 32]",
     ".globl leakscope_translate_mark_check",
     "leakscope_translate_mark_check:",
     "mov ecx, dword ptr [{stop}]",
@@ -254,6 +321,10 @@ global_asm!(
     mark_return = const slot!(mark_return),
     guest_end = const crate::GUEST_END,
     far = const STACK_SWITCH_BYTES,
+    scan = const slot!(scan),
+    scan_bad = const slot!(scan_bad),
+    scan_elements = const SCAN_ELEMENTS,
+    scan_end = const crate::GUEST_END - (SCAN_ELEMENTS << 4),
     exit_code = const slot!(exit_code),
     entry_target = const slot!(entry_target),
     engine_fs = const slot!(engine_fs),
@@ -292,6 +363,7 @@ unsafe extern "C" {
     fn leakscope_translate_hook_abort();
     fn leakscope_translate_hook_fault();
     fn leakscope_translate_mark();
+    fn leakscope_translate_scan();
     fn leakscope_translate_mark_check();
     fn leakscope_translate_mark_end();
 }
@@ -311,6 +383,7 @@ pub(crate) struct Labels {
     pub miss: u64,
     pub hook: u64,
     pub mark: u64,
+    pub scan: u64,
 }
 
 pub(crate) fn labels() -> Labels {
@@ -319,6 +392,7 @@ pub(crate) fn labels() -> Labels {
         miss: leakscope_translate_miss as *const () as u64,
         hook: leakscope_translate_hook as *const () as u64,
         mark: leakscope_translate_mark as *const () as u64,
+        scan: leakscope_translate_scan as *const () as u64,
     }
 }
 
@@ -354,6 +428,5 @@ pub(crate) fn hook_fault() -> u64 {
 /// Whether an address is in this file's assembly.
 #[cfg(test)]
 pub(crate) fn is_here(host_pc: u64) -> bool {
-    (leakscope_translate_enter as *const () as u64..leakscope_translate_hook_fault as *const () as u64)
-        .contains(&host_pc)
+    (leakscope_translate_enter as *const () as u64..leakscope_translate_mark_end as *const () as u64).contains(&host_pc)
 }

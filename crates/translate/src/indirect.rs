@@ -41,7 +41,7 @@ pub(crate) fn dispatch(code: &mut Code, marks: &mut Vec<Mark>, pc: u64) {
 
 /// Adds a stub for `pc`, whose block is at `host`, in front of its chain.
 pub(crate) fn add_stub(cache: &mut Cache, pc: u64, host: u64) {
-    if !cache.add_stub(pc) {
+    if cache.has_stub(pc) {
         return;
     }
     // SAFETY: as in `reset_table`.
@@ -71,9 +71,10 @@ pub(crate) fn add_stub(cache: &mut Cache, pc: u64, host: u64) {
     code.land(found);
     code.load(RCX, &Mem::at(slot!(saved_rcx)));
     marks.push(Mark { host: code.here() as u32, pc, rule: Rule::EXACT });
-    code.jump(host);
+    let site = code.jump(host);
     let start = code.start;
     cache.put_hot(&code, &marks);
+    cache.keep_stub(pc, site);
     // SAFETY: as in `reset_table`.
     unsafe { entry(pc).write(start) };
 }

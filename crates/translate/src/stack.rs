@@ -135,11 +135,7 @@ impl Translator {
         self.mark(step.pc(), Rule::EXACT);
         self.hot.store_u64_at(slot!(new_rsp_mask), mask as u64);
         self.hot.store_u64_at(slot!(guest.rip), step.pc());
-        // `mov qword [mark_return], imm32` is 12 bytes and the jump 7.
-        let back = self.hot.here() + 12 + 7;
-        self.hot.store_u64_at(slot!(mark_return), back);
-        self.hot.jump_through(&Mem::at(slot!(mark_code)));
-        debug_assert_eq!(self.hot.here(), back);
+        self.hot.call_routine(slot!(mark_code));
     }
 }
 

@@ -159,7 +159,11 @@ pub(crate) struct State {
     pub new_rsp: u64,
     pub new_rsp_mask: u64,
     pub mark_return: u64,
-    pub mark_saved: [u64; 4],
+    pub mark_saved: [u64; 8],
+    /// For a repeated string's range: see [`crate::access::Scan`], and where to go when some of it is bad.
+    pub scan: u64,
+    pub scan_bad: u64,
+    pub scan_code: u64,
 }
 
 /// A synchronous signal on its way from the handler to the run loop.

@@ -175,13 +175,7 @@ impl Process {
     }
 
     /// A leak check: at the end, or on demand.
-    fn check(
-        &mut self,
-        check: &Check,
-        view: &View,
-        symbolizer: &mut Symbolizer,
-        outputs: &mut Outputs,
-    ) -> Result<()> {
+    fn check(&mut self, check: &Check, view: &View, symbolizer: &mut Symbolizer, outputs: &mut Outputs) -> Result<()> {
         let at_end = check.trigger != CheckTrigger::OnDemand;
         let how = check.asked & 0xf;
         let mut options = view.options.clone();

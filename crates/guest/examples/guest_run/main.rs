@@ -1,6 +1,6 @@
 //! Runs a program under the kernel interface, for tests and for looking at things by hand.
 //!
-//! `guest_run [--native] [--children] [--checks] PROGRAM ARGUMENTS`. `--native`: the program's instructions run on the
+//! `guest_run [--native] [--children] [--statistics] [--argv0 NAME] PROGRAM ARGUMENTS`. `--native`: the program's instructions run on the
 //! processor itself and only its system calls are caught, so that an error of the interface can be told from one of the
 //! translation. `--children`: programs that it executes run in the same way.
 //!

@@ -52,6 +52,9 @@ pub(crate) fn new_stack() -> Box<[u8]> {
 }
 
 unsafe extern "C" fn handler<C: Cpu>(signal: i32, info: *mut libc::siginfo_t, context: *mut libc::ucontext_t) {
+    // The kernel leaves the target's alignment check on, and no Rust code is made for that.
+    // SAFETY: changes this one flag; the stack is the handler's, below its red zone.
+    unsafe { std::arch::asm!("pushfq", "and dword ptr [rsp], 0xfffbffff", "popfq") };
     // SAFETY: first in a handler.
     let scope = unsafe { C::enter_handler() };
     // SAFETY: these are the kernel's pointers.

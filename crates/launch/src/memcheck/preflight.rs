@@ -32,7 +32,8 @@ pub(crate) fn check_image(path: &Path, linkage: &Linkage) -> Result<(), Error> {
         }
         _ => {}
     }
-    let copy = "and code that runs in a simulated CPU cannot have that; trace a copy without it (cp it: a copy loses it)";
+    let copy =
+        "and code that runs in a simulated CPU cannot have that; trace a copy without it (cp it: a copy loses it)";
     match read_raise(path) {
         Ok(Some(Raise::SetUid(uid))) => {
             refused(&format!("it is set-user-ID (to user {uid}), {copy}, or run leakscope as that user"))

@@ -21,7 +21,7 @@ pub fn encode(event: &Event, out: &mut Vec<u8>) {
     out.extend([0; FRAME_BYTES as usize]);
     let mut writer = Writer(out);
     let tag = writer.event(event);
-    while (out.len() - start) % 8 != 0 {
+    while !(out.len() - start).is_multiple_of(8) {
         out.push(0);
     }
     let length = (out.len() - start) as u32 - FRAME_BYTES as u32;

@@ -41,7 +41,8 @@ impl Arena {
     }
 
     fn set_mapped(&mut self, address: u64, bytes: u64, is: bool) {
-        let range = ((address - self.base) / UNIT_BYTES) as usize..((address - self.base + bytes) / UNIT_BYTES) as usize;
+        let range =
+            ((address - self.base) / UNIT_BYTES) as usize..((address - self.base + bytes) / UNIT_BYTES) as usize;
         assert!(self.mapped[range.clone()].iter().all(|&was| was != is), "mapped or revoked twice");
         self.mapped[range].fill(is);
         // SAFETY: within the arena; whoever maps it gets zeroed memory.

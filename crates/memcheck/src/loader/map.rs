@@ -83,8 +83,7 @@ pub fn load(
     let file = Descriptor::open(path)?;
     let failed = |errno| LoadError::File { path: path.to_owned(), errno };
     let bytes = file.read(0, HEAD_BYTES).map_err(failed)?;
-    let headers =
-        Headers::decode(&bytes).map_err(|why| LoadError::NotRunnable { path: path.to_owned(), why })?;
+    let headers = Headers::decode(&bytes).map_err(|why| LoadError::NotRunnable { path: path.to_owned(), why })?;
     let interpreter = match headers.interpreter {
         Some((offset, length)) => {
             let name = file.read(offset, length.min(4096) as usize).map_err(failed)?;
@@ -184,7 +183,8 @@ mod tests {
                 room as u64 - low
             }
         };
-        let loaded = load(path, place, |at, bytes, protection, offset| maps.push((at, bytes, protection, offset))).unwrap();
+        let loaded =
+            load(path, place, |at, bytes, protection, offset| maps.push((at, bytes, protection, offset))).unwrap();
         assert!((loaded.start..loaded.end).contains(&loaded.entry));
         assert!(loaded.interpreter.unwrap().to_str().unwrap().contains("ld-linux"));
         for segment in &loaded.headers.segments {

@@ -84,7 +84,7 @@ impl Memcheck {
     }
 
     fn mark(&mut self, start: u64, bytes: u64, addressable: bool) {
-        if start.saturating_add(bytes) > crate::space::END {
+        if start.saturating_add(bytes) > leakscope_translate::GUEST_END {
             return;
         }
         if addressable { shadow().allow(start, bytes) } else { shadow().forbid(start, bytes) }
@@ -92,7 +92,7 @@ impl Memcheck {
 
     /// The first wrong byte, which is also reported; 0 if there is none.
     fn check_memory(&mut self, engine: &mut Engine, start: u64, bytes: u64) -> u64 {
-        let Some(bad) = crate::kernel::first_bad(start, bytes) else { return 0 };
+        let Some(bad) = crate::monitor::first_bad(start, bytes) else { return 0 };
         self.walk_request(engine);
         let message = "Unaddressable byte(s) found during client check request".to_owned();
         let guest = engine.guest().clone();
@@ -118,8 +118,8 @@ impl Memcheck {
 
     /// `GET_VBITS`, `SET_VBITS`: 1 is success, 3 that a byte is not addressable.
     fn v_bits(&mut self, start: u64, bits: u64, bytes: u64, set: bool) -> u64 {
-        let touched = if set { crate::kernel::first_bad(bits, bytes) } else { None };
-        if touched.is_some() || crate::kernel::first_bad(start, bytes).is_some() {
+        let touched = if set { crate::monitor::first_bad(bits, bytes) } else { None };
+        if touched.is_some() || crate::monitor::first_bad(start, bytes).is_some() {
             return 3;
         }
         if !set && bytes > 0 && probe::can_write(bits) && probe::can_write(bits + bytes - 1) {

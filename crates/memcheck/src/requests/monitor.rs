@@ -25,9 +25,8 @@ impl Memcheck {
             let start = number(words.get(1)?)?;
             Some((start, words.get(2).and_then(|word| number(word)).unwrap_or(1)))
         };
-        let is = |name: &str, least: usize| {
-            words.first().is_some_and(|word| word.len() >= least && name.starts_with(*word))
-        };
+        let is =
+            |name: &str, least: usize| words.first().is_some_and(|word| word.len() >= least && name.starts_with(*word));
         let guest = engine.guest().clone();
         if is("leak_check", 1) {
             let has = |word: &str| words[1..].iter().any(|given| given.len() > 2 && word.starts_with(given));
@@ -39,7 +38,7 @@ impl Memcheck {
             } else {
                 asked::ADDED
             };
-            self.check_leaks(&guest, CheckTrigger::OnDemand, 0, how | delta);
+            self.check_leaks(engine, CheckTrigger::OnDemand, 0, how | delta);
             return 0;
         }
         if let Some((start, bytes)) = range() {
@@ -47,7 +46,7 @@ impl Memcheck {
                 return u64::from(!self.make_memory(&words));
             }
             if is("check_memory", 1) {
-                if let Some(bad) = crate::kernel::first_bad(start, bytes) {
+                if let Some(bad) = crate::monitor::first_bad(start, bytes) {
                     self.walk_request(engine);
                     let message = "Unaddressable byte(s) found during client check request".to_owned();
                     self.report(&guest, ErrorKind::ClientCheck, "client", message, Some(bad));
@@ -71,9 +70,11 @@ impl Memcheck {
 
     /// `make_memory noaccess|undefined|defined|Definedifaddressable ADDRESS [LENGTH]`
     fn make_memory(&mut self, words: &[&str]) -> bool {
-        let (Some(&how), Some(start)) = (words.get(1), words.get(2).and_then(|word| number(word))) else { return false };
+        let (Some(&how), Some(start)) = (words.get(1), words.get(2).and_then(|word| number(word))) else {
+            return false;
+        };
         let bytes = words.get(3).and_then(|word| number(word)).unwrap_or(1);
-        if start.saturating_add(bytes) > crate::space::END {
+        if start.saturating_add(bytes) > leakscope_translate::GUEST_END {
             return false;
         }
         match how.bytes().next() {

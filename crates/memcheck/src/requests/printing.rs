@@ -112,8 +112,15 @@ fn convert(kind: u8, f: &Format, arguments: &mut Arguments, out: &mut Vec<u8>) {
         b'd' | b'i' => {
             let value = arguments.next();
             let value = if f.longs > 0 { value as i64 } else { i64::from(value as i32) };
-            let digits = if f.grouped { crate::errors::grouped(value.unsigned_abs()) } else { value.unsigned_abs().to_string() };
-            let sign = if value < 0 { "-" } else if f.plus { "+" } else { "" };
+            let digits =
+                if f.grouped { crate::errors::grouped(value.unsigned_abs()) } else { value.unsigned_abs().to_string() };
+            let sign = if value < 0 {
+                "-"
+            } else if f.plus {
+                "+"
+            } else {
+                ""
+            };
             format!("{sign}{digits}").into_bytes()
         }
         b'u' | b'x' | b'X' | b'o' => {

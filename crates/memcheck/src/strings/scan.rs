@@ -1,6 +1,9 @@
 //! Looking for a byte.
 
-use core::arch::x86_64::{__m128i, _mm_cmpeq_epi8, _mm_load_si128, _mm_loadu_si128, _mm_movemask_epi8, _mm_or_si128, _mm_set1_epi8, _mm_setzero_si128};
+use core::arch::x86_64::{
+    __m128i, _mm_cmpeq_epi8, _mm_load_si128, _mm_loadu_si128, _mm_movemask_epi8, _mm_or_si128, _mm_set1_epi8,
+    _mm_setzero_si128,
+};
 
 use super::{Bad, Fault, PAGE, Watched, byte};
 
@@ -35,7 +38,8 @@ fn find(memory: &mut impl Watched, start: u64, most: u64, one: u8, other: u8) ->
         let (hits, forbidden) = unsafe {
             let bytes = _mm_load_si128(block as *const __m128i);
             let hits = _mm_or_si128(_mm_cmpeq_epi8(bytes, ones), _mm_cmpeq_epi8(bytes, others));
-            let allowed = _mm_cmpeq_epi8(_mm_loadu_si128(shadow.address_of(block) as *const __m128i), _mm_setzero_si128());
+            let allowed =
+                _mm_cmpeq_epi8(_mm_loadu_si128(shadow.address_of(block) as *const __m128i), _mm_setzero_si128());
             (_mm_movemask_epi8(hits) as u32 >> skipped, (!_mm_movemask_epi8(allowed) as u32 & 0xFFFF) >> skipped)
         };
         let here = (STEP - u64::from(skipped)).min(most - done);

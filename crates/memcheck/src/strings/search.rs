@@ -20,12 +20,7 @@ pub fn strcasestr(memory: &mut impl Watched, haystack: u64, needle: u64) -> Resu
 }
 
 /// Reads no more of the haystack than what decides: up to the end of the first match.
-fn search(
-    memory: &mut impl Watched,
-    haystack: u64,
-    needle: u64,
-    equal: impl Fn(u8, u8) -> bool,
-) -> Result<u64, Fault> {
+fn search(memory: &mut impl Watched, haystack: u64, needle: u64, equal: impl Fn(u8, u8) -> bool) -> Result<u64, Fault> {
     let needle = bytes_of(needle, strlen(memory, needle)?);
     let (mut start, mut read) = (haystack, haystack);
     loop {

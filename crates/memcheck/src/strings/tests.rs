@@ -160,8 +160,7 @@ fn copies_are_those_of_a_model() {
             }
             6 => {
                 let room = n.saturating_sub(before.len() as u64);
-                let expected =
-                    if room == 0 { before.to_vec() } else { [before, &cut(text, room - 1), &[0]].concat() };
+                let expected = if room == 0 { before.to_vec() } else { [before, &cut(text, room - 1), &[0]].concat() };
                 let tried = (before.len() as u64).min(n) + text.len() as u64;
                 (strlcat(&mut m, d, a, n).map(|length| d + length - tried), expected)
             }

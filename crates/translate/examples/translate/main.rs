@@ -1,6 +1,7 @@
 //! Runs an unmodified single-threaded program from the code cache, system calls passed through: for measuring and for
 //! comparing outputs. No heap, no reports, no threads, no delivery of signals. Build with `examples/build.sh`, run with
-//! `setarch -R translate [-n] [-k] [-p] [-s] [-v] PROGRAM ARGS`: `-n` without checks, `-k` with the stack's shadow, `-p`
+//! `setarch -R translate [-n] [-0|-1|-2] [-k] [-p] [-s] [-v] PROGRAM ARGS`: `-n` without checks, `-0` to `-2`
+//! shorter superblocks, `-k` with the stack's shadow, `-p`
 //! interrupted every millisecond, `-s` statistics, `-v` names bad accesses.
 #![allow(missing_docs, clippy::undocumented_unsafe_blocks, reason = "a development tool that is all system calls")]
 
@@ -294,6 +295,7 @@ fn main() {
         arguments.remove(0);
         match flag.as_str() {
             "-n" => config.checks = false,
+            "-0" | "-1" | "-2" => config.superblock_branches = flag.as_bytes()[1] - b'0',
             "-k" => config.stack = StackMarking::Exact,
             "-p" => timer = true,
             "-s" => statistics = true,

@@ -55,9 +55,16 @@ fn is_excluded(code: Code) -> bool {
             | M::Fnstenv | M::Fstenv | M::Fnsave | M::Fsave | M::Fxsave | M::Fxsave64
             | M::Fxrstor64 | M::Int1 | M::Ldmxcsr | M::Vldmxcsr
     );
+    // Addresses in registers that hold anything: `string` gives them pointers.
+    let implied = code.is_string_instruction()
+        || matches!(
+            code.mnemonic(),
+            M::Maskmovq | M::Maskmovdqu | M::Vmaskmovdqu | M::Clzero | M::Xlatb | M::Movdir64b
+        );
     let segment = (0..kind.op_count())
         .any(|index| matches!(kind.op_kind(index), Kind::seg_reg | Kind::cr_reg | Kind::dr_reg | Kind::tr_reg));
     by_name
+        || implied
         || segment
         || !kind.mode64()
         || kind.is_privileged()
@@ -455,6 +462,13 @@ impl<'a> Generator<'a> {
     fn string(&mut self) {
         let (source, target) = (self.random.below(0x80) as u8, self.random.below(0x80) as u8);
         self.raw(&[0x48, 0x8d, 0x73, source & 0x7f, 0x48, 0x8d, 0x7d, target & 0x7f]);
+        if self.random.one_in(6) {
+            // maskmovdqu xmm1, xmm2; vmaskmovdqu; maskmovq mm1, mm2
+            let masked =
+                self.random.pick(&[&[0x66u8, 0x0f, 0xf7, 0xca][..], &[0xc5, 0xf9, 0xf7, 0xca], &[0x0f, 0xf7, 0xca]]);
+            self.raw(masked);
+            return;
+        }
         let count = self.random.below(40) as u8;
         self.raw(&[0xb9, count, 0, 0, 0]);
         let backwards = self.random.one_in(4);

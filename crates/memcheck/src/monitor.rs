@@ -1,0 +1,260 @@
+//! What the guest kernel tells: mappings, system calls, threads, faults, the end.
+
+use std::ffi::CString;
+
+use leakscope_guest::{Backing, Call, Ending, ExecPlan, ExecRequest, Mapping, Monitor, Region, ThreadStart, View};
+use leakscope_ledger::events::{self, Descriptor, Event, asked};
+use leakscope_model::{CheckTrigger, ErrorKind};
+use leakscope_translate::{AccessKind, Action, BadAccess, Engine, Fault, GUEST_END, Gpr};
+
+use crate::engine::{HEAP, Memcheck, forget_shadow, shadow};
+use crate::probe;
+use crate::tool;
+
+/// `si_code`: mapped, but not for this.
+const SEGV_ACCERR: i32 = 2;
+/// `si_code`: the kernel knows no address.
+const SI_KERNEL: i32 = 0x80;
+
+/// The first byte of a range that is not mapped or not addressable.
+pub fn first_bad(address: u64, bytes: u64) -> Option<u64> {
+    const PAGE: u64 = 4096;
+    let end = address.saturating_add(bytes);
+    let mut at = address;
+    while at < end {
+        let next = ((at | (PAGE - 1)) + 1).min(end);
+        if at >= GUEST_END || !probe::can_read(at) {
+            return Some(at);
+        }
+        if let Some(first) = shadow().first_forbidden(at, next - at) {
+            return Some(at + first);
+        }
+        at = next;
+    }
+    None
+}
+
+impl Memcheck {
+    /// Code of a file was mapped: whoever is to be replaced in it is.
+    fn code_mapped(&mut self, engine: &mut Engine, mapping: &Mapping) {
+        if let Backing::File { path, offset } = &mapping.backing
+            && mapping.protection & libc::PROT_EXEC != 0
+        {
+            let found = self.module_mapped(path, mapping.start, *offset);
+            self.install(engine, found);
+        }
+    }
+
+    fn gone(&mut self, engine: &mut Engine, start: u64, end: u64) {
+        if self.modules_unmapped(start, end) {
+            self.unhook_range(engine, start, end);
+        }
+    }
+
+    /// A loader's own vector loads, loads of which a part is addressable, and what the options leave out.
+    fn is_fine(&self, access: &BadAccess, rsp: u64) -> bool {
+        let (address, bytes) = (access.address, access.size_bytes);
+        let is_partial = self.options.partial_loads_ok
+            && access.kind == AccessKind::Read
+            && matches!(bytes, 8 | 16 | 32 | 64)
+            && address.is_multiple_of(bytes)
+            && (shadow().first_allowed(address, bytes).is_some() || self.is_loaders(access));
+        let is_below_sp = self.options.ignored_below_sp.is_some_and(|(far, near)| {
+            let distance = rsp.wrapping_sub(address);
+            near <= distance && distance <= far
+        });
+        is_partial || is_below_sp || self.is_ignored(address, bytes)
+    }
+
+    /// The dynamic loader's own string functions read several vectors at once, and are not in its table of symbols, so
+    /// that they cannot be replaced. What it reads are names that it copied itself.
+    fn is_loaders(&self, access: &BadAccess) -> bool {
+        access.size_bytes >= 16 && self.program.interpreter.contains(&access.pc)
+    }
+
+    /// Tells which descriptors are open.
+    pub fn tell_descriptors(&mut self) {
+        use std::os::unix::ffi::OsStrExt;
+        let Ok(entries) = std::fs::read_dir("/proc/self/fd") else { return };
+        let mut list: Vec<Descriptor> = entries
+            .filter_map(|entry| {
+                let entry = entry.ok()?;
+                let number: i32 = entry.file_name().to_str()?.parse().ok()?;
+                // The directory itself is among them, and gone when this is read.
+                let target = std::fs::read_link(entry.path()).ok()?.as_os_str().as_bytes().to_vec();
+                (!target.starts_with(b"/proc/")).then_some(Descriptor { number, target, stack: Vec::new() })
+            })
+            .collect();
+        list.sort_by_key(|descriptor| descriptor.number);
+        self.output.tell(&Event::Descriptors(list));
+    }
+
+    fn end_with(&mut self, engine: &Engine, trigger: CheckTrigger, status: u32) {
+        if self.options.leak_check {
+            self.check_leaks(engine, trigger, status, asked::BY_OPTIONS);
+        }
+    }
+}
+
+impl Monitor<Engine> for Memcheck {
+    fn started(&mut self, engine: &mut Engine, view: View) {
+        self.view = Some(view);
+        tool::set_instance(self);
+        self.threads.begin(std::process::id(), engine.guest().gpr(Gpr::Rsp), Some(&view));
+        let mappings: Vec<Mapping> = view.space().iter().cloned().collect();
+        for mapping in &mappings {
+            self.code_mapped(engine, mapping);
+        }
+    }
+
+    fn mapped(&mut self, engine: &mut Engine, mapping: &Mapping) {
+        self.gone(engine, mapping.start, mapping.end);
+        forget_shadow(mapping.start, mapping.end - mapping.start);
+        self.code_mapped(engine, mapping);
+    }
+
+    fn unmapped(&mut self, engine: &mut Engine, start: u64, end: u64) {
+        self.gone(engine, start, end);
+        forget_shadow(start, end - start);
+    }
+
+    fn protected(&mut self, engine: &mut Engine, start: u64, end: u64, protection: i32) {
+        if protection & libc::PROT_EXEC == 0 {
+            return;
+        }
+        let Some(view) = self.view else { return };
+        let mappings: Vec<Mapping> = view.space().within(start, end).cloned().collect();
+        for mapping in &mappings {
+            self.code_mapped(engine, mapping);
+        }
+    }
+
+    fn moved(&mut self, _engine: &mut Engine, from: u64, to: u64, bytes: u64) {
+        shadow().copy(from, to, bytes);
+    }
+
+    fn call_arguments(&mut self, _engine: &mut Engine, call: &Call, _used: u8) {
+        if matches!(call.number as i64, libc::SYS_fork | libc::SYS_vfork | libc::SYS_clone | libc::SYS_clone3) {
+            self.program.tid_of_forking = call.tid as u32;
+            // What is told before is the parent's, and taken; the child begins with a copy.
+            self.output.wait();
+        }
+    }
+
+    fn before_call(&mut self, engine: &mut Engine, _call: &Call, region: &Region) {
+        let Some(bad) = first_bad(region.address, region.length) else { return };
+        let name = region.param.to_string();
+        let message = format!("Syscall param {name} points to unaddressable byte(s)");
+        let guest = engine.guest().clone();
+        // The instruction itself, two bytes back.
+        self.walk_here(&guest, guest.rip.wrapping_sub(2));
+        self.report(&guest, ErrorKind::SyscallParam, &name, message, Some(bad));
+    }
+
+    fn thread_started(&mut self, _engine: &mut Engine, start: &ThreadStart) {
+        self.threads.begin(start.tid as u32, start.stack_pointer, self.view.as_ref());
+    }
+
+    fn thread_ended(&mut self, _engine: &mut Engine, tid: i32) {
+        self.threads.end(tid as u32);
+    }
+
+    fn forked(&mut self, _engine: &mut Engine) {
+        let parent = self.program.tid_of_forking;
+        self.threads.keep_current(parent);
+        let output = if self.options.child_silent { None } else { crate::start::connect(&self.program.connect, 1) };
+        match output {
+            Some(mut output) => {
+                output.inherit(&self.output);
+                output.set_state(events::state::RUNNING);
+                self.output = output;
+                let process = crate::start::process_event(&self.program, 1);
+                self.output.tell(&process);
+            }
+            None => self.output.be_private(),
+        }
+    }
+
+    fn frame_pushed(&mut self, _engine: &mut Engine, _signal: i32, start: u64, end: u64) {
+        shadow().allow(start - 128, end - start + 128);
+    }
+
+    fn ending(&mut self, engine: &mut Engine, ending: &Ending) -> i32 {
+        match *ending {
+            Ending::Exit(status) => {
+                if self.options.freeres && self.options.leak_check {
+                    self.free_libraries(engine);
+                }
+                self.end_with(engine, CheckTrigger::Exit, status as u32);
+                self.tell_end(status)
+            }
+            Ending::Signal { signal, fault, .. } => {
+                let (code, address) = fault.map_or((0, 0), |fault| (fault.code, fault.address));
+                let guest = engine.guest().clone();
+                self.tell_signal(&guest, signal, code, address);
+                self.end_with(engine, CheckTrigger::FatalSignal, signal as u32);
+                self.tell_end(-signal)
+            }
+            Ending::Exec => {
+                self.tell_counts();
+                self.output.wait();
+                0
+            }
+        }
+    }
+
+    fn exec(&mut self, _engine: &mut Engine, request: &ExecRequest<'_>) -> ExecPlan {
+        let path = CString::new(request.path).ok();
+        if !self.options.trace_children || path.is_none_or(|path| crate::start::check(&path).is_err()) {
+            return ExecPlan::Native;
+        }
+        let mut arguments = vec![b"leakscope-memcheck".to_vec(), self.program.connect.clone(), request.path.to_vec()];
+        arguments.extend_from_slice(request.arguments);
+        if request.arguments.is_empty() {
+            arguments.push(request.path.to_vec());
+        }
+        let path = b"/proc/self/exe".to_vec();
+        ExecPlan::Instead { path, arguments, environment: request.environment.to_vec() }
+    }
+
+    fn warn(&mut self, text: &str) {
+        self.say(format!("warning: {text}"));
+    }
+
+    fn bad_access(&mut self, engine: &mut Engine, access: BadAccess) -> Action {
+        let guest = engine.guest().clone();
+        if access.kind == AccessKind::Execute {
+            self.walk_here(&guest, access.address);
+            self.report_jump(&guest, access.address);
+        } else if !self.is_fine(&access, guest.gpr(Gpr::Rsp)) {
+            self.walk_here(&guest, access.pc);
+            self.report_access(&guest, access.address, access.size_bytes, access.kind == AccessKind::Write);
+        }
+        Action::Continue
+    }
+
+    fn faulted(&mut self, engine: &mut Engine, fault: &Fault) {
+        let guest = engine.guest().clone();
+        let is_access = matches!(fault.signal, libc::SIGSEGV | libc::SIGBUS);
+        // Of forbidden bytes, and of jumps to nowhere, `bad_access` has told.
+        let is_forbidden = fault.address < GUEST_END && shadow().get(fault.address) != 0;
+        // What is mapped and protected is addressable, to Memcheck as to us; but not the heap's freed memory.
+        let is_protected = fault.code == SEGV_ACCERR && !HEAP.contains(&fault.address);
+        // Without an address (not canonical, misaligned) there is no access to tell of.
+        let has_address = fault.code > 0 && fault.code != SI_KERNEL;
+        if is_access && !is_forbidden && !is_protected && has_address && fault.address != guest.rip {
+            let (bytes, write) = tool::faulting_access(&guest, fault.error);
+            self.walk_here(&guest, guest.rip);
+            self.report_access(&guest, fault.address, bytes, write);
+        }
+    }
+
+    fn replaced(&mut self, engine: &mut Engine, _cookie: u64) -> Action {
+        self.returned_from_call(engine);
+        Action::Continue
+    }
+
+    fn client_request(&mut self, engine: &mut Engine) -> Action {
+        Memcheck::client_request(self, engine)
+    }
+}
