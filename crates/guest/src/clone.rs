@@ -23,9 +23,6 @@ use crate::{Cpu, Monitor, raw};
 
 const EAGAIN: i64 = -(libc::EAGAIN as i64);
 
-/// Stack of a host thread: reports with unwinding and symbols fit.
-const HOST_STACK_BYTES: usize = 1 << 20;
-
 /// The lowest byte of `clone`'s flags is the signal for the parent.
 const EXIT_SIGNAL: u64 = 0xff;
 
@@ -226,9 +223,18 @@ impl<C: Cpu, M: Monitor<C> + 'static> Task<C, M> {
             unsafe { (*(*thread).local.get()).clear_child_tid = request.child_tid };
         }
         let birth = Birth { task: self.for_thread(thread), start, tid: AtomicU32::new(0) };
+        let stack = self.process().host_stacks.take();
         self.process().threads.push(thread);
-        if !start_host_thread::<C, M>(&birth) {
+        let is_started = stack.is_some_and(|(number, base, bytes)| {
+            // SAFETY: just made, and the thread does not run yet.
+            unsafe { (*(*thread).local.get()).host_stack = Some(number) };
+            start_host_thread::<C, M>(&birth, base, bytes)
+        });
+        if !is_started {
             self.process().threads.retain(|&other| other != thread.cast_const());
+            if let Some((number, ..)) = stack {
+                self.process().host_stacks.end(number);
+            }
             // SAFETY: nobody got it.
             drop(unsafe { Box::from_raw(thread) });
             return EAGAIN;
@@ -237,6 +243,9 @@ impl<C: Cpu, M: Monitor<C> + 'static> Task<C, M> {
             futex_wait(&birth.tid, 0, None);
         }
         let tid = birth.tid.load(Ordering::Acquire);
+        if let Some((number, ..)) = stack {
+            self.process().host_stacks.set_tid(number, tid as i32);
+        }
         self.write_ids(cpu, request, tid);
         i64::from(tid)
     }
@@ -286,9 +295,10 @@ impl<C: Cpu, M: Monitor<C> + 'static> Task<C, M> {
         BATON.reset(&thread.waiter);
         // The others are not here any more; what they hold of ours stays as it is, and is never freed.
         self.process().threads = vec![thread];
+        let own_stack = self.local().host_stack;
+        self.process().host_stacks.keep_only(own_stack, thread.tid());
         cpu.attach_thread();
         let local = self.local();
-        local.robust_list = 0;
         local.vfork = shared;
         local.clear_child_tid = if request.has(libc::CLONE_CHILD_CLEARTID) { request.child_tid } else { 0 };
         if request.has(libc::CLONE_CHILD_SETTID) {
@@ -332,13 +342,16 @@ impl<C: Cpu, M: Monitor<C> + 'static> Task<C, M> {
         let thread = self.thread();
         let tid = thread.tid();
         self.monitor().thread_ended(cpu, tid);
-        self.release_robust_locks(cpu, tid as u32);
+        // The kernel marks the locks of a robust list as their dead owner's, clears the id and wakes who waits for it, in
+        // this order, when the host thread is gone.
         let address = self.local().clear_child_tid;
         if address != 0 {
             cpu.before_write(address, address.saturating_add(4));
-            if raw::write_u32(address, 0).is_ok() {
-                wake(address);
-            }
+        }
+        // SAFETY: the kernel checks the address. The C library does not need its own word: see `host_stacks`.
+        unsafe { raw::syscall(libc::SYS_set_tid_address, [address, 0, 0, 0, 0, 0]) };
+        if let Some(number) = self.local().host_stack {
+            self.process().host_stacks.end(number);
         }
         self.process().threads.retain(|&other| !ptr::eq(other, thread));
         forget_owner(thread);
@@ -346,68 +359,6 @@ impl<C: Cpu, M: Monitor<C> + 'static> Task<C, M> {
         unsafe { signals::attach_thread(ptr::null(), ptr::null_mut()) };
         Outcome::Ended(status)
     }
-
-    /// `exit_robust_list` of the kernel: locks that the thread holds are marked as their dead owner's. Done here, as the
-    /// kernel would do it after whoever joins the thread was woken. Source: `kernel/futex/core.c`.
-    fn release_robust_locks(&mut self, cpu: &mut C, tid: u32) {
-        const MOST: usize = 2048;
-        let head = std::mem::take(&mut self.local().robust_list);
-        if head == 0 {
-            return;
-        }
-        // SAFETY: the kernel forgets the list.
-        unsafe { raw::syscall(libc::SYS_set_robust_list, [0, 24, 0, 0, 0, 0]) };
-        let words = [raw::read_u64(head), raw::read_u64(head + 8), raw::read_u64(head + 16)];
-        let [Ok(mut entry), Ok(offset), Ok(pending)] = words else { return };
-        let mut release = |entry: u64, is_pending: bool| {
-            if entry & !1 != 0 && entry & 1 == 0 {
-                let address = entry.wrapping_add(offset);
-                cpu.before_write(address, address.saturating_add(4));
-                mark_dead(address, tid, is_pending);
-            }
-        };
-        for _ in 0..MOST {
-            if entry & !1 == head {
-                break;
-            }
-            let next = raw::read_u64(entry & !1);
-            if entry & !1 != pending & !1 {
-                release(entry, false);
-            }
-            let Ok(next) = next else { break };
-            entry = next;
-        }
-        release(pending, true);
-    }
-}
-
-/// `handle_futex_death`.
-fn mark_dead(address: u64, tid: u32, is_pending: bool) {
-    let Ok(mut value) = raw::read_u32(address) else { return };
-    loop {
-        if is_pending && value == 0 {
-            wake(address);
-            return;
-        }
-        if value & libc::FUTEX_TID_MASK != tid {
-            return;
-        }
-        let dead = value & libc::FUTEX_WAITERS | libc::FUTEX_OWNER_DIED;
-        match raw::compare_exchange(address, value, dead) {
-            Ok(was) if was == value => break,
-            Ok(was) => value = was,
-            Err(_) => return,
-        }
-    }
-    if value & libc::FUTEX_WAITERS != 0 {
-        wake(address);
-    }
-}
-
-/// Wakes one who waits for a word of the target, in whichever process.
-fn wake(address: u64) {
-    // SAFETY: only the address is used.
-    unsafe { raw::syscall(libc::SYS_futex, [address, libc::FUTEX_WAKE as u64, 1, 0, 0, 0]) };
 }
 
 /// `fork` by the C library where it can do it: it knows what of its own is to be set right in the child.
@@ -426,13 +377,13 @@ fn make_process(request: &Request) -> i64 {
     unsafe { raw::syscall(libc::SYS_clone, [flags, 0, request.pidfd, 0, 0, 0]) }
 }
 
-fn start_host_thread<C: Cpu, M: Monitor<C> + 'static>(birth: &Birth<C, M>) -> bool {
+fn start_host_thread<C: Cpu, M: Monitor<C> + 'static>(birth: &Birth<C, M>, base: u64, bytes: usize) -> bool {
     let mut attributes = MaybeUninit::<libc::pthread_attr_t>::uninit();
-    // SAFETY: the attributes are initialised first; `birth` lives until the thread has read it.
+    // SAFETY: the attributes are initialised first; `birth` lives until the thread has read it; the stack is nobody's.
     unsafe {
         libc::pthread_attr_init(attributes.as_mut_ptr());
         libc::pthread_attr_setdetachstate(attributes.as_mut_ptr(), libc::PTHREAD_CREATE_DETACHED);
-        libc::pthread_attr_setstacksize(attributes.as_mut_ptr(), HOST_STACK_BYTES);
+        libc::pthread_attr_setstack(attributes.as_mut_ptr(), base as *mut c_void, bytes);
         let mut id = MaybeUninit::uninit();
         let argument = ptr::from_ref(birth).cast_mut().cast();
         let error = libc::pthread_create(id.as_mut_ptr(), attributes.as_ptr(), host_thread::<C, M>, argument);

@@ -94,14 +94,6 @@ impl<C: Cpu, M: Monitor<C> + 'static> Task<C, M> {
                 self.local().clear_child_tid = a[0];
                 i64::from(self.thread().tid())
             }
-            libc::SYS_set_robust_list => {
-                // SAFETY: the kernel reads the list when the thread dies, and checks each address.
-                let result = unsafe { raw::syscall(libc::SYS_set_robust_list, a) };
-                if result == 0 {
-                    self.local().robust_list = a[0];
-                }
-                result
-            }
             libc::SYS_arch_prctl => arch_prctl(cpu, a),
             // Restartable sequences are aborted by the kernel at addresses in the target's code, which never run.
             libc::SYS_rseq => ENOSYS,

@@ -39,6 +39,7 @@ mod descriptors;
 mod dispatch;
 mod effects;
 mod exec;
+mod host_stacks;
 mod limits;
 mod memory_calls;
 mod monitor;

@@ -146,7 +146,7 @@ impl<C: Cpu, M: Monitor<C> + 'static> Task<C, M> {
                 return self.pass(cpu, number, a);
             }
             Some(OwnFile::Maps(name)) => {
-                let Ok(text) = std::fs::read_to_string(format!("/proc/self/{name}")) else {
+                let Ok(text) = std::fs::read_to_string(format!("/proc/thread-self/{name}")) else {
                     return self.pass(cpu, number, a);
                 };
                 filter_maps(&text, &self.process().space).into_bytes()

@@ -8,6 +8,7 @@ use std::ops::Range;
 use leakscope_translate::{GUEST_END, Guest};
 
 use crate::descriptors::Hidden;
+use crate::host_stacks::HostStacks;
 use crate::limits::Limits;
 use crate::signals::{self, Action, Actions};
 use crate::space::Space;
@@ -56,6 +57,7 @@ pub struct Process {
     pub(crate) space: Space,
     pub(crate) actions: Actions,
     pub(crate) threads: Vec<*const Thread>,
+    pub(crate) host_stacks: HostStacks,
     pub(crate) limits: Limits,
     pub(crate) hidden: Hidden,
     pub(crate) warned: BTreeSet<u64>,
@@ -81,6 +83,7 @@ impl Process {
             space: Space::new(&own),
             actions,
             threads: Vec::new(),
+            host_stacks: HostStacks::default(),
             limits: Limits::from_kernel(),
             hidden,
             warned: BTreeSet::new(),

@@ -7,7 +7,7 @@
 //!   that sets the word while the thread is between the look at it and the `syscall` instruction, or on that instruction
 //!   because the kernel is about to restart the call, sends the thread to the exit that returns [`RESTART`]. So no signal
 //!   is slept through, and which calls may be restarted is the kernel's knowledge.
-//! - `leakscope_guest_copy` and the word accesses may fault: then they end with what is left, or fail.
+//! - `leakscope_guest_copy` may fault: then it ends with what is left.
 
 use std::arch::{asm, global_asm};
 use std::sync::atomic::AtomicU32;
@@ -54,19 +54,6 @@ global_asm!(
     "leakscope_guest_copy_end:",
     "mov rax, rcx",
     "ret",
-    // Stores `esi` to `[rdi]` if `edx` is there; rax: what was there, or -1 after a fault.
-    ".globl leakscope_guest_exchange",
-    "leakscope_guest_exchange:",
-    "mov eax, edx",
-    ".globl leakscope_guest_exchange_instruction",
-    "leakscope_guest_exchange_instruction:",
-    "lock cmpxchg dword ptr [rdi], esi",
-    "mov eax, eax",
-    "ret",
-    ".globl leakscope_guest_exchange_fault",
-    "leakscope_guest_exchange_fault:",
-    "mov rax, -1",
-    "ret",
     ".globl leakscope_guest_restorer",
     "leakscope_guest_restorer:",
     "mov eax, 15",
@@ -82,9 +69,6 @@ unsafe extern "C" {
     fn leakscope_guest_copy(to: u64, from: u64, bytes: u64) -> u64;
     fn leakscope_guest_copy_instruction();
     fn leakscope_guest_copy_end();
-    fn leakscope_guest_exchange(address: u64, new: u32, expected: u32) -> i64;
-    fn leakscope_guest_exchange_instruction();
-    fn leakscope_guest_exchange_fault();
     fn leakscope_guest_restorer();
 }
 
@@ -136,9 +120,6 @@ pub fn repair(host_pc: u64, fault: bool) -> Option<Repair> {
     if fault {
         if host_pc == leakscope_guest_copy_instruction as *const () as u64 {
             return Some(Repair::Fault(leakscope_guest_copy_end as *const () as u64));
-        }
-        if host_pc == leakscope_guest_exchange_instruction as *const () as u64 {
-            return Some(Repair::Fault(leakscope_guest_exchange_fault as *const () as u64));
         }
         return None;
     }
@@ -217,19 +198,6 @@ pub fn write_u64(address: u64, value: u64) -> Result<(), BadAddress> {
 /// A byte is not writable.
 pub fn write_u32(address: u64, value: u32) -> Result<(), BadAddress> {
     write_bytes(address, &value.to_ne_bytes())
-}
-
-/// Atomically stores `new` where `expected` is, and returns what was there.
-///
-/// # Errors
-/// The word is not writable or not aligned.
-pub fn compare_exchange(address: u64, expected: u32, new: u32) -> Result<u32, BadAddress> {
-    if !is_target(address, 4) || !address.is_multiple_of(4) {
-        return Err(BadAddress);
-    }
-    // SAFETY: a fault makes it return -1.
-    let was = unsafe { leakscope_guest_exchange(address, new, expected) };
-    u32::try_from(was).map_err(|_| BadAddress)
 }
 
 /// Reads a string up to its zero, without it.

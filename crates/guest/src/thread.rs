@@ -44,7 +44,8 @@ pub(crate) struct Thread {
 pub(crate) struct Local {
     pub altstack: AltStack,
     pub clear_child_tid: u64,
-    pub robust_list: u64,
+    /// Number of its host thread's stack; none for the first thread.
+    pub host_stack: Option<usize>,
     /// In the child of a `vfork`: what its parent has to learn of.
     pub vfork: Option<crate::clone::SharedStack>,
 }
@@ -75,7 +76,12 @@ impl Thread {
             deferred: AtomicU64::new(0),
             deferred_info: UnsafeCell::new([nothing; 8]),
             saved: UnsafeCell::new(guest),
-            local: UnsafeCell::new(Local { altstack: AltStack::NONE, clear_child_tid: 0, robust_list: 0, vfork: None }),
+            local: UnsafeCell::new(Local {
+                altstack: AltStack::NONE,
+                clear_child_tid: 0,
+                host_stack: None,
+                vfork: None,
+            }),
         }
     }
 

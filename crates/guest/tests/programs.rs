@@ -1,7 +1,7 @@
 //! Programs under the kernel interface against the same programs alone: same output, same end.
 //!
 //! Each fixture runs three times: natively, on the processor with its system calls caught (an error there is the kernel
-//! interface's), and on the translating engine.
+//! interface's), and on the translating engine. At the end, the interface's list of mappings has to be the kernel's.
 
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -71,9 +71,9 @@ fn compare(fixture: &str, seconds: u32) {
     };
     let native = started(&[]);
     assert!(!native.stdout.is_empty(), "{fixture} says nothing: {native:?}");
-    same(&format!("{fixture} on the processor"), &native, &started(&["run", "--native"]));
-    same(&format!("{fixture} on the engine"), &native, &started(&["run"]));
-    same(&format!("{fixture} with children"), &native, &started(&["run", "--children"]));
+    same(&format!("{fixture} on the processor"), &native, &started(&["run", "--native", "--verify"]));
+    same(&format!("{fixture} on the engine"), &native, &started(&["run", "--verify"]));
+    same(&format!("{fixture} with children"), &native, &started(&["run", "--verify", "--children"]));
 }
 
 /// A shell command on programs of the distribution.
@@ -87,7 +87,7 @@ fn compare_shell(what: &str, script: &str, seconds: u32) {
     let native = started(&[]);
     let runner = runner().to_str().unwrap();
     same(what, &native, &started(&[runner]));
-    same(&format!("{what}, children as well"), &native, &started(&[runner, "--children"]));
+    same(&format!("{what}, children as well"), &native, &started(&[runner, "--verify", "--children"]));
 }
 
 #[test]

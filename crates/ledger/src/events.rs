@@ -82,6 +82,10 @@ pub enum Event {
         /// CLOCK_MONOTONIC, nanoseconds.
         monotonic_ns: u64,
     },
+    /// Another program, which has no engine, is about to take the process over; nothing comes any more unless that fails.
+    Exec,
+    /// That failed, and the program goes on.
+    ExecFailed,
     /// The engine could not go on.
     Failed(String),
     /// What comes before was inherited by fork: the parent has told it already.

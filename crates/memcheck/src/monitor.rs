@@ -197,6 +197,7 @@ impl Monitor<Engine> for Memcheck {
             }
             Ending::Exec => {
                 self.tell_counts();
+                self.output.tell(&Event::Exec);
                 self.output.wait();
                 0
             }
@@ -215,6 +216,10 @@ impl Monitor<Engine> for Memcheck {
         }
         let path = b"/proc/self/exe".to_vec();
         ExecPlan::Instead { path, arguments, environment: request.environment.to_vec() }
+    }
+
+    fn exec_failed(&mut self, _engine: &mut Engine, _errno: i32) {
+        self.output.tell(&Event::ExecFailed);
     }
 
     fn warn(&mut self, text: &str) {

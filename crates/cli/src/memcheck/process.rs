@@ -34,6 +34,8 @@ pub(super) struct Process {
     /// Events up to the mark of a fork are the parent's.
     inherits: bool,
     finished: bool,
+    /// Another program took the process over.
+    replaced: bool,
     failure: Option<String>,
 }
 
@@ -71,6 +73,7 @@ impl Process {
             counts: std::collections::HashMap::new(),
             inherits: false,
             finished: false,
+            replaced: false,
             failure: None,
         }
     }
@@ -139,6 +142,10 @@ impl Process {
                 )
             }
             Event::Descriptors(open) => self.descriptors(open, view, symbolizer, outputs),
+            Event::Exec | Event::ExecFailed => {
+                self.replaced = *event == Event::Exec;
+                Ok(())
+            }
             Event::Failed(text) => {
                 self.failure = Some(text.clone());
                 eprintln!("leakscope: {text}");
@@ -222,9 +229,12 @@ impl Process {
         symbolizer: &mut Symbolizer,
         outputs: &mut Outputs,
     ) -> Result<Option<ProcessRecording>> {
-        if self.collector.process().pid == 0 {
+        // A process that only turns into another program has nothing to say, as a rule.
+        let is_silent = self.replaced && self.begun.iter().all(|begun| !begun);
+        if self.collector.process().pid == 0 || is_silent {
             return Ok(None);
         }
+        let end = if self.replaced { End::Exec } else { end };
         let recorded = self.collector.all(&building(end), &mut resolve(symbolizer));
         let mut analysis = analyse(VERSION, &recorded, &view.options, &view.suppressions);
         // Leak checks on demand count, too, as they were shown.

@@ -41,6 +41,24 @@ struct Part {
     sites: HashMap<(u32, AllocFn), u32, RandomState>,
 }
 
+/// When an address was code: now, or before its module was unmapped.
+#[derive(Clone, Copy)]
+struct Time<'a> {
+    modules: &'a [Module],
+    now: u32,
+}
+
+impl Time<'_> {
+    fn of(self, pc: u64) -> u32 {
+        let at = pc.wrapping_sub(1);
+        let holds = |module: &&Module| module.start <= at && at < module.end;
+        match self.modules.iter().rev().find(holds) {
+            Some(module) if module.unloaded_epoch <= self.now => module.unloaded_epoch - 1,
+            _ => self.now,
+        }
+    }
+}
+
 impl Default for Part {
     fn default() -> Self {
         // Number 0 of each means "none".
@@ -57,9 +75,10 @@ impl Default for Part {
 
 impl Part {
     /// The node of a stack's innermost address.
-    fn leaf(&mut self, stack: &[u64], epoch: u32) -> u32 {
+    fn leaf(&mut self, stack: &[u64], time: Time<'_>) -> u32 {
         let mut parent = 0;
         for &pc in stack.iter().rev() {
+            let epoch = time.of(pc);
             let next = self.snapshot.nodes.len() as u32;
             let number = *self.nodes.entry((parent, pc, epoch)).or_insert(next);
             if number == next {
@@ -71,11 +90,11 @@ impl Part {
     }
 
     /// The site of a stack that begins with the function itself.
-    fn site(&mut self, function: AllocFn, stack: &[u64], epoch: u32) -> SiteId {
+    fn site(&mut self, function: AllocFn, stack: &[u64], time: Time<'_>) -> SiteId {
         if stack.is_empty() {
             return SiteId(0);
         }
-        let leaf = self.leaf(&stack[1..], epoch);
+        let leaf = self.leaf(&stack[1..], time);
         let next = self.snapshot.sites.len() as u32;
         let number = *self.sites.entry((leaf, function)).or_insert(next);
         if number == next {
@@ -97,15 +116,15 @@ impl Part {
         number
     }
 
-    fn error(&mut self, error: &events::Error, epoch: u32) -> Place {
+    fn error(&mut self, error: &events::Error, time: Time<'_>) -> Place {
         let thread = self.thread(error.thread, error.tid);
         match &error.what {
             What::Memory { kind, access, bytes, address, message } => {
-                let leaf = self.leaf(&error.stack, epoch);
+                let leaf = self.leaf(&error.stack, time);
                 let auxiliary = error
                     .auxiliary
                     .iter()
-                    .map(|(label, stack)| AuxiliaryStack { label: label.clone(), leaf: self.leaf(stack, epoch) })
+                    .map(|(label, stack)| AuxiliaryStack { label: label.clone(), leaf: self.leaf(stack, time) })
                     .collect();
                 let access = match access {
                     1 => Access::Read,
@@ -126,7 +145,7 @@ impl Part {
                 Place::Memory(self.errors.len() - 1)
             }
             What::Misuse { kind, function, address, block } => {
-                let site = self.site(*function, &error.stack, epoch);
+                let site = self.site(*function, &error.stack, time);
                 let mut misuse = reader::Misuse {
                     kind: *kind,
                     site,
@@ -142,8 +161,8 @@ impl Part {
                 if let Some(block) = block {
                     misuse.block_start = block.start;
                     misuse.block_bytes = block.bytes;
-                    misuse.allocation_site = self.site(block.function, &block.allocated, epoch);
-                    misuse.free_site = self.site(AllocFn::Free, &block.freed, epoch);
+                    misuse.allocation_site = self.site(block.function, &block.allocated, time);
+                    misuse.free_site = self.site(AllocFn::Free, &block.freed, time);
                 }
                 self.snapshot.misuses.push(misuse);
                 Place::Misuse(self.snapshot.misuses.len() - 1)
@@ -151,13 +170,14 @@ impl Part {
         }
     }
 
-    fn check(&mut self, check: &events::Check, epoch: u32) {
+    fn check(&mut self, check: &events::Check, time: Time<'_>) {
         let records = check
             .records
             .iter()
-            .filter(|record| record.blocks > 0)
+            // What is gone altogether is told where somebody asked for changes.
+            .filter(|record| record.blocks > 0 || check.asked & events::asked::CHANGED != 0)
             .map(|record| reader::CheckRecord {
-                site: self.site(record.function, &record.stack, epoch),
+                site: self.site(record.function, &record.stack, time),
                 kind: record.kind,
                 heuristic: record.heuristic,
                 blocks: record.blocks,
@@ -215,6 +235,10 @@ impl Part {
 }
 
 impl Collector {
+    fn time(&self) -> Time<'_> {
+        Time { modules: &self.modules, now: self.epoch }
+    }
+
     /// Takes an event in.
     pub fn add(&mut self, event: &Event) {
         match event {
@@ -254,7 +278,7 @@ impl Collector {
                 }
             }
             Event::Error(error) => {
-                let place = self.everything.error(error, self.epoch);
+                let place = self.everything.error(error, Time { modules: &self.modules, now: self.epoch });
                 self.places.insert(error.number, place);
             }
             Event::Counts(counts) => {
@@ -271,7 +295,7 @@ impl Collector {
             Event::Heap(heap) => self.heap = *heap,
             Event::Check(check) => {
                 self.process.end_monotonic_ns = check.monotonic_ns;
-                self.everything.check(check, self.epoch);
+                self.everything.check(check, Time { modules: &self.modules, now: self.epoch });
             }
             Event::Ended { monotonic_ns, .. } => {
                 self.process.end_monotonic_ns = *monotonic_ns;
@@ -281,7 +305,12 @@ impl Collector {
                 self.process.state = reader::State::Failed;
                 self.process.failure = text.clone().into_bytes();
             }
-            Event::FatalSignal { .. } | Event::Message { .. } | Event::Forked | Event::Descriptors(_) => {}
+            Event::FatalSignal { .. }
+            | Event::Message { .. }
+            | Event::Forked
+            | Event::Exec
+            | Event::ExecFailed
+            | Event::Descriptors(_) => {}
         }
     }
 
@@ -295,9 +324,9 @@ impl Collector {
         let mut part = Part::default();
         match event {
             Event::Error(error) => {
-                part.error(error, self.epoch);
+                part.error(error, self.time());
             }
-            Event::Check(check) => part.check(check, self.epoch),
+            Event::Check(check) => part.check(check, self.time()),
             _ => return None,
         }
         Some(part.build(self, options, resolve))
@@ -306,7 +335,7 @@ impl Collector {
     /// The frames of one stack, named: as the stack of an error without more to say.
     pub fn of_stack(&self, stack: &[u64], options: &BuildOptions<'_>, resolve: &mut Resolve<'_>) -> ProcessRecording {
         let mut part = Part::default();
-        let leaf = part.leaf(stack, self.epoch);
+        let leaf = part.leaf(stack, self.time());
         part.errors.push(MemoryError {
             kind: leakscope_model::ErrorKind::FatalSignal,
             access: Access::None,

@@ -1,8 +1,9 @@
 //! Runs a program under the kernel interface, for tests and for looking at things by hand.
 //!
-//! `guest_run [--native] [--children] [--statistics] [--argv0 NAME] PROGRAM ARGUMENTS`. `--native`: the program's instructions run on the
+//! `guest_run [--native] [--children] [--verify] [--statistics] [--argv0 NAME] PROGRAM ARGUMENTS`. `--native`: the program's instructions run on the
 //! processor itself and only its system calls are caught, so that an error of the interface can be told from one of the
-//! translation. `--children`: programs that it executes run in the same way.
+//! translation. `--children`: programs that it executes run in the same way. `--verify`: at the end, the list of mappings
+//! is compared with the kernel's; the status is 99 if they differ.
 //!
 //! Has to be a static executable at a fixed address: `crates/guest/examples/build.sh` builds it.
 #![no_main]
@@ -13,14 +14,15 @@ mod native;
 use std::ffi::{CStr, CString, c_char, c_int};
 use std::os::unix::ffi::OsStringExt;
 
-use leakscope_guest::{Cpu, Ending, ExecPlan, ExecRequest, Monitor, Process, Setup};
-use leakscope_translate::{Config, Engine};
+use leakscope_guest::{Cpu, Ending, ExecPlan, ExecRequest, Monitor, Process, Setup, View};
+use leakscope_translate::{Config, Engine, GUEST_END};
 
 /// Options, as they are passed on to children.
 #[derive(Clone, Default)]
 struct Options {
     native: bool,
     children: bool,
+    verify: bool,
     statistics: bool,
     argv0: Option<CString>,
 }
@@ -28,9 +30,56 @@ struct Options {
 struct Runner {
     options: Options,
     engine: Vec<u8>,
+    view: Option<View>,
+}
+
+impl Runner {
+    /// Whether the list of mappings is the kernel's: each of its pages that is not the engine's, with its protection.
+    fn verify(&self) -> bool {
+        let Some(view) = self.view.filter(|_| self.options.verify) else { return true };
+        let text = std::fs::read_to_string("/proc/thread-self/maps").unwrap_or_default();
+        let mut is_right = true;
+        let mut kernel_bytes = 0;
+        for line in text.lines() {
+            let (range, rights) = line.split_once(' ').unwrap_or_default();
+            let (start, end) = range.split_once('-').unwrap_or_default();
+            let number = |digits| u64::from_str_radix(digits, 16).unwrap_or(u64::MAX);
+            let (start, end) = (number(start), number(end));
+            if start >= GUEST_END || view.space().is_reserved(start, end) {
+                continue;
+            }
+            kernel_bytes += end - start;
+            let rights = rights.as_bytes();
+            let protection =
+                i32::from(rights[0] == b'r') | i32::from(rights[1] == b'w') << 1 | i32::from(rights[2] == b'x') << 2;
+            let mut at = start;
+            for mapping in view.space().within(start, end) {
+                // Translated pages that the target may write to are write-protected meanwhile.
+                let ignored = if mapping.protection & 4 != 0 { 2 } else { 0 };
+                if mapping.start > at || (mapping.protection ^ protection) & !ignored != 0 {
+                    eprintln!("guest_run: the kernel has {line}, the list {mapping:x?}");
+                    is_right = false;
+                }
+                at = mapping.end;
+            }
+            if at < end {
+                eprintln!("guest_run: the kernel has {line}, the list ends at {at:#x}");
+                is_right = false;
+            }
+        }
+        if kernel_bytes != view.space().mapped_bytes() {
+            eprintln!("guest_run: {kernel_bytes:#x} bytes mapped, {:#x} in the list", view.space().mapped_bytes());
+            is_right = false;
+        }
+        is_right
+    }
 }
 
 impl<C: Cpu + Counts> Monitor<C> for Runner {
+    fn started(&mut self, _: &mut C, view: View) {
+        self.view = Some(view);
+    }
+
     fn exec(&mut self, _: &mut C, request: &ExecRequest<'_>) -> ExecPlan {
         if !self.options.children {
             return ExecPlan::Native;
@@ -38,6 +87,9 @@ impl<C: Cpu + Counts> Monitor<C> for Runner {
         let mut arguments = vec![self.engine.clone(), b"--children".to_vec()];
         if self.options.native {
             arguments.push(b"--native".to_vec());
+        }
+        if self.options.verify {
+            arguments.push(b"--verify".to_vec());
         }
         arguments.push(b"--argv0".to_vec());
         arguments.push(request.arguments.first().cloned().unwrap_or_default());
@@ -57,6 +109,7 @@ impl<C: Cpu + Counts> Monitor<C> for Runner {
             eprintln!("guest_run: {fault:x?} at {:#x}, registers {:x?}", guest.rip, guest.gpr);
         }
         match ending {
+            Ending::Exit(_) if !self.verify() => 99,
             Ending::Exit(status) => *status,
             _ => 0,
         }
@@ -105,6 +158,7 @@ fn run(words: Vec<CString>) -> Result<std::convert::Infallible, String> {
         match word.to_str() {
             Ok("--native") => options.native = true,
             Ok("--children") => options.children = true,
+            Ok("--verify") => options.verify = true,
             Ok("--statistics") => options.statistics = true,
             Ok("--argv0") => options.argv0 = words.next(),
             _ => return Err(format!("{word:?} is no option")),
@@ -116,7 +170,7 @@ fn run(words: Vec<CString>) -> Result<std::convert::Infallible, String> {
         .filter_map(|(name, value)| CString::new([name.into_vec(), vec![b'='], value.into_vec()].concat()).ok())
         .collect();
     let engine = std::fs::read_link("/proc/self/exe").map_err(|error| error.to_string())?;
-    let runner = Runner { options: options.clone(), engine: engine.into_os_string().into_vec() };
+    let runner = Runner { options: options.clone(), engine: engine.into_os_string().into_vec(), view: None };
     let mut process = Process::new(Setup::default()).map_err(|error| error.to_string())?;
     if options.native {
         let cpu = native::Native::new();

@@ -135,6 +135,8 @@ impl Writer<'_> {
                 10
             }
             Event::Forked => 11,
+            Event::Exec => 14,
+            Event::ExecFailed => 15,
             Event::Descriptors(list) => {
                 self.list(list, |w, descriptor| {
                     w.word(descriptor.number as u32);
@@ -294,6 +296,8 @@ impl Reader<'_> {
             },
             10 => Event::Failed(self.text()?),
             11 => Event::Forked,
+            14 => Event::Exec,
+            15 => Event::ExecFailed,
             12 => Event::Descriptors(self.list(12, |r| {
                 Some(Descriptor { number: r.word()? as i32, target: r.bytes()?, stack: r.addresses()? })
             })?),

@@ -74,6 +74,8 @@ fn events() -> Vec<Event> {
         Event::FatalSignal { signal: 11, code: 1, address: 0xdead, stack: vec![4] },
         Event::Failed("why".into()),
         Event::Forked,
+        Event::Exec,
+        Event::ExecFailed,
         Event::Descriptors(vec![Descriptor { number: 3, target: b"/etc".to_vec(), stack: vec![1] }]),
     ]
 }

@@ -135,6 +135,7 @@ impl Memcheck {
         let stack = self.request_stack(engine);
         self.pools.add_custom(Custom { start, bytes, stack, redzone_bytes: redzone, is_piece: false });
         shadow().allow(start, bytes);
+        super::mempools::forbid_around(start, bytes, redzone);
         0
     }
 
@@ -147,11 +148,13 @@ impl Memcheck {
         };
         let old = block.bytes;
         block.bytes = bytes;
+        let redzone = block.redzone_bytes;
         if bytes > old {
             shadow().allow(start + old, bytes - old);
         } else {
             shadow().forbid(start + bytes, old - bytes);
         }
+        super::mempools::forbid_around(start, bytes, redzone);
         0
     }
 

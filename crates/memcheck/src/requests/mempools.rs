@@ -10,6 +10,14 @@ use crate::pools::{Custom, Pool};
 const AUTO_FREE: u64 = 1;
 const METAPOOL: u64 = 2;
 
+/// The redzones of a block, whatever the target has said of what surrounds it.
+pub(super) fn forbid_around(start: u64, bytes: u64, redzone_bytes: u64) {
+    if redzone_bytes <= start && redzone_bytes < 1 << 20 {
+        shadow().forbid(start - redzone_bytes, redzone_bytes);
+        shadow().forbid(start + bytes, redzone_bytes);
+    }
+}
+
 impl Memcheck {
     pub(super) fn mempool(&mut self, engine: &mut Engine, words: &Words) -> u64 {
         let [request, pool, second, third, fourth, _] = *words;
@@ -48,6 +56,7 @@ impl Memcheck {
                         found.pieces.insert(second, piece);
                         // Of a pool of blocks the blocks are announced one by one.
                         if is_meta { shadow().forbid(second, third) } else { shadow().allow(second, third) }
+                        forbid_around(second, third, redzone_bytes);
                     }
                     None => self.wrong_pool(engine, pool),
                 }

@@ -229,114 +229,102 @@ impl<'a> Generator<'a> {
     }
 
     fn operand(&mut self, instruction: &mut Instruction, index: u32, kind: Kind) -> Option<()> {
+        if self.immediate(instruction, index, kind) {
+            return Some(());
+        }
+        let name = format!("{kind:?}");
+        if name.starts_with("mem_vsib") {
+            self.gather(instruction, index, kind);
+            return Some(());
+        }
+        let is_memory = matches!(kind, Kind::mem | Kind::mem_mib | Kind::sibmem);
+        if is_memory || name.ends_with("_or_mem") && self.random.one_in(2) {
+            self.memory(instruction, index);
+            return Some(());
+        }
+        let register = self.register(kind)?;
+        instruction.set_op_kind(index, OpKind::Register);
+        instruction.set_op_register(index, register);
+        Some(())
+    }
+
+    fn register(&mut self, kind: Kind) -> Option<Register> {
         let random = &mut self.random;
-        let general = [0, 1, 2, 6, 7, 8, 9, 10, 11, 13, 15, 3, 5, 12, 14];
-        let number = random.pick(&general);
-        let vector = random.below(16) as u32;
-        let wide_vector = random.below(32) as u32;
-        let mut set = |register: Register| {
-            instruction.set_op_kind(index, OpKind::Register);
-            instruction.set_op_register(index, register);
-        };
+        let number = random.pick(&[0, 1, 2, 6, 7, 8, 9, 10, 11, 13, 15, 3, 5, 12, 14]);
+        let (eighth, vector, wide_vector) = (random.below(8) as u32, random.below(16) as u32, random.below(32) as u32);
+        Some(match kind {
+            Kind::r8_reg | Kind::r8_opcode | Kind::r8_or_mem => random.pick(&BYTE_REGISTERS),
+            Kind::r16_reg | Kind::r16_reg_mem | Kind::r16_rm | Kind::r16_opcode | Kind::r16_or_mem => {
+                Register::AX + number
+            }
+            Kind::r32_reg | Kind::r32_reg_mem | Kind::r32_rm | Kind::r32_opcode | Kind::r32_vvvv | Kind::r32_or_mem => {
+                Register::EAX + number
+            }
+            Kind::r64_reg | Kind::r64_reg_mem | Kind::r64_rm | Kind::r64_opcode | Kind::r64_vvvv | Kind::r64_or_mem => {
+                Register::RAX + number
+            }
+            Kind::k_reg | Kind::k_rm | Kind::k_vvvv | Kind::k_or_mem => Register::K0 + eighth,
+            Kind::kp1_reg => Register::K0 + (eighth & !1),
+            Kind::mm_reg | Kind::mm_rm | Kind::mm_or_mem => Register::MM0 + eighth,
+            Kind::xmm_reg | Kind::xmm_rm | Kind::xmm_vvvv | Kind::xmm_is4 | Kind::xmm_is5 | Kind::xmm_or_mem => {
+                Register::XMM0 + vector
+            }
+            Kind::ymm_reg | Kind::ymm_rm | Kind::ymm_vvvv | Kind::ymm_is4 | Kind::ymm_is5 | Kind::ymm_or_mem => {
+                Register::YMM0 + vector
+            }
+            Kind::zmm_reg | Kind::zmm_rm | Kind::zmm_vvvv | Kind::zmm_or_mem => Register::ZMM0 + wide_vector,
+            Kind::al => Register::AL,
+            Kind::cl => Register::CL,
+            Kind::ax => Register::AX,
+            Kind::dx => Register::DX,
+            Kind::eax => Register::EAX,
+            Kind::rax => Register::RAX,
+            Kind::st0 => Register::ST0,
+            Kind::sti_opcode => Register::ST0 + eighth,
+            _ => return None,
+        })
+    }
+
+    /// Sets an immediate operand; says whether it is one.
+    fn immediate(&mut self, instruction: &mut Instruction, index: u32, kind: Kind) -> bool {
+        let value = self.random.next();
         match kind {
-            Kind::r8_reg | Kind::r8_opcode => set(random.pick(&BYTE_REGISTERS)),
-            Kind::r16_reg | Kind::r16_reg_mem | Kind::r16_rm | Kind::r16_opcode => set(Register::AX + number),
-            Kind::r32_reg | Kind::r32_reg_mem | Kind::r32_rm | Kind::r32_opcode | Kind::r32_vvvv => {
-                set(Register::EAX + number)
-            }
-            Kind::r64_reg | Kind::r64_reg_mem | Kind::r64_rm | Kind::r64_opcode | Kind::r64_vvvv => {
-                set(Register::RAX + number)
-            }
-            Kind::k_reg | Kind::k_rm | Kind::k_vvvv => set(Register::K0 + random.below(8) as u32),
-            Kind::kp1_reg => set(Register::K0 + 2 * random.below(4) as u32),
-            Kind::mm_reg | Kind::mm_rm => set(Register::MM0 + random.below(8) as u32),
-            Kind::xmm_reg | Kind::xmm_rm | Kind::xmm_vvvv | Kind::xmm_is4 | Kind::xmm_is5 => {
-                set(Register::XMM0 + vector)
-            }
-            Kind::ymm_reg | Kind::ymm_rm | Kind::ymm_vvvv | Kind::ymm_is4 | Kind::ymm_is5 => {
-                set(Register::YMM0 + vector)
-            }
-            Kind::zmm_reg | Kind::zmm_rm | Kind::zmm_vvvv => set(Register::ZMM0 + wide_vector),
-            Kind::al => set(Register::AL),
-            Kind::cl => set(Register::CL),
-            Kind::ax => set(Register::AX),
-            Kind::dx => set(Register::DX),
-            Kind::eax => set(Register::EAX),
-            Kind::rax => set(Register::RAX),
-            Kind::st0 => set(Register::ST0),
-            Kind::sti_opcode => set(Register::ST0 + random.below(8) as u32),
             Kind::imm8 | Kind::imm4_m2z | Kind::imm8_const_1 => {
-                let value = if kind == Kind::imm8_const_1 { 1 } else { random.below(256) as u8 };
                 instruction.set_op_kind(index, OpKind::Immediate8);
-                instruction.set_immediate8(if kind == Kind::imm4_m2z { value & 3 } else { value });
+                instruction.set_immediate8(match kind {
+                    Kind::imm8_const_1 => 1,
+                    Kind::imm4_m2z => value as u8 & 3,
+                    _ => value as u8,
+                });
             }
             Kind::imm8sex16 | Kind::imm8sex32 | Kind::imm8sex64 => {
-                instruction.set_op_kind(
-                    index,
-                    match kind {
-                        Kind::imm8sex16 => OpKind::Immediate8to16,
-                        Kind::imm8sex32 => OpKind::Immediate8to32,
-                        _ => OpKind::Immediate8to64,
-                    },
-                );
-                instruction.set_immediate_i64(index, i64::from(random.next() as i8));
+                let form = match kind {
+                    Kind::imm8sex16 => OpKind::Immediate8to16,
+                    Kind::imm8sex32 => OpKind::Immediate8to32,
+                    _ => OpKind::Immediate8to64,
+                };
+                instruction.set_op_kind(index, form);
+                instruction.set_immediate_i64(index, i64::from(value as i8));
             }
             Kind::imm16 => {
                 instruction.set_op_kind(index, OpKind::Immediate16);
-                instruction.set_immediate16(random.next() as u16);
+                instruction.set_immediate16(value as u16);
             }
             Kind::imm32 => {
                 instruction.set_op_kind(index, OpKind::Immediate32);
-                instruction.set_immediate32(random.next() as u32);
+                instruction.set_immediate32(value as u32);
             }
             Kind::imm32sex64 => {
                 instruction.set_op_kind(index, OpKind::Immediate32to64);
-                instruction.set_immediate_i64(index, i64::from(random.next() as i32));
+                instruction.set_immediate_i64(index, i64::from(value as i32));
             }
             Kind::imm64 => {
                 instruction.set_op_kind(index, OpKind::Immediate64);
-                instruction.set_immediate64(random.next());
+                instruction.set_immediate64(value);
             }
-            Kind::mem | Kind::mem_mib | Kind::sibmem => self.memory(instruction, index),
-            Kind::r8_or_mem
-            | Kind::r16_or_mem
-            | Kind::r32_or_mem
-            | Kind::r64_or_mem
-            | Kind::mm_or_mem
-            | Kind::xmm_or_mem
-            | Kind::ymm_or_mem
-            | Kind::zmm_or_mem
-            | Kind::k_or_mem
-            | Kind::r32_or_mem_mpx
-            | Kind::r64_or_mem_mpx => {
-                if self.random.one_in(2) {
-                    self.memory(instruction, index);
-                } else {
-                    let register = match kind {
-                        Kind::r8_or_mem => self.random.pick(&BYTE_REGISTERS),
-                        Kind::r16_or_mem => Register::AX + number,
-                        Kind::r32_or_mem => Register::EAX + number,
-                        Kind::r64_or_mem => Register::RAX + number,
-                        Kind::mm_or_mem => Register::MM0 + self.random.below(8) as u32,
-                        Kind::xmm_or_mem => Register::XMM0 + vector,
-                        Kind::ymm_or_mem => Register::YMM0 + vector,
-                        Kind::zmm_or_mem => Register::ZMM0 + wide_vector,
-                        Kind::k_or_mem => Register::K0 + self.random.below(8) as u32,
-                        _ => return None,
-                    };
-                    instruction.set_op_kind(index, OpKind::Register);
-                    instruction.set_op_register(index, register);
-                }
-            }
-            Kind::mem_vsib32x
-            | Kind::mem_vsib32y
-            | Kind::mem_vsib32z
-            | Kind::mem_vsib64x
-            | Kind::mem_vsib64y
-            | Kind::mem_vsib64z => self.gather(instruction, index, kind),
-            _ => return None,
+            _ => return false,
         }
-        Some(())
+        true
     }
 
     /// A memory operand: mostly based on a pointer into the data.
