@@ -16,6 +16,9 @@
 //!   ([`Monitor::bad_access`], [`Monitor::replaced`], [`Monitor::client_request`], ...). A light hook gets a pointer to a
 //!   task as its tool: [`Task::monitor_of`] leads to the monitor.
 //!
+//! - A `main` that Rust starts ignores SIGPIPE, and so would the target: an engine has `#![no_main]` and a `main` of C.
+//!   `examples/guest_run` is a complete small one.
+//!
 //! # How it works
 //!
 //! - **One thread runs at a time** ([`baton`]): whoever waits for longer than a slice interrupts the one who runs. Calls that
@@ -28,6 +31,12 @@
 //!   a handler that interrupts it before its `syscall` instruction, or is about to restart it, makes it give up.
 //! - **Memory** ([`space`]): the target's mappings are placed below [`leakscope_translate::GUEST_END`], ELF files and
 //!   executable memory below 2 GB; what belongs to the engine cannot be mapped over, unmapped or protected.
+//!
+//! - **Processes**: `fork` is one. `vfork`, and `clone` with `CLONE_VM` for another process, are a `fork` in which the
+//!   kernel makes the parent's thread wait; it keeps the baton, so that the parent's other threads wait as well until the
+//!   child executes or ends. `execve` is checked before anything is given up for it.
+//! - **Not there**: `io_uring`, `rseq`, `modify_ldt`, sealed and shadow-stack memory (`ENOSYS`); seccomp filters are
+//!   accepted and not installed, limits of address space, data and stack are kept here and set for the next program.
 //!
 //! Runs: inside the target's process, on the engine's stack; nothing allocates or locks in signal handlers.
 #![cfg(all(target_arch = "x86_64", target_os = "linux"))]

@@ -65,7 +65,7 @@ pub struct Process {
 
 impl Process {
     /// A process without memory. To be made before the loader maps anything: what is mapped now below
-    /// [`GUEST_END`] is taken for the engine's.
+    /// [`GUEST_END`] is taken for the engine's. Signals that are ignored now are ignored by the target.
     ///
     /// # Errors
     /// `/proc/self/maps` cannot be read.

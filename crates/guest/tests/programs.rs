@@ -73,6 +73,7 @@ fn compare(fixture: &str, seconds: u32) {
     assert!(!native.stdout.is_empty(), "{fixture} says nothing: {native:?}");
     same(&format!("{fixture} on the processor"), &native, &started(&["run", "--native", "--verify"]));
     same(&format!("{fixture} on the engine"), &native, &started(&["run", "--verify"]));
+    same(&format!("{fixture} with checks"), &native, &started(&["run", "--checks"]));
     same(&format!("{fixture} with children"), &native, &started(&["run", "--verify", "--children"]));
 }
 

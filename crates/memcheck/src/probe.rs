@@ -8,11 +8,10 @@ pub fn can_read(address: u64) -> bool {
     raw::read_bytes(address, &mut [0]).is_ok()
 }
 
-/// Whether a byte can be written; it keeps its value.
+/// Whether a byte can be written; it keeps its value. No other thread of the target runs meanwhile.
 pub fn can_write(address: u64) -> bool {
-    // One locked instruction, so that no other thread's write is undone.
-    let word = address & !3;
-    raw::read_u32(word).is_ok_and(|value| raw::compare_exchange(word, value, value).is_ok())
+    let mut byte = [0];
+    raw::read_bytes(address, &mut byte).is_ok() && raw::write_bytes(address, &byte).is_ok()
 }
 
 /// Copies memory of the target; `false` when not all of it can be read.

@@ -98,6 +98,11 @@ impl Cache {
         self.hot_next + ROOM <= self.hot_end && self.cold_next + ROOM <= self.cold_end
     }
 
+    /// Whether there is no room for the ways out of forgotten blocks any more, so that old code would go on running.
+    pub fn is_full(&self) -> bool {
+        self.cold_next + 64 > self.cold_end + ROOM / 2
+    }
+
     pub fn code_bytes(&self) -> u64 {
         self.hot_next - layout::HOT + self.cold_next - layout::COLD
     }
@@ -164,7 +169,7 @@ impl Cache {
         start < end && self.pages.range(start >> 12..=(end - 1) >> 12).next().is_some()
     }
 
-    /// Forgets the blocks that were made from these pages.
+    /// Forgets the blocks that were made from these pages. Afterwards: [`Cache::is_full`].
     pub fn forget(&mut self, start: u64, end: u64) {
         if start >= end {
             return;
@@ -179,7 +184,7 @@ impl Cache {
         }
     }
 
-    /// Forgets one block.
+    /// Forgets one block. Afterwards: [`Cache::is_full`].
     pub fn forget_block(&mut self, key: BlockKey) {
         if let Some(host) = self.blocks.remove(&key) {
             self.redirect(key.pc(), host);
@@ -188,8 +193,8 @@ impl Cache {
 
     /// Makes a forgotten block's start lead to its successor, which is found when the jump is first taken.
     fn redirect(&mut self, pc: u64, host: u64) {
-        if self.cold_next + 64 > self.cold_end + ROOM / 2 {
-            // No room for the way out: `has_room` is false by now, so everything is thrown away before any block runs.
+        if self.is_full() {
+            // The caller throws everything away before any block runs again.
             return;
         }
         let mut cold = Code::default();

@@ -252,7 +252,7 @@ impl Engine {
             }
             Exit::Stale { pc } => {
                 self.guest_mut().rip = pc;
-                self.translator.cache.forget_block(BlockKey::new(pc, Version::Fast));
+                self.translator.forget_block(pc);
                 Action::Continue
             }
             Exit::NotExecutable { pc } => self.not_executable(pc, tool),
@@ -325,7 +325,7 @@ impl Engine {
     fn not_executable<T: Tool>(&mut self, pc: u64, tool: &mut T) -> Action {
         self.guest_mut().rip = pc;
         // The region may have appeared meanwhile; the block must not say otherwise for ever.
-        self.translator.cache.forget_block(BlockKey::new(pc, Version::Fast));
+        self.translator.forget_block(pc);
         let access = BadAccess { pc, address: pc, size_bytes: 1, kind: AccessKind::Execute };
         let action = tool.bad_access(self, access);
         if action != Action::Continue || self.guest().rip != pc {

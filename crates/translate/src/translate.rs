@@ -116,6 +116,17 @@ impl Translator {
     pub fn forget(&mut self, start: u64, end: u64) {
         self.cache.forget(start, end);
         self.learned.clear();
+        if self.cache.is_full() {
+            self.flush();
+        }
+    }
+
+    /// Forgets the block at an address.
+    pub fn forget_block(&mut self, pc: u64) {
+        self.cache.forget_block(BlockKey::new(pc, Version::Fast));
+        if self.cache.is_full() {
+            self.flush();
+        }
     }
 
     /// Makes a block (with a hook at `pc`: the way to the hook). The region around `pc` is known, or there is a hook.

@@ -136,7 +136,7 @@ pub fn installed(program: &str) -> Result<PathBuf> {
         .with_context(|| format!("{program} is not installed; next: cargo xtask setup"))
 }
 
-fn write(dir: &Path, name: &str, text: &str) -> Result<PathBuf> {
+pub(super) fn write(dir: &Path, name: &str, text: &str) -> Result<PathBuf> {
     let path = dir.join(name);
     std::fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
     Ok(path)
@@ -161,7 +161,7 @@ fn sql_script() -> String {
 }
 
 /// Words of a fixed vocabulary in an order that repeats too late for any compressor's window.
-fn text_input(bytes: usize) -> String {
+pub(super) fn text_input(bytes: usize) -> String {
     const WORDS: &[&str] = &[
         "heap",
         "block",

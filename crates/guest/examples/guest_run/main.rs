@@ -1,9 +1,10 @@
 //! Runs a program under the kernel interface, for tests and for looking at things by hand.
 //!
-//! `guest_run [--native] [--children] [--verify] [--statistics] [--argv0 NAME] PROGRAM ARGUMENTS`. `--native`: the program's instructions run on the
+//! `guest_run [--native] [--checks] [--children] [--verify] [--statistics] [--argv0 NAME] PROGRAM ARGUMENTS`. `--native`: the program's instructions run on the
 //! processor itself and only its system calls are caught, so that an error of the interface can be told from one of the
 //! translation. `--children`: programs that it executes run in the same way. `--verify`: at the end, the list of mappings
-//! is compared with the kernel's; the status is 99 if they differ.
+//! is compared with the kernel's, and what the monitor was told with the list; the status is 99 if they differ.
+//! `--checks`: translated code looks everything up in a shadow that is all zero.
 //!
 //! Has to be a static executable at a fixed address: `crates/guest/examples/build.sh` builds it.
 #![no_main]
@@ -14,13 +15,14 @@ mod native;
 use std::ffi::{CStr, CString, c_char, c_int};
 use std::os::unix::ffi::OsStringExt;
 
-use leakscope_guest::{Cpu, Ending, ExecPlan, ExecRequest, Monitor, Process, Setup, View};
-use leakscope_translate::{Config, Engine, GUEST_END};
+use leakscope_guest::{Cpu, Ending, ExecPlan, ExecRequest, Mapping, Monitor, Process, Setup, Space, View};
+use leakscope_translate::{AccessKind, Action, BadAccess, Config, Engine, GUEST_END, SHADOW_OFFSET};
 
 /// Options, as they are passed on to children.
 #[derive(Clone, Default)]
 struct Options {
     native: bool,
+    checks: bool,
     children: bool,
     verify: bool,
     statistics: bool,
@@ -31,6 +33,8 @@ struct Runner {
     options: Options,
     engine: Vec<u8>,
     view: Option<View>,
+    /// The mappings, as the calls of `Monitor` tell them.
+    told: Space,
 }
 
 impl Runner {
@@ -38,7 +42,10 @@ impl Runner {
     fn verify(&self) -> bool {
         let Some(view) = self.view.filter(|_| self.options.verify) else { return true };
         let text = std::fs::read_to_string("/proc/thread-self/maps").unwrap_or_default();
-        let mut is_right = true;
+        let mut is_right = view.space().iter().eq(self.told.iter());
+        if !is_right {
+            eprintln!("guest_run: the monitor was told {:x?}, the list is {:x?}", self.told, view.space());
+        }
         let mut kernel_bytes = 0;
         for line in text.lines() {
             let (range, rights) = line.split_once(' ').unwrap_or_default();
@@ -78,6 +85,27 @@ impl Runner {
 impl<C: Cpu + Counts> Monitor<C> for Runner {
     fn started(&mut self, _: &mut C, view: View) {
         self.view = Some(view);
+        view.space().iter().cloned().for_each(|mapping| self.told.record(mapping));
+    }
+
+    fn mapped(&mut self, _: &mut C, mapping: &Mapping) {
+        self.told.record(mapping.clone());
+    }
+
+    fn unmapped(&mut self, _: &mut C, start: u64, end: u64) {
+        self.told.remove(start, end);
+    }
+
+    fn protected(&mut self, _: &mut C, start: u64, end: u64, protection: i32) {
+        self.told.protect(start, end, protection);
+    }
+
+    fn bad_access(&mut self, _: &mut C, access: BadAccess) -> Action {
+        // Execution of memory that must not be: a fault follows. Anything else cannot be with this shadow.
+        if access.kind != AccessKind::Execute {
+            eprintln!("guest_run: {access:x?}");
+        }
+        Action::Continue
     }
 
     fn exec(&mut self, _: &mut C, request: &ExecRequest<'_>) -> ExecPlan {
@@ -87,6 +115,9 @@ impl<C: Cpu + Counts> Monitor<C> for Runner {
         let mut arguments = vec![self.engine.clone(), b"--children".to_vec()];
         if self.options.native {
             arguments.push(b"--native".to_vec());
+        }
+        if self.options.checks {
+            arguments.push(b"--checks".to_vec());
         }
         if self.options.verify {
             arguments.push(b"--verify".to_vec());
@@ -157,6 +188,7 @@ fn run(words: Vec<CString>) -> Result<std::convert::Infallible, String> {
     while let Some(word) = words.next_if(|word| word.as_bytes().starts_with(b"--")) {
         match word.to_str() {
             Ok("--native") => options.native = true,
+            Ok("--checks") => options.checks = true,
             Ok("--children") => options.children = true,
             Ok("--verify") => options.verify = true,
             Ok("--statistics") => options.statistics = true,
@@ -170,15 +202,34 @@ fn run(words: Vec<CString>) -> Result<std::convert::Infallible, String> {
         .filter_map(|(name, value)| CString::new([name.into_vec(), vec![b'='], value.into_vec()].concat()).ok())
         .collect();
     let engine = std::fs::read_link("/proc/self/exe").map_err(|error| error.to_string())?;
-    let runner = Runner { options: options.clone(), engine: engine.into_os_string().into_vec(), view: None };
+    let runner = Runner {
+        options: options.clone(),
+        engine: engine.into_os_string().into_vec(),
+        view: None,
+        told: Space::new(&[]),
+    };
     let mut process = Process::new(Setup::default()).map_err(|error| error.to_string())?;
     if options.native {
         let cpu = native::Native::new();
         let start = loader::load(&mut process, &path, options.argv0, &words, &environment)?;
         process.run(cpu, runner, &start).map_err(|error| error.to_string())
     } else {
-        let engine = Engine::new(Config { checks: false, ..Config::default() }).map_err(|error| error.to_string())?;
+        if options.checks {
+            map_shadow()?;
+        }
+        let engine =
+            Engine::new(Config { checks: options.checks, ..Config::default() }).map_err(|error| error.to_string())?;
         let start = loader::load(&mut process, &path, options.argv0, &words, &environment)?;
         process.run(engine, runner, &start).map_err(|error| error.to_string())
     }
+}
+
+/// Everything is addressable.
+fn map_shadow() -> Result<(), String> {
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED_NOREPLACE;
+    // SAFETY: new memory where nothing is.
+    let at = unsafe {
+        libc::mmap(SHADOW_OFFSET as *mut _, GUEST_END as usize, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0)
+    };
+    if at as u64 == SHADOW_OFFSET { Ok(()) } else { Err(format!("shadow: {}", std::io::Error::last_os_error())) }
 }

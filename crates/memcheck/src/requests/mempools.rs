@@ -55,7 +55,11 @@ impl Memcheck {
                         let piece = Custom { start: second, bytes: third, stack, redzone_bytes, is_piece: true };
                         found.pieces.insert(second, piece);
                         // Of a pool of blocks the blocks are announced one by one.
-                        if is_meta { shadow().forbid(second, third) } else { shadow().allow(second, third) }
+                        if is_meta {
+                            shadow().forbid(second, third)
+                        } else {
+                            shadow().allow(second, third)
+                        }
                         forbid_around(second, third, redzone_bytes);
                     }
                     None => self.wrong_pool(engine, pool),
