@@ -23,6 +23,9 @@ use crate::{Cpu, Monitor, raw};
 
 const EAGAIN: i64 = -(libc::EAGAIN as i64);
 
+/// glibc's `SIGSETXID`.
+const SETXID: i32 = 33;
+
 /// The lowest byte of `clone`'s flags is the signal for the parent.
 const EXIT_SIGNAL: u64 = 0xff;
 
@@ -230,6 +233,9 @@ impl<C: Cpu, M: Monitor<C> + 'static> Task<C, M> {
             unsafe { (*(*thread).local.get()).host_stack = Some(number) };
             start_host_thread::<C, M>(&birth, base, bytes)
         });
+        // With its first thread the C library takes the signal by which it changes ids in all of them, which in this
+        // process is for the target's C library to do.
+        signals::install::<C>(&self.process().actions, SETXID);
         if !is_started {
             self.process().threads.retain(|&other| other != thread.cast_const());
             if let Some((number, ..)) = stack {

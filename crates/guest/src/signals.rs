@@ -11,7 +11,9 @@ mod handler;
 mod mask_calls;
 
 pub use action::{Action, Actions, DefaultAction, Disposition, default_action};
-pub(crate) use handler::{ask, attach_thread, install_all, is_ignored, kernel_mask, new_stack, restore_for_exec};
+pub(crate) use handler::{
+    ask, attach_thread, install, install_all, is_ignored, kernel_mask, new_stack, restore_for_exec,
+};
 
 /// Asks the thread that runs the target to give way. `SIGSTKFLT` has no other use; one that is sent without our mark is
 /// the target's.

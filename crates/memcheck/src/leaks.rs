@@ -36,8 +36,6 @@ struct Known {
 /// Words that the mark phase gets at once where some of them are not addressable.
 const BUFFER: usize = 512;
 const PAGE: u64 = 4096;
-/// The XMM registers in `xsave`'s standard format.
-const VECTORS: Range<usize> = 160..416;
 
 /// The target's memory. Words of which a byte is not addressable read as 0: Memcheck takes no pointer from them.
 struct View<'a> {
@@ -99,9 +97,8 @@ impl Memcheck {
         let mappings: Vec<Mapping> = view.space().iter().filter(is_there).cloned().collect();
         let (mut registers, mut pointers) = (Vec::new(), Vec::new());
         for thread in view.threads(engine) {
+            // As Memcheck: no pointers are looked for in vector registers, where copies leave much behind.
             registers.extend(thread.guest.gpr);
-            let vectors = thread.guest.xsave[VECTORS].chunks_exact(8).filter_map(|word| word.try_into().ok());
-            registers.extend(vectors.map(u64::from_le_bytes));
             pointers.push(thread.guest.gpr(Gpr::Rsp));
         }
         let threads = pointers.len() as u32;

@@ -178,7 +178,9 @@ fn prepare(memcheck: &mut Memcheck, start: Start) -> Result<(Engine, Process, Gu
     let words = |error: LoadError| error.to_string();
     let resolved = loader::resolve(&start.path, start.arguments.clone(), loader::head).map_err(words)?;
     let mut process = Process::new(Setup::default()).map_err(|error| error.to_string())?;
-    process.space_mut().reserve(HEAP);
+    // The heap lies outside of the windows that the guest kernel places mappings in. It is not reserved there: programs
+    // change the protection of memory that they allocated.
+    const { assert!(HEAP.end <= STACK_END - LARGEST_STACK) };
     map_shadow()?;
     let config = Config {
         stack: if memcheck.options.stack_marks { StackMarking::Exact } else { StackMarking::Off },

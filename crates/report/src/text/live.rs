@@ -68,7 +68,7 @@ impl<'a> Live<'a> {
             (7, 1) => Some("Invalid address alignment"),
             (7, _) => Some("Access beyond the end of a mapped file"),
             (8, 1) => Some("Integer divide by zero"),
-            (11, _) => Some("General Protection Fault"),
+            (11, 128) => Some("General Protection Fault"),
             _ => None,
         };
         match what {
