@@ -80,7 +80,8 @@ impl Run {
         match happening {
             Happening::Event { process, event } => {
                 while self.processes.len() <= process {
-                    self.processes.push(Process::new(self.view.targets.len()));
+                    let inherits = session.is_forked(self.processes.len());
+                    self.processes.push(Process::new(self.view.targets.len(), inherits));
                 }
                 let state = &mut self.processes[process];
                 let taken = state.event(&event, &self.view, &mut self.symbolizer, &mut self.outputs);
@@ -92,7 +93,8 @@ impl Run {
             }
             Happening::Ended { process, end, lost } => {
                 while self.processes.len() <= process {
-                    self.processes.push(Process::new(self.view.targets.len()));
+                    let inherits = session.is_forked(self.processes.len());
+                    self.processes.push(Process::new(self.view.targets.len(), inherits));
                 }
                 if lost > 0 {
                     eprintln!("leakscope: {lost} events did not fit into the file between engine and report");

@@ -89,6 +89,7 @@ struct Traced {
     pid: u32,
     file: EventFile,
     pidfd: Option<OwnedFd>,
+    is_forked: bool,
     ended: bool,
 }
 
@@ -194,6 +195,11 @@ impl Session {
         if let Some(traced) = self.traced.get(process) {
             traced.file.set_taken(shown, hidden);
         }
+    }
+
+    /// Whether a process was forked by another one: its first events, up to the mark, are its parent's.
+    pub fn is_forked(&self, process: usize) -> bool {
+        self.traced.get(process).is_some_and(|traced| traced.is_forked)
     }
 
     /// How the first process ended.
@@ -323,17 +329,17 @@ impl Session {
         }
         let Ok((pid, _)) = socket::peer(connection) else { return refuse() };
         let is_first = pid == self.child.id() && self.traced.is_empty();
-        let origin = match hello.origin {
+        let kind = match hello.origin {
             origin::FORK => origin::FORK,
             _ if is_first => origin::START,
             _ => origin::EXEC,
         };
-        let Ok(file) = EventFile::create(&self.options, origin) else { return refuse() };
+        let Ok(file) = EventFile::create(&self.options, kind) else { return refuse() };
         let pidfd =
             Pid::from_raw(pid as i32).and_then(|pid| rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok());
         let welcome = Welcome { version: WIRE_VERSION, status: 0, file_bytes: file.bytes() };
         if socket::send(connection, &welcome.encode(), Some(file.as_fd())).is_ok() {
-            self.traced.push(Traced { pid, file, pidfd, ended: false });
+            self.traced.push(Traced { pid, file, pidfd, is_forked: kind == origin::FORK, ended: false });
         }
     }
 }

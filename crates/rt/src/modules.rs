@@ -2,7 +2,8 @@
 //!
 //! The list is compared with the dynamic linker's when a stack is new (one cheap call tells whether anything was
 //! added or removed), after `dlclose`, and before a leak check. The linker's list is collected with no lock of ours
-//! held: a thread inside `dlopen` may hold the linker's lock and wait for ours.
+//! held: a thread inside `dlopen` may hold the linker's lock and wait for ours. What is needed of an object is copied while
+//! the linker's lock is held: a moment later another thread may have unmapped it.
 
 use crate::memory::{Lock, LockGuard, map_slice};
 use core::cell::UnsafeCell;
@@ -19,6 +20,9 @@ pub type IteratePhdr = unsafe extern "C" fn(
 ) -> c_int;
 
 const MOST: usize = MODULES as usize;
+const BUILD_ID_WORDS: usize = 8;
+/// Room for the names of all objects; only what is written takes memory.
+const NAME_BYTES: usize = MOST * 512;
 
 /// A mapped object, as the linker tells it.
 #[derive(Clone, Copy, Debug)]
@@ -30,10 +34,13 @@ pub struct Mapped {
     pub end: u64,
     /// Run-time address less link-time address.
     pub load_bias: u64,
-    /// The linker's name for it, zero-terminated.
+    /// Hash of the linker's name for it.
     name: u64,
-    /// Build id in memory, and its length.
-    build_id: (u64, u32),
+    /// The name among those that were collected with it: first byte and length.
+    name_at: (u32, u32),
+    /// Build id, and its length in bytes.
+    build_id: [u32; BUILD_ID_WORDS],
+    build_id_bytes: u32,
     /// Module record and epoch, once it has one.
     record: u32,
     /// Epoch at which it was seen first.
@@ -41,6 +48,18 @@ pub struct Mapped {
 }
 
 impl Mapped {
+    const NONE: Self = Self {
+        start: 0,
+        end: 0,
+        load_bias: 0,
+        name: 0,
+        name_at: (0, 0),
+        build_id: [0; BUILD_ID_WORDS],
+        build_id_bytes: 0,
+        record: 0,
+        epoch: 0,
+    };
+
     /// Number of its record in the ledger; `u32::MAX` when there was no room for one.
     pub fn record(&self) -> u32 {
         self.record
@@ -48,7 +67,7 @@ impl Mapped {
 
     #[cfg(test)]
     pub(crate) fn for_tests(start: u64, end: u64, load_bias: u64) -> Self {
-        Self { start, end, load_bias, name: 0, build_id: (0, 0), record: 0, epoch: 0 }
+        Self { start, end, load_bias, ..Self::NONE }
     }
 }
 
@@ -100,6 +119,8 @@ impl ModulesGuard<'_> {
 struct Collected {
     list: &'static mut [Mapped],
     len: usize,
+    names: &'static mut [u8],
+    names_len: usize,
     version: u64,
 }
 
@@ -149,16 +170,31 @@ impl ModuleList {
         }
         // SAFETY: Mapped is integers only.
         let Some(list) = (unsafe { map_slice::<Mapped>(MOST, false) }) else { return false };
-        let mut collected = Collected { list, len: 0, version: 0 };
+        // SAFETY: bytes.
+        let Some(names) = (unsafe { map_slice::<u8>(NAME_BYTES, false) }) else {
+            // SAFETY: nobody else has seen it.
+            unsafe { crate::memory::unmap_slice(list) };
+            return false;
+        };
+        let mut collected = Collected { list, len: 0, names, names_len: 0, version: 0 };
         // SAFETY: the callback gets exactly this structure.
         unsafe { iterate(collect, (&raw mut collected).cast()) };
-        self.merge(ledger, collected)
+        let Collected { list, len, names, version, .. } = collected;
+        let gone = self.merge(ledger, list, len, names, version);
+        // SAFETY: nothing keeps a name.
+        unsafe { crate::memory::unmap_slice(names) };
+        gone
     }
 
-    fn merge(&self, ledger: &Ledger, collected: Collected) -> bool {
-        let Collected { list: fresh, len, version } = collected;
-        let fresh_len = len;
-        if let Some(used) = fresh.get_mut(..len) {
+    fn merge(
+        &self,
+        ledger: &Ledger,
+        fresh: &'static mut [Mapped],
+        fresh_len: usize,
+        names: &[u8],
+        version: u64,
+    ) -> bool {
+        if let Some(used) = fresh.get_mut(..fresh_len) {
             used.sort_unstable_by_key(|module| module.start);
         }
         let _guard = self.lock.lock();
@@ -187,7 +223,7 @@ impl ModuleList {
             if let Some(known) = old.iter().find(|known| same(known, module)) {
                 (module.record, module.epoch) = (known.record, known.epoch);
             } else {
-                (module.record, module.epoch) = store_record(ledger, module, epoch);
+                (module.record, module.epoch) = store_record(ledger, module, names, epoch);
             }
         }
         ledger.header().epoch.store(epoch, Release);
@@ -279,7 +315,7 @@ unsafe extern "C" fn collect(info: *mut libc::dl_phdr_info, _: usize, out: *mut 
     }
     // SAFETY: the linker's program headers are mapped as long as the object is.
     let headers = unsafe { core::slice::from_raw_parts(info.dlpi_phdr, usize::from(info.dlpi_phnum)) };
-    let (mut start, mut end, mut build_id) = (u64::MAX, 0, (0, 0));
+    let (mut start, mut end, mut build_id) = (u64::MAX, 0, (0u64, 0u32));
     for header in headers {
         let at = info.dlpi_addr.wrapping_add(header.p_vaddr);
         match header.p_type {
@@ -293,13 +329,41 @@ unsafe extern "C" fn collect(info: *mut libc::dl_phdr_info, _: usize, out: *mut 
         }
     }
     if start < end {
-        let name = info.dlpi_name as u64;
+        let name: &[u8] = if info.dlpi_name.is_null() {
+            &[]
+        } else {
+            // SAFETY: the linker's name of an object is a C string that lives as long as the object.
+            unsafe { CStr::from_ptr(info.dlpi_name) }.to_bytes()
+        };
+        let name_at = out.keep_name(name);
+        let mut module = Mapped { start, end, load_bias: info.dlpi_addr, name_at, record: u32::MAX, ..Mapped::NONE };
+        module.name = name
+            .iter()
+            .fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3));
+        module.build_id_bytes = build_id.1.min(size_of_val(&module.build_id) as u32);
+        for (i, word) in module.build_id.iter_mut().enumerate().take(module.build_id_bytes.div_ceil(4) as usize) {
+            // SAFETY: `find_build_id` saw these bytes; notes are padded to four bytes.
+            *word = unsafe { ((build_id.0 + i as u64 * 4) as *const u32).read_unaligned() };
+        }
         if let Some(slot) = out.list.get_mut(out.len) {
-            *slot = Mapped { start, end, load_bias: info.dlpi_addr, name, build_id, record: u32::MAX, epoch: 0 };
+            *slot = module;
             out.len += 1;
         }
     }
     0
+}
+
+impl Collected {
+    /// Copies a name; gives its place, or that of an empty one when there is no room.
+    fn keep_name(&mut self, name: &[u8]) -> (u32, u32) {
+        let at = self.names_len;
+        match self.names.get_mut(at..at + name.len()) {
+            Some(room) => room.copy_from_slice(name),
+            None => return (0, 0),
+        }
+        self.names_len += name.len();
+        (at as u32, name.len() as u32)
+    }
 }
 
 /// Address and length of the GNU build id in the notes at `at`.
@@ -329,13 +393,9 @@ unsafe fn find_build_id(at: u64, bytes: u64) -> Option<(u64, u32)> {
 ///
 /// A program may load and unload the same plug-in for weeks. What comes back to its old place gets its old record and
 /// epoch, and so its old sites.
-fn store_record(ledger: &Ledger, module: &Mapped, epoch: u32) -> (u32, u32) {
-    let name: &[u8] = if module.name == 0 {
-        &[]
-    } else {
-        // SAFETY: the linker's name of an object is a C string that lives as long as the object.
-        unsafe { CStr::from_ptr(module.name as *const _) }.to_bytes()
-    };
+fn store_record(ledger: &Ledger, module: &Mapped, names: &[u8], epoch: u32) -> (u32, u32) {
+    let (at, length) = (module.name_at.0 as usize, module.name_at.1 as usize);
+    let name = names.get(at..at + length).unwrap_or(&[]);
     let mut buffer = [0u8; 4096];
     let path = if name.is_empty() {
         let length = read_link(c"/proc/self/exe", &mut buffer);
@@ -345,12 +405,7 @@ fn store_record(ledger: &Ledger, module: &Mapped, epoch: u32) -> (u32, u32) {
     } else {
         &[]
     };
-    let mut build_id = [0u32; 8];
-    let build_id_bytes = module.build_id.1.min(32);
-    for (i, word) in build_id.iter_mut().enumerate().take(build_id_bytes.div_ceil(4) as usize) {
-        // SAFETY: `find_build_id` saw these bytes; notes are padded to four bytes.
-        *word = unsafe { ((module.build_id.0 + i as u64 * 4) as *const u32).read_unaligned() };
-    }
+    let (build_id, build_id_bytes) = (module.build_id, module.build_id_bytes);
     for number in 0..ledger.used(AreaId::Modules) {
         let Some(record) = ledger.module(number) else { break };
         if record.unloaded_epoch.load(Relaxed) != u32::MAX

@@ -30,6 +30,8 @@ pub(super) struct Process {
     hidden: u64,
     /// For each error by its number: whether it was shown. In their order, how often they happened.
     numbers: Vec<(u32, bool)>,
+    /// Those that were written here and not by the parent, in order.
+    written: Vec<u32>,
     counts: std::collections::HashMap<u32, u64>,
     /// Events up to the mark of a fork are the parent's.
     inherits: bool,
@@ -62,7 +64,7 @@ fn building(end: End) -> BuildOptions<'static> {
 
 impl Process {
     /// Nothing is known yet.
-    pub(super) fn new(targets: usize) -> Self {
+    pub(super) fn new(targets: usize, inherits: bool) -> Self {
         Self {
             collector: Collector::default(),
             xml: vec![Progress::default(); targets],
@@ -70,8 +72,9 @@ impl Process {
             shown: 0,
             hidden: 0,
             numbers: Vec::new(),
+            written: Vec::new(),
             counts: std::collections::HashMap::new(),
-            inherits: false,
+            inherits,
             finished: false,
             replaced: false,
             failure: None,
@@ -91,13 +94,14 @@ impl Process {
         symbolizer: &mut Symbolizer,
         outputs: &mut Outputs,
     ) -> Result<()> {
-        // Of a forked process the first event is the parent's start; its own comes behind the mark.
-        if let Event::Process(process) = event
-            && self.collector.process().pid == 0
-        {
-            self.inherits = process.pid == 0;
-        }
         self.collector.add(event);
+        if *event == Event::Forked {
+            self.inherits = false;
+        }
+        // What the parent has told already is known, and counts, but is not told again.
+        if self.inherits && !matches!(event, Event::Error(_) | Event::Counts(_)) {
+            return Ok(());
+        }
         match event {
             Event::Error(error) => {
                 let Some(part) = self.collector.of_event(event, &building(End::Running), &mut resolve(symbolizer))
@@ -109,7 +113,8 @@ impl Process {
                 self.shown += u64::from(is_shown);
                 self.hidden += u64::from(!is_shown);
                 self.numbers.push((error.number, is_shown));
-                if is_shown {
+                if is_shown && !self.inherits {
+                    self.written.push(error.number);
                     self.write(&analysis, view, outputs, |text| text.errors(&analysis), |xml| xml.errors(&analysis))?;
                 }
                 Ok(())
@@ -246,8 +251,8 @@ impl Process {
             self.finished = true;
             self.write(&analysis, view, outputs, |text| text.heap(&analysis), |xml| xml.finished(&analysis))?;
         }
-        let shown = self.numbers.iter().filter(|(_, shown)| *shown);
-        let counts: Vec<u64> = shown.map(|(number, _)| self.counts.get(number).copied().unwrap_or(1)).collect();
+        let count = |number| self.counts.get(number).copied().unwrap_or(1);
+        let counts: Vec<u64> = self.written.iter().map(count).collect();
         self.write(&analysis, view, outputs, |text| text.end(&analysis), |xml| xml.end(&analysis, &counts))?;
         for target in view.targets.iter().filter(|target| target.format == Format::Json) {
             let mut bytes = Vec::new();
