@@ -30,6 +30,7 @@ pub fn run(words: &[String]) -> Result<()> {
     step(&["cargo", "clippy", "--package", INJECTED, "--", "--deny", "warnings"])?;
     build_leakscope()?;
     conformance::preload(fast)?;
+    conformance::memcheck(fast)?;
     fuzz::all()?;
     // Last, so that what a reader sees at the end is the test runner's own summary.
     let path = path_of_tests()?;
