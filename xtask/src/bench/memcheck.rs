@@ -39,7 +39,7 @@ impl Program {
 const LIMIT: Duration = Duration::from_secs(600);
 const INPUT_BYTES: usize = 3 << 20;
 const SQL: &str = "CREATE TABLE t(a INTEGER PRIMARY KEY, b TEXT, c INTEGER);\n\
-    WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 60000)\n\
+    WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 120000)\n\
     INSERT INTO t SELECT i, 'row ' || (i * 7919 % 10007), i % 97 FROM n;\n\
     CREATE INDEX t_b ON t(b);\n\
     SELECT count(*), sum(length(x.b)) FROM t x JOIN t y ON x.c = y.a WHERE x.b > 'row 5';\n\
@@ -93,11 +93,11 @@ fn programs() -> Result<Vec<Program>> {
     let input = text.to_string_lossy().into_owned();
     add("xz", "3 MiB of text, one thread, -3", "1.6", installed("xz")?, &["-3", "-T1", "-k", "-c", &input], None);
     add("bzip2", "3 MiB of text", "1.6", installed("bzip2")?, &["-k", "-c", &input], None);
-    add("sqlite3", "60,000 rows, a join, an index", "3.2", installed("sqlite3")?, &[":memory:"], Some(script));
-    let code = "my %h; for my $i (1..900000) { $h{$i % 5000} .= 'x' if $i % 3; } print length($h{77}), qq(\\n);";
+    add("sqlite3", "120,000 rows, a join, an index", "3.2", installed("sqlite3")?, &[":memory:"], Some(script));
+    let code = "my %h; for my $i (1..2000000) { $h{$i % 5000} .= 'x' if $i % 3; } print length($h{77}), qq(\\n);";
     add("perl", "a loop over a hash of strings", "3.2", installed("perl")?, &["-e", code], None);
     let python = PathBuf::from("/usr/bin/python3");
-    let code = "d = {}\nfor i in range(700000):\n    d[i % 5000] = d.get(i % 5000, 0) + i\nprint(sum(d.values()))";
+    let code = "d = {}\nfor i in range(1500000):\n    d[i % 5000] = d.get(i % 5000, 0) + i\nprint(sum(d.values()))";
     add("python", "a loop over a dictionary", "3.2", python.clone(), &["-I", "-S", "-c", code], None);
     add("alloc1", "C++ that allocates 1.5 M blocks", "2.5", workloads::build(&dir, "alloc1")?, &["1500000"], None);
     add("python, start-up", "nothing but start and end", "150 ms", python, &["-I", "-S", "-c", "pass"], None);
