@@ -9,11 +9,9 @@ use anyhow::{Context, Result};
 use clap::ArgMatches;
 use leakscope_findings::recording::{self, ProcessFacts};
 use leakscope_findings::{ProcessRecording, Recording};
+use leakscope_launch::End;
 use leakscope_launch::memcheck::{Happening, Launch, Session, check};
-use leakscope_launch::{End, die_by_signal};
-use leakscope_report::Metric;
 
-use crate::documents;
 use crate::flags::RunArgs;
 use crate::output::{Destination, Outputs, Replacement};
 use crate::plan::View;
@@ -61,7 +59,7 @@ pub fn main(args: &RunArgs, matches: &ArgMatches) -> Result<ExitCode> {
     if run.processes.is_empty() {
         run.nothing_started(pid, end, argv0)?;
     }
-    run.finish(recordings, end)
+    record::finish(&run.recording, &run.view, run.outputs, recordings, run.failure, run.has_errors, end)
 }
 
 struct Run {
@@ -142,22 +140,5 @@ impl Run {
         };
         let recorded = ProcessRecording { process, end, ..ProcessRecording::default() };
         record::report(&recorded, &self.recording.tool_version, &self.view, &mut self.outputs).map(|_| ())
-    }
-
-    fn finish(mut self, recordings: Vec<Replacement>, end: End) -> Result<ExitCode> {
-        let saved = documents::write(&self.recording, &self.view, Metric::Leaked, &mut self.outputs)
-            .and_then(|()| record::save(&self.recording, recordings))
-            .and_then(|()| self.outputs.finish());
-        if let Some(error) = self.failure {
-            return Err(error);
-        }
-        saved?;
-        match end {
-            End::Signaled { signal, .. } => die_by_signal(signal),
-            _ if self.has_errors && self.view.error_exitcode != 0 => Ok(ExitCode::from(self.view.error_exitcode)),
-            // The kernel keeps the low eight bits.
-            End::Exited(code) => Ok(ExitCode::from(code as u8)),
-            End::Unknown | End::Replaced | End::StillRunning => Ok(ExitCode::SUCCESS),
-        }
     }
 }

@@ -3,19 +3,22 @@
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 use leakscope_findings::recording::{BuildOptions, End, Host, Names, ResolvedFrame};
 use leakscope_findings::{Analysis, ProcessRecording, Recording, analyse};
+use leakscope_launch::die_by_signal;
 use leakscope_ledger::reader::{Module, Snapshot};
 use leakscope_process::allocator::{OwnAllocator, read_own_allocator};
-use leakscope_report::{json, text, valgrind_xml};
+use leakscope_report::{Metric, json, text, valgrind_xml};
 use leakscope_symbols::{ModuleFile, Symbolizer};
 
+use crate::documents;
 use crate::flags::Format;
-use crate::output::Outputs;
+use crate::output::{Outputs, Replacement};
 use crate::plan::View;
 
 /// A progress bar appears when names take longer than this.
@@ -33,6 +36,36 @@ pub fn empty_recording() -> Recording {
             architecture: words(uname.machine()),
         },
         processes: Vec::new(),
+    }
+}
+
+/// Writes what is written at the very end, and gives the exit code, or dies by the signal that ended the program.
+///
+/// # Errors
+/// `failure`, what went wrong on the way; or something cannot be written.
+pub fn finish(
+    recording: &Recording,
+    view: &View,
+    mut outputs: Outputs,
+    recordings: Vec<Replacement>,
+    failure: Option<anyhow::Error>,
+    has_errors: bool,
+    end: leakscope_launch::End,
+) -> Result<ExitCode> {
+    use leakscope_launch::End;
+    let saved = documents::write(recording, view, Metric::Leaked, &mut outputs)
+        .and_then(|()| save(recording, recordings))
+        .and_then(|()| outputs.finish());
+    if let Some(error) = failure {
+        return Err(error);
+    }
+    saved?;
+    match end {
+        End::Signaled { signal, .. } => die_by_signal(signal),
+        _ if has_errors && view.error_exitcode != 0 => Ok(ExitCode::from(view.error_exitcode)),
+        // The kernel keeps the low eight bits.
+        End::Exited(code) => Ok(ExitCode::from(code as u8)),
+        End::Unknown | End::Replaced | End::StillRunning => Ok(ExitCode::SUCCESS),
     }
 }
 

@@ -6,11 +6,9 @@ use anyhow::{Context, Result};
 use clap::ArgMatches;
 use leakscope_findings::ProcessRecording;
 use leakscope_findings::recording::{self, ProcessFacts, State};
-use leakscope_launch::{End, Ended, Event, Request, Session, cache, die_by_signal, preflight};
+use leakscope_launch::{End, Ended, Event, Request, Session, cache, preflight};
 use leakscope_model::CheckTrigger;
-use leakscope_report::Metric;
 
-use crate::documents;
 use crate::flags::RunArgs;
 use crate::output::{Destination, Outputs, Replacement};
 use crate::plan::{View, config};
@@ -56,7 +54,7 @@ pub fn main(args: &RunArgs, matches: &ArgMatches) -> Result<ExitCode> {
     };
     let end = run.follow(&session, &program);
     drop(session);
-    run.finish(recordings, end)
+    record::finish(&run.recording, &run.view, run.outputs, recordings, run.failure, run.errors, end)
 }
 
 /// What is known of a program before it runs.
@@ -166,23 +164,6 @@ impl Run {
             self.recording.processes.push(recorded);
         }
         Ok(())
-    }
-
-    fn finish(mut self, recordings: Vec<Replacement>, end: End) -> Result<ExitCode> {
-        let saved = documents::write(&self.recording, &self.view, Metric::Leaked, &mut self.outputs)
-            .and_then(|()| record::save(&self.recording, recordings))
-            .and_then(|()| self.outputs.finish());
-        if let Some(error) = self.failure {
-            return Err(error);
-        }
-        saved?;
-        match end {
-            End::Signaled { signal, .. } => die_by_signal(signal),
-            _ if self.errors && self.view.error_exitcode != 0 => Ok(ExitCode::from(self.view.error_exitcode)),
-            // The kernel keeps the low eight bits.
-            End::Exited(code) => Ok(ExitCode::from(code as u8)),
-            End::Unknown | End::Replaced | End::StillRunning => Ok(ExitCode::SUCCESS),
-        }
     }
 }
 
