@@ -216,10 +216,12 @@ impl Document {
     fn frames_at_hand(&mut self, text: &[u8], sink: &mut Sink) -> usize {
         const OPEN: &[u8] = b"<frame>";
         static CLOSE: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"</frame>"));
-        self.need_process(sink);
         let mut rest = text;
         while let Some(frame) = rest.trim_ascii_start().strip_prefix(OPEN) {
             let Some(end) = CLOSE.find(frame) else { break };
+            self.need_process(sink);
+            // What stood before a frame is not of it, and not of what follows.
+            self.frame.clear();
             let number = match self.known_frames.numbers.get(&frame[..end]) {
                 Some(&number) => number,
                 None => {
