@@ -50,6 +50,16 @@ fn the_report_names_file_and_line() {
     assert!(finished.stderr.contains("definitely lost"), "{}", finished.stderr);
 }
 
+/// The C++ library allocates while the dynamic linker runs constructors, whose own caller has no unwind information.
+#[test]
+fn stacks_from_constructors_end_where_the_program_begins() {
+    if !is_leakscope() {
+        return;
+    }
+    let done = leakscope(&["run", "--", text(&built("cpp/containers.cpp"))]);
+    assert!(!done.stderr.contains("are cut") && !done.stderr.contains("is cut"), "{}", done.stderr);
+}
+
 #[test]
 fn a_recording_gives_the_same_report_again() {
     if !is_leakscope() {

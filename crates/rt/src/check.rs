@@ -20,7 +20,9 @@ use leakscope_ledger::writer::Ledger;
 use leakscope_model::{CheckTrigger, Heuristic, HeuristicSet, LeakKind, SiteId};
 use leakscope_reach::{Block, Blocks, LossRecord, Marked, Roots, Work, WorkSizes};
 
+mod populate;
 mod threads;
+use populate::Populator;
 use threads::Threads;
 
 /// What the hooks know and the check needs.
@@ -305,9 +307,10 @@ struct Heap {
 /// Most blocks that there is address space reserved for at once; less where the limits are tight.
 const MOST_BLOCKS: [usize; 4] = [1 << 30, 1 << 26, 1 << 22, 1 << 18];
 
-fn read_heap(ledger: &Ledger) -> Option<Heap> {
+fn read_heap(ledger: &Ledger, populator: &Populator, expected: usize) -> Option<Heap> {
     // SAFETY: integers; zero bytes are valid.
     let all_blocks = MOST_BLOCKS.iter().find_map(|&most| unsafe { map_slice::<u64>(most, true) })?;
+    populator.bring(all_blocks.get(..expected).unwrap_or_default());
     let mut pending = [0u64; 64];
     let mut pending_len = 0;
     for_each_state(|state| {
@@ -361,7 +364,9 @@ impl Job<'_> {
     }
 
     fn try_examine(&self, is_copy: bool) -> Option<()> {
-        let Heap { blocks, mut excluded, bytes } = read_heap(self.ledger)?;
+        let expected = blocks::estimate_live();
+        let populator = Populator::new(expected, is_copy);
+        let Heap { blocks, mut excluded, bytes } = read_heap(self.ledger, &populator, expected)?;
         self.header.blocks.store(blocks.len() as u64, Relaxed);
         self.header.bytes.store(bytes, Relaxed);
         // SAFETY: integers; zero bytes are valid.
@@ -419,6 +424,9 @@ impl Job<'_> {
                 settled: map_slice(sizes.settled, true)?,
             }
         };
+        populator.bring(work.granules);
+        populator.bring(work.settled);
+        populator.bring(work.marks);
         let heuristics = HeuristicSet::from_bits(self.ledger.config().heuristics);
         let roots = Roots { ranges: survey.roots.all(), registers: words.get(..words_len)? };
         let crew = Threads::new(memory, &survey, blocks.len(), is_copy);

@@ -1,7 +1,7 @@
-//! Threads for the mark phase in a copy of the process: made without libc, which does not know of them.
+//! Threads for the check in a copy of the process: made without libc, which does not know of them.
 //!
-//! They share the thread-local storage of the thread that makes them, so they run nothing but the mark phase, which
-//! uses none. The copy has no other threads and ends soon.
+//! They share the thread-local storage of the thread that makes them, so they run nothing but the mark phase and
+//! [`super::populate`], which use none. The copy has no other threads and ends soon.
 
 use crate::memory::map_slice;
 use crate::raw::{self, call, nr};
@@ -35,13 +35,18 @@ impl<'s> Threads<'s> {
     /// As many workers as pay off for so many blocks. Only one where other threads of the program stand still in the
     /// same memory: `is_copy` tells.
     pub fn new(first: OwnMemory<'s>, survey: &'s Survey, blocks: usize, is_copy: bool) -> Self {
-        let workers = if is_copy && blocks >= BLOCKS_WORTH_IT { processors().clamp(1, MOST_WORKERS) } else { 1 };
+        let workers = if is_copy && is_worth_a_thread(blocks) { processors().clamp(1, MOST_WORKERS) } else { 1 };
         Self { first: Cell::new(Some(first)), survey, workers }
     }
 }
 
+/// Whether a heap of so many blocks takes longer than a thread takes to start.
+pub(super) fn is_worth_a_thread(blocks: usize) -> bool {
+    blocks >= BLOCKS_WORTH_IT
+}
+
 /// Processors that this thread may run on.
-fn processors() -> usize {
+pub(super) fn processors() -> usize {
     const SCHED_GETAFFINITY: usize = 204;
     let mut set = [0u64; 128];
     // SAFETY: the kernel writes at most the given bytes to `set`.
@@ -72,7 +77,7 @@ impl<'s> Crew for Threads<'s> {
         for (number, slot) in starts.iter_mut().enumerate().take(self.workers).skip(1) {
             let start = Start { state: AtomicU32::new(WAITING), number, survey: self.survey, task };
             // SAFETY: below, each thread has either ended its task or been called off before `task` goes.
-            *slot = unsafe { new_thread(start) };
+            *slot = unsafe { new_thread(start, begin) };
         }
         task(0, &mut first);
         self.first.set(Some(first));
@@ -99,27 +104,33 @@ extern "C" fn begin(start: *const Start<'_, '_>) -> ! {
         }
         start.state.store(DONE, Release);
     }
+    end()
+}
+
+/// Ends the calling thread only.
+pub(super) fn end() -> ! {
     loop {
-        // SAFETY: ends this thread only.
+        // SAFETY: no memory of the thread is given back.
         let _ = unsafe { call!(nr::EXIT, 0) };
     }
 }
 
-/// Makes a thread that calls [`begin`]. `None` when that fails.
+/// Makes a thread that calls `begin` with what it gets, which lies in its stack from then on. `None` when that fails.
 ///
 /// # Safety
-/// What `start` refers to is valid until its state was set to `NOT_WANTED` from `WAITING`, or is `DONE`.
-unsafe fn new_thread<'t, 's>(start: Start<'t, 's>) -> Option<&'t Start<'t, 's>> {
+/// What `value` refers to is valid for as long as `begin` uses it.
+pub(super) unsafe fn new_thread<'t, T>(value: T, begin: extern "C" fn(*const T) -> !) -> Option<&'t T> {
     // CLONE_VM, FS, FILES, SIGHAND, THREAD, SYSVSEM: a thread like any other, with no identity in libc.
     const FLAGS: usize = 0x100 | 0x200 | 0x400 | 0x800 | 0x1_0000 | 0x4_0000;
+    const { assert!(size_of::<T>() <= STACK_BYTES / 4 && align_of::<T>() <= 4096) };
     // SAFETY: integers.
     let stack = unsafe { map_slice::<u64>(STACK_BYTES / 8, false) }?;
-    let place = stack.as_mut_ptr().cast::<Start<'t, 's>>();
+    let place = stack.as_mut_ptr().cast::<T>();
     // SAFETY: the mapping is fresh, page-aligned, large enough, and never unmapped.
-    unsafe { place.write(start) };
+    unsafe { place.write(value) };
     let [.., function, argument] = stack else { return None };
     *argument = place as u64;
-    *function = begin as *const () as u64;
+    *function = begin as usize as u64;
     let top: *mut u64 = function;
     let result: isize;
     // SAFETY: the new thread starts on a stack of its own, takes function and argument from it, which leaves it aligned

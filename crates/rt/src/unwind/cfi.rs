@@ -210,11 +210,18 @@ pub(super) fn rule_of(finder: ObjectFinder, return_address: u64, workspace: &mut
     Some(rule_in(object, return_address, workspace).unwrap_or(Rule::FAIL))
 }
 
+/// How far the code reaches that an object's entry point begins with, where nothing describes it. The dynamic linker's
+/// calls its constructors' caller 48 bytes behind its first instruction. Source: glibc `sysdeps/x86_64/dl-machine.h`.
+const ENTRY_CODE_BYTES: u64 = 64;
+
 fn rule_in(object: ObjectInfo, return_address: u64, workspace: &mut Workspace) -> Option<Rule> {
     let sections = Sections::of(object)?;
     // The call, not what follows it: that may be another function, or another row.
     let pc = return_address.wrapping_sub(1);
     let Some(fde) = sections.fde(pc) else {
+        if object.entry().is_some_and(|entry| (1..=ENTRY_CODE_BYTES).contains(&return_address.wrapping_sub(entry))) {
+            return Some(Rule::END);
+        }
         // No function before the return address, and one that starts at it: no call made this. Somebody set up a stack
         // that returns into a function (glibc's makecontext), and that is where it ends.
         let next = sections.fde(return_address)?;

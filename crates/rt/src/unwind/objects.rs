@@ -19,6 +19,25 @@ pub struct ObjectInfo {
     pub eh_frame_hdr: u64,
 }
 
+impl ObjectInfo {
+    /// The address where the kernel or the dynamic linker enters the object; `None` when its header is not mapped. For
+    /// objects as [`ObjectFinder::find`] gives them, while they are mapped.
+    pub(super) fn entry(&self) -> Option<u64> {
+        if !self.start.is_multiple_of(4096) || self.start == 0 || self.end.wrapping_sub(self.start) < 4096 {
+            return None;
+        }
+        let header = self.start as *const libc::Elf64_Ehdr;
+        // SAFETY: the loader has mapped the object's first page at `start`; whether it begins with a header is looked at.
+        let (ident, kind, entry) =
+            unsafe { ((*header).e_ident, (*header).e_type, core::ptr::addr_of!((*header).e_entry).read()) };
+        match kind {
+            _ if ident.first_chunk() != Some(b"\x7fELF") || entry == 0 => None,
+            libc::ET_DYN => Some(self.start.wrapping_add(entry)),
+            _ => Some(entry),
+        }
+    }
+}
+
 #[repr(C)]
 struct DlFindObject {
     flags: u64,
