@@ -34,7 +34,7 @@ def source_stanzas():
     return stanzas, list(dict.fromkeys(lines))
 
 
-def fetch(cache, log):
+def fetch(cache, log, package='valgrind'):
     apt = os.path.join(cache, 'apt')
     os.makedirs(os.path.join(apt, 'parts'), exist_ok=True)
     os.makedirs(os.path.join(apt, 'lists/partial'), exist_ok=True)
@@ -46,14 +46,22 @@ def fetch(cache, log):
     private = (f'-o Dir::Etc::sourcelist=/dev/null -o Dir::Etc::sourceparts={apt}/parts '
                f'-o Dir::State::lists={apt}/lists -o Dir::Cache::srcpkgcache= -o Dir::Cache::pkgcache= '
                f'-o APT::Sandbox::User=')
-    hint = ('; the test programs come from the source package `valgrind` of this distribution, which needs its package '
-            f'archive over the network once. Offline: put an unpacked valgrind-3.19.0 into {cache}')
+    hint = (f'; the tests come from the source package `{package}` of this distribution, which needs its package '
+            f'archive over the network once. Offline: put its unpacked source into {cache}')
     sh(f'apt-get {private} update --error-on=any', log=log, hint=hint)
-    sh(f'apt-get {private} source valgrind', cwd=cache, log=log, hint=hint)
+    sh(f'apt-get {private} source {package}', cwd=cache, log=log, hint=hint)
 
-def source_tree(cache):
-    c = sorted(d for d in glob.glob(os.path.join(cache, 'valgrind-*')) if os.path.isdir(d))
+def source_tree(cache, package='valgrind'):
+    c = sorted(d for d in glob.glob(os.path.join(cache, f'{package}-[0-9]*')) if os.path.isdir(d))
     return c[-1] if c else None
+
+
+def source(cache, package):
+    """The folder of a source package, fetched when it is not there."""
+    os.makedirs(cache, exist_ok=True)
+    if not source_tree(cache, package):
+        fetch(cache, os.path.join(cache, 'fetch.log'), package)
+    return source_tree(cache, package) or sys.exit(f'error: no source of {package} in {cache} after apt-get source')
 
 
 def setup(cache, jobs):

@@ -21,7 +21,7 @@ use sha2::{Digest, Sha256};
 const INJECTED_CRATES: [&str; 5] = ["preload", "rt", "ledger", "model", "reach"];
 
 /// What the engine is made of besides.
-const ENGINE_CRATES: [&str; 4] = ["memcheck", "translate", "syscalls", "shadow"];
+const ENGINE_CRATES: [&str; 5] = ["memcheck", "guest", "translate", "syscalls", "shadow"];
 
 /// Where the engine is linked to lie; `leakscope_translate::layout::ENGINE_BASE`.
 const ENGINE_FLAGS: [&str; 5] = [

@@ -5,7 +5,8 @@ use leakscope_findings::analysis::Options;
 use leakscope_findings::container::{MAGIC, VERSION};
 use leakscope_findings::{Suppressions, analyse, decode, encode};
 
-const TAGS: [&[u8; 4]; 7] = [b"HEAD", b"PROC", b"SYMS", b"TREE", b"SITE", b"WITN", b"DONE"];
+const TAGS: [&[u8; 4]; 9] =
+    [b"HEAD", b"PROC", b"SYMS", b"TREE", b"SITE", b"WITN", b"INTV", b"FUNC", b"DONE"];
 
 /// Takes `number of the tag (1 byte) | raw bytes (2) | the bytes` one after the other.
 fn container(mut bytes: &[u8]) -> Vec<u8> {

@@ -29,24 +29,33 @@ const LAYERS: &[(&str, Side, u8)] = &[
     ("leakscope-shadow", Side::Shared, 1),
     ("leakscope-rt", Side::Inside, 2),
     ("leakscope-preload", Side::Inside, 3),
+    ("leakscope-asan-rt", Side::Inside, 3),
+    ("leakscope-asan", Side::Inside, 4),
     ("leakscope-translate", Side::Inside, 2),
     ("leakscope-syscalls", Side::Inside, 2),
     ("leakscope-guest", Side::Inside, 3),
     ("leakscope-memcheck", Side::Inside, 4),
     ("leakscope-process", Side::Outside, 2),
+    ("leakscope-kernel", Side::Outside, 2),
     ("leakscope-launch", Side::Outside, 3),
+    ("leakscope-ebpf", Side::Outside, 3),
     ("leakscope-symbols", Side::Outside, 4),
     ("leakscope-findings", Side::Outside, 4),
     ("leakscope-import", Side::Outside, 5),
     ("leakscope-report", Side::Outside, 5),
-    ("leakscope", Side::Outside, 6),
-    ("leakscope-e2e", Side::Dev, 7),
-    ("xtask", Side::Dev, 8),
+    ("leakscope-sampling", Side::Outside, 3),
+    ("leakscope-trend", Side::Outside, 4),
+    ("leakscope-history", Side::Outside, 4),
+    ("leakscope-alerts", Side::Outside, 5),
+    ("leakscope-monitor", Side::Outside, 6),
+    ("leakscope", Side::Outside, 7),
+    ("leakscope-e2e", Side::Dev, 8),
+    ("xtask", Side::Dev, 9),
 ];
 
 /// Crates that hold unsafe code in named modules; everywhere else the word is an error.
 const MAY_BE_UNSAFE: &[&str] =
-    &["ledger", "rt", "preload", "shadow", "translate", "guest", "memcheck", "process", "launch", "cli"];
+    &["ledger", "rt", "preload", "asan", "asan_rt", "shadow", "translate", "guest", "memcheck", "process", "launch", "ebpf", "cli"];
 
 const LONGEST_FILE_LINES: usize = 800;
 const UNNAMED_MODULES: &[&str] = &["utils.rs", "util.rs", "common.rs", "misc.rs", "helpers.rs"];

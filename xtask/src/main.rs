@@ -12,6 +12,7 @@ mod generated;
 mod setup;
 mod step;
 mod test;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -24,7 +25,8 @@ usage: cargo xtask TASK
   demo                           build, and show a real program's leaks with file and line
   test [--fast]                  everything that CI runs; --fast leaves the long stress tests out
   test --kills                   only the programs that are killed 200 times at random moments, some minutes
-  test --stress                  only the 64 threads that allocate, fork and load libraries for 10 minutes
+  test --stress                  only the 64 threads that allocate, fork and load libraries for 10 minutes, and for
+                                 10 minutes more everything at once under memcheck
   fuzz [--seconds N] [NAME..]    every reader of foreign bytes under libFuzzer, a few seconds each
   check                          layers, file lengths, words, unsafe code, and that the page is built from its sources
   bless                          rewrite the golden files
@@ -37,8 +39,12 @@ usage: cargo xtask TASK
                                  README's table
   conformance memcheck|preload [--fast]
                                  Memcheck's own tests; preload: those that an interposer can serve
+  vm build | test [NAME..] | run own|stock FILE.sh
+                                 kernels of our own choice under software emulation, and the kernel's leak finders in them
   accuracy [NAME..] [--write]    real programs, natively, under leakscope and under Memcheck; --write renews
                                  docs/accuracy.md
+  accuracy memcheck [NAME..] [--quick] [--write]
+                                 the same with the simulated CPU, and coreutils', perl's and python's own tests
 ";
 
 fn main() -> ExitCode {
@@ -67,6 +73,7 @@ fn run(words: &[String]) -> Result<()> {
         "bench" => bench::run(rest),
         "conformance" => conformance::run(rest),
         "accuracy" => accuracy::run(rest),
+        "vm" => vm::run(rest),
         "help" | "-h" | "--help" => {
             print!("{USAGE}");
             Ok(())

@@ -147,7 +147,7 @@ fn system_packages() -> Result<()> {
     Ok(())
 }
 
-fn is_installed(package: &str) -> bool {
+pub(crate) fn is_installed(package: &str) -> bool {
     let query = ["--show", "--showformat=${db:Status-Status}", package];
     let stands_in = STAND_INS.iter().find(|(name, _)| *name == package).is_some_and(|(_, program)| on_path(program));
     stands_in

@@ -5,7 +5,10 @@ use anyhow::{Result, anyhow, bail};
 use crate::step::{build_leakscope, step, step_with};
 use crate::{check, conformance, fuzz, setup};
 
-const INJECTED: &str = "leakscope-preload";
+/// Injected libraries have no std and bring their own panic handlers: each is built alone, or the other crates' features
+/// (gimli with std) would come into it. They have no tests of their own; what they are made of is tested in `rt` and
+/// `asan_rt`.
+const INJECTED: [&str; 2] = ["leakscope-preload", "leakscope-asan"];
 /// Asks the end-to-end tests for their full length.
 const FULL: &[(&str, &str)] = &[("LEAKSCOPE_E2E_FULL", "1")];
 
@@ -17,17 +20,22 @@ pub fn run(words: &[String]) -> Result<()> {
     let fast = match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         [] => false,
         ["--fast"] => true,
-        ["--kills"] => return alone("a_killed_program_leaves_a_readable_recording"),
-        ["--stress"] => return alone("sixty_four_threads_that_fork_and_load_libraries_keep_their_counts"),
+        ["--kills"] => return alone(&["a_killed_program_leaves_a_readable_recording"]),
+        ["--stress"] => {
+            return alone(&[
+                "sixty_four_threads_that_fork_and_load_libraries_keep_their_counts",
+                "everything_at_once_on_the_simulated_cpu",
+            ]);
+        }
         _ => bail!("usage: cargo xtask test [--fast | --kills | --stress]"),
     };
     step(&["cargo", "fmt", "--all", "--check"])?;
     check::run()?;
-    // The injected library has no std and brings its own panic handler: it is built alone, or the other crates' features
-    // (gimli with std) would come into it. It has no tests of its own; what it is made of is tested in `rt`.
-    let others = ["--workspace", "--exclude", INJECTED];
+    let others = ["--workspace", "--exclude", INJECTED[0], "--exclude", INJECTED[1]];
     step(&[&["cargo", "clippy"], &others[..], &["--all-targets", "--", "--deny", "warnings"]].concat())?;
-    step(&["cargo", "clippy", "--package", INJECTED, "--", "--deny", "warnings"])?;
+    for package in INJECTED {
+        step(&["cargo", "clippy", "--package", package, "--", "--deny", "warnings"])?;
+    }
     build_leakscope()?;
     conformance::preload(fast)?;
     conformance::memcheck(fast)?;
@@ -45,9 +53,9 @@ fn path_of_tests() -> Result<String> {
     std::env::join_paths(all)?.into_string().map_err(|path| anyhow!("PATH is not UTF-8: {}", path.display()))
 }
 
-/// One of the long tests, at its full length.
-fn alone(name: &str) -> Result<()> {
+/// Some of the long tests, at their full length, one after the other.
+fn alone(names: &[&str]) -> Result<()> {
     build_leakscope()?;
-    let words = ["cargo", "test", "--package", "leakscope-e2e", "--test", "robustness", "--", "--exact", name];
-    step_with(&words, FULL)
+    let words = ["cargo", "test", "--package", "leakscope-e2e", "--test", "robustness", "--", "--test-threads=1", "--exact"];
+    step_with(&[&words, names].concat(), FULL)
 }

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use clap::ArgMatches;
 use leakscope_findings::diff::diff;
-use leakscope_findings::{Analysis, analyse};
+use leakscope_findings::{Analysis, Recording, analyse};
 use leakscope_report::diff as words;
 
 use crate::documents::sources;
@@ -21,6 +21,14 @@ use crate::report::read;
 /// When a file is not a recording that this build reads, or the report cannot be written.
 pub fn main(args: &DiffArgs, matches: &ArgMatches) -> Result<ExitCode> {
     let view = View::new(&args.view, matches, Destination::Stdout)?;
+    compare(args, &view, &read(&args.before)?, &read(&args.after)?)
+}
+
+/// Says what changed, under the names of the files.
+///
+/// # Errors
+/// When the report cannot be written, or not in the format that is asked for.
+pub fn compare(args: &DiffArgs, view: &View, before: &Recording, after: &Recording) -> Result<ExitCode> {
     let has_words = |format| matches!(format, Format::Text | Format::Json | Format::Markdown | Format::Html);
     if let Some(target) = view.targets.iter().find(|target| !has_words(target.format)) {
         bail!("--format {:?}: a difference is text, json, markdown or html; choose one of them", target.format);
@@ -30,7 +38,7 @@ pub fn main(args: &DiffArgs, matches: &ArgMatches) -> Result<ExitCode> {
     }
     let mut outputs = Outputs::default();
     outputs.prepare(&view.targets)?;
-    let (before, after) = (analyses(&args.before, &view)?, analyses(&args.after, &view)?);
+    let (before, after) = (analyses(before, view), analyses(after, view));
     let diff = diff(&before, &after);
     let name = |path: &Path| path.display().to_string();
     let names = words::Names { before: name(&args.before), after: name(&args.after) };
@@ -49,8 +57,7 @@ pub fn main(args: &DiffArgs, matches: &ArgMatches) -> Result<ExitCode> {
     Ok(if diff.is_worse() { ExitCode::from(view.error_exitcode) } else { ExitCode::SUCCESS })
 }
 
-fn analyses(path: &Path, view: &View) -> Result<Vec<Analysis>> {
-    let recording = read(path)?;
+fn analyses(recording: &Recording, view: &View) -> Vec<Analysis> {
     let processes = recording.processes.iter();
-    Ok(processes.map(|process| analyse(&recording.tool_version, process, &view.options, &view.suppressions)).collect())
+    processes.map(|process| analyse(&recording.tool_version, process, &view.options, &view.suppressions)).collect()
 }

@@ -5,7 +5,9 @@
 mod gate;
 pub mod ignored;
 mod import;
+pub mod kernel;
 mod report;
+pub mod trace;
 pub mod values;
 
 use std::ffi::OsString;
@@ -20,12 +22,15 @@ pub use gate::{
     SuppressionsCommand, Syntax, UpdateArgs,
 };
 pub use import::{ImportArgs, MtraceArgs};
+pub use kernel::KernelArgs;
 pub use report::{DiffArgs, Format, ReportArgs};
 
 use ignored::Ignored;
 use values::{bytes, heuristics, leak_check, leak_kinds, resolution, yes_no};
 
-/// Finds memory leaks in Linux programs, unmodified and at close to native speed.
+/// Finds memory leaks and memory errors in Linux programs, as they are: nothing is rebuilt.
+///
+/// `run` is for leaks and wrong frees at close to native speed, `memcheck` for wrong accesses as well.
 #[derive(Debug, Parser)]
 #[command(name = "leakscope", version, max_term_width = 100, args_override_self = true)]
 pub struct Cli {
@@ -46,6 +51,9 @@ pub enum Command {
     /// Check a running program for leaks now; it must have been started by `leakscope run`
     #[command(args_override_self = true)]
     Snapshot(Box<SnapshotArgs>),
+    /// Watch a running program's allocations, and report what outlives a while, by stack; the program is not touched
+    #[command(args_override_self = true, after_help = trace::TRACE_HELP)]
+    Trace(Box<trace::TraceArgs>),
     /// Report from a recording (`leakscope run -o FILE.leak`) again, or in another view
     #[command(args_override_self = true)]
     Report(Box<ReportArgs>),
@@ -67,6 +75,9 @@ pub enum Command {
     /// Suppression files: what they hide, and rules for what was found
     #[command(args_override_self = true)]
     Suppressions(Box<SuppressionsArgs>),
+    /// Leaks of the kernel: what it offers, and kmemleak made usable; needs root
+    #[command(args_override_self = true)]
+    Kernel(Box<KernelArgs>),
     /// Run cargo's tests under leakscope, and judge all of them together
     #[command(args_override_self = true, after_help = gate::CARGO_HELP)]
     Cargo(Box<CargoArgs>),
@@ -84,7 +95,28 @@ Environment: LEAKSCOPE_OPTS, LEAKSCOPE_CACHE_DIR (where the injected library is 
 
 const MEMCHECK_HELP: &str = "\
 Unmodified programs, static ones included, at a fraction of Valgrind's cost. Options are those of Memcheck. Errors are
-printed when they happen.
+printed when they happen. Besides the options above:
+
+  --read-var-info=yes|no            Name the variable that an address lies in, with its declaration [no]
+  --track-fds=no|yes|all            Which file descriptors are open at the end, and where they were opened [no]
+  --check-arrays=yes|no             String functions and system calls must stay in the variable they begin in [no]
+  --error-limit=yes|no              Stop after 1000 different errors, or 10000000 in all [yes]
+  --exit-on-first-error=yes|no      End with --error-exitcode at the first error [no]
+  --error-markers=BEGIN,END         Lines before and after each error
+  --freelist-vol=BYTES              Keep so many bytes of freed blocks from being used again [20000000]
+  --freelist-big-blocks=BYTES       Of those, blocks of this size are used again first [1000000]
+  --redzone-size=BYTES              Keep so many bytes around blocks free [16]
+  --alignment=BYTES                 Align blocks so [16]
+  --malloc-fill=HEX, --free-fill=HEX  Fill new and freed blocks with this byte
+  --partial-loads-ok=yes|no         Aligned loads may reach past a block's end [yes]
+  --ignore-ranges=A-B,..            Addresses whose errors are not told
+  --ignore-range-below-sp=A-B       The same by distance below the stack pointer
+  --soname-synonyms=somalloc=LIB    Replace the allocator in this library too
+  --main-stacksize=BYTES            Size of the first thread's stack [as `ulimit -s`]
+  --trace-children-skip=PATTERNS    Programs that run on their own under --trace-children=yes
+  --trace-children-skip-by-arg=PATTERNS  The same by an argument
+
+docs/memcheck.md has a table of all of Memcheck's options.
 
 Exit code: as of `leakscope run`.";
 

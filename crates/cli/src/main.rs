@@ -13,6 +13,7 @@ mod flags;
 mod gate;
 mod gate_words;
 mod import;
+mod kernel;
 mod log_name;
 mod memcheck;
 mod mtrace;
@@ -23,6 +24,8 @@ mod report;
 mod run;
 mod snapshot;
 mod suppressions;
+mod trace;
+mod tracing;
 mod tui;
 
 use std::ffi::OsString;
@@ -118,6 +121,7 @@ fn dispatch(cli: &Cli, matches: &ArgMatches) -> Result<ExitCode> {
         Command::Run(args) => run::main(args, matches),
         Command::Memcheck(args) => memcheck::main(args, matches),
         Command::Snapshot(args) => snapshot::main(args, matches),
+        Command::Trace(args) => trace::main(args, matches),
         Command::Report(args) => report::main(args, matches),
         Command::Import(args) => import::main(args, matches),
         Command::Mtrace(args) => mtrace::main(args),
@@ -125,6 +129,7 @@ fn dispatch(cli: &Cli, matches: &ArgMatches) -> Result<ExitCode> {
         Command::Gate(args) => gate::main(args, matches),
         Command::Baseline(args) => baseline::main(args, matches),
         Command::Suppressions(args) => suppressions::main(args, matches),
+        Command::Kernel(args) => kernel::main(args, matches),
         Command::Cargo(args) => cargo_test::main(args, matches),
     }
 }

@@ -1,5 +1,6 @@
 //! `leakscope memcheck`: runs a program in a simulated CPU, and prints each error when it happens.
 
+mod addresses;
 mod options;
 mod process;
 
@@ -25,7 +26,7 @@ use process::Process;
 /// When the program cannot be traced or a report cannot be written.
 pub fn main(args: &RunArgs, matches: &ArgMatches) -> Result<ExitCode> {
     let mut view_args = args.view.clone();
-    view_args.ignored.given.retain(|option| !options::is_known(option));
+    options::sort(&mut view_args.ignored.given, view_args.quiet)?;
     let mut view = View::new(&view_args, matches, Destination::Stderr)?;
     view.limit_detail();
     let mut outputs = Outputs::default();
@@ -45,6 +46,7 @@ pub fn main(args: &RunArgs, matches: &ArgMatches) -> Result<ExitCode> {
     let mut run = Run {
         symbolizer: leakscope_symbols::Symbolizer::new(view.symbols.clone()),
         view,
+        wishes: options::Wishes::new(matches),
         outputs,
         recording: record::empty_recording(),
         processes: Vec::new(),
@@ -64,6 +66,7 @@ pub fn main(args: &RunArgs, matches: &ArgMatches) -> Result<ExitCode> {
 
 struct Run {
     view: View,
+    wishes: options::Wishes,
     symbolizer: leakscope_symbols::Symbolizer,
     outputs: Outputs,
     recording: Recording,
@@ -79,11 +82,14 @@ impl Run {
             Happening::Event { process, event } => {
                 while self.processes.len() <= process {
                     let inherits = session.is_forked(self.processes.len());
-                    self.processes.push(Process::new(self.view.targets.len(), inherits));
+                    self.processes.push(Process::new(self.view.targets.len(), inherits, self.wishes.clone()));
                 }
                 let state = &mut self.processes[process];
                 let taken = state.event(&event, &self.view, &mut self.symbolizer, &mut self.outputs);
                 let (shown, hidden) = state.errors();
+                if let Some(answer) = state.take_answer() {
+                    session.answer_question(process, &answer);
+                }
                 session.taken(process, shown, hidden);
                 if let Err(error) = taken {
                     self.failure.get_or_insert(error);
@@ -92,7 +98,7 @@ impl Run {
             Happening::Ended { process, end, lost } => {
                 while self.processes.len() <= process {
                     let inherits = session.is_forked(self.processes.len());
-                    self.processes.push(Process::new(self.view.targets.len(), inherits));
+                    self.processes.push(Process::new(self.view.targets.len(), inherits, self.wishes.clone()));
                 }
                 if lost > 0 {
                     eprintln!("leakscope: {lost} events did not fit into the file between engine and report");

@@ -78,3 +78,139 @@ fn real_programs_are_left_alone() {
         assert!(here.stdout == native.stdout, "{words:?}");
     }
 }
+
+/// Builds a program of `fixtures/memcheck` with these flags.
+fn build(name: &str, flags: &[&str], folder: &std::path::Path) -> std::path::PathBuf {
+    let program = folder.join(name);
+    let source = fixtures_dir().join("memcheck").join(format!("{name}.c"));
+    let finished = Run::new("cc").args(["-g", "-w"]).args(flags).arg("-o").arg(&program).arg(&source).finish().unwrap();
+    assert_eq!(finished.ending, Ending::Exit(0), "{}", finished.stderr);
+    program
+}
+
+/// The lines of a report without what stands in front of them.
+fn words(report: &str) -> Vec<&str> {
+    report.lines().filter_map(|line| Some(line.strip_prefix("==")?.split_once("==")?.1.trim())).collect()
+}
+
+/// Whether a text has these pieces in their order, from its beginning to its end.
+fn fits(pattern: &str, text: &str) -> bool {
+    let mut pieces = pattern.split('*');
+    let Some(mut rest) = pieces.next().and_then(|first| text.strip_prefix(first)) else { return false };
+    let pieces: Vec<&str> = pieces.collect();
+    let Some((last, middle)) = pieces.split_last() else { return rest.is_empty() };
+    for piece in middle {
+        let Some(at) = rest.find(piece) else { return false };
+        rest = &rest[at + piece.len()..];
+    }
+    rest.ends_with(last)
+}
+
+/// What is said of addresses of variables, with debug information of variables and without; Memcheck says the same.
+#[test]
+fn variables_are_named() {
+    let tool = Tool::from_env().unwrap();
+    let scratch = tempfile::tempdir().unwrap();
+    let program = build("variables", &["-O0"], scratch.path());
+    let source = std::fs::read_to_string(fixtures_dir().join("memcheck/variables.c")).unwrap();
+    for (column, option) in [(0, "--read-var-info=yes"), (1, "--read-var-info=no")] {
+        let run = start(tool).args(["-q", "--leak-check=no", option]).arg(&program);
+        let finished = run.limit(Duration::from_secs(60)).finish().unwrap();
+        let lines = words(&finished.stderr);
+        let mut compared = 0;
+        for (number, line) in source.lines().enumerate() {
+            let Some((_, expected)) = line.split_once("; // ").filter(|(code, _)| code.contains("touch(")) else {
+                continue;
+            };
+            let is_more = expected.starts_with('!');
+            let expected = expected.trim_start_matches("! ").split(" | ").nth(column).unwrap();
+            if is_more && tool == Tool::Valgrind && column == 0 {
+                continue;
+            }
+            let caller = format!("(variables.c:{})", number + 1);
+            let at = lines.iter().position(|line| line.starts_with("by ") && line.ends_with(&caller));
+            let at = at.unwrap_or_else(|| panic!("{caller} is not in {}", finished.stderr));
+            let said = lines[at..].iter().skip_while(|line| line.starts_with("by ")).take_while(|line| !line.is_empty());
+            let said: Vec<&str> = said.copied().filter(|line| !line.starts_with("at 0x")).collect();
+            assert!(fits(expected, &said.join(" ")), "{option}: {expected}\n{}", said.join(" "));
+            compared += 1;
+        }
+        assert!(compared > 8, "{compared} sentences were compared");
+    }
+}
+
+/// Each flaw of an array is found, and its twin without it is left alone, at every level of optimisation.
+#[test]
+fn arrays_that_are_overrun_are_found() {
+    let source = std::fs::read_to_string(fixtures_dir().join("memcheck/arrays.c")).unwrap();
+    let table = source.lines().skip_while(|line| !line.starts_with("// case ")).skip(1);
+    let rows: Vec<Vec<&str>> =
+        table.map_while(|line| line.strip_prefix("// ")).map(|line| line.split_whitespace().collect()).collect();
+    assert!(rows.len() > 20);
+    for flags in [&["-O0"][..], &["-O2", "-fno-builtin", "-U_FORTIFY_SOURCE"]] {
+        let scratch = tempfile::tempdir().unwrap();
+        let program = build("arrays", &[flags, &["-fno-stack-protector"]].concat(), scratch.path());
+        for row in &rows {
+            let (case, error) = (row[0], row[1]);
+            for twin in [&[][..], &["clean"]] {
+                let file = scratch.path().join("report.xml");
+                let run = start(Tool::Leakscope)
+                    .args(["-q", "--leak-check=no", "--check-arrays=yes", "--xml=yes"])
+                    .arg(format!("--xml-file={}", file.display()))
+                    .arg(&program)
+                    .arg(case)
+                    .args(twin);
+                let finished = run.limit(Duration::from_secs(60)).finish().unwrap();
+                let text = std::fs::read_to_string(&file).unwrap();
+                let report = parse_report(&text).unwrap_or_else(|error| panic!("{case}: {error:#} {}", finished.stderr));
+                let kinds: Vec<&str> = report.errors.iter().map(|error| error.kind.as_str()).collect();
+                let expected: &[&str] = if twin.is_empty() && error != "-" { &[error] } else { &[] };
+                // After a flaw, what follows may be wrong, too.
+                assert_eq!(kinds.get(..1).unwrap_or_default(), expected, "{case} {twin:?} {flags:?}: {text}");
+            }
+        }
+    }
+}
+
+/// Functions that the program wraps by `valgrind.h` run in their wrappers, and those reach the functions.
+#[test]
+fn functions_can_be_wrapped() {
+    let scratch = tempfile::tempdir().unwrap();
+    let program = build("wrapping", &["-O1", "-fno-builtin"], scratch.path());
+    let run = start(Tool::from_env().unwrap()).args(["-q", "--error-exitcode=9"]).arg(&program);
+    let finished = run.limit(Duration::from_secs(60)).finish().unwrap();
+    assert_eq!(finished.ending, Ending::Exit(0), "{}", finished.stderr);
+    let printed = String::from_utf8_lossy(&finished.stdout).into_owned();
+    assert_eq!(printed, "wrapped 3+4=8; factorial 120 in 5 calls; wrapped puts: hello\n");
+}
+
+/// Open descriptors are listed with the place where they were opened, the last one first.
+#[test]
+fn descriptors_are_tracked() {
+    let tool = Tool::from_env().unwrap();
+    let scratch = tempfile::tempdir().unwrap();
+    let program = build("descriptors", &["-O0"], scratch.path());
+    let run = start(tool).args(["--track-fds=yes", "--leak-check=no"]).arg(&program);
+    let finished = run.limit(Duration::from_secs(60)).finish().unwrap();
+    let lines = words(&finished.stderr);
+    let at = |wanted: &str| {
+        let found = lines.iter().position(|line| fits(wanted, line));
+        found.unwrap_or_else(|| panic!("no {wanted:?} in {}", finished.stderr))
+    };
+    let head = at("FILE DESCRIPTORS: * open (3 std) at exit.");
+    let order = [
+        "Open file descriptor 40:*",
+        "Open AF_UNIX socket *: <unknown>",
+        "Open AF_UNIX socket *: <unknown>",
+        "Open AF_INET socket *: 127.0.0.1:* <-> unbound",
+        "Open file descriptor *: /dev/null",
+    ];
+    let listed: Vec<&str> = lines[head..].iter().copied().filter(|line| line.starts_with("Open ")).collect();
+    for (number, wanted) in order.iter().enumerate() {
+        assert!(fits(wanted, listed[number]), "{wanted}: {listed:#?}");
+    }
+    let opener = at("Open file descriptor *: /dev/null") + 1;
+    let stack = lines[opener..].iter().take_while(|line| line.starts_with("at ") || line.starts_with("by "));
+    assert!(stack.clone().any(|line| line.ends_with("open_it (descriptors.c:9)")), "{}", finished.stderr);
+    assert!(lines.iter().all(|line| !line.contains("closed")), "{}", finished.stderr);
+}

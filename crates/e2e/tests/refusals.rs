@@ -55,13 +55,17 @@ fn changed_program(dir: &Path, changes: &[(usize, u8)]) -> PathBuf {
 
 #[test]
 fn no_such_program() {
-    refused(&["run", "--", "/nonexistent/program"], &["/nonexistent/program", "no such"]);
-    refused(&["run", "--", "certainly-not-a-program-of-this-system"], &["certainly-not-a-program-of-this-system"]);
+    for command in ["run", "memcheck"] {
+        refused(&[command, "--", "/nonexistent/program"], &["/nonexistent/program", "no such"]);
+        let name = "certainly-not-a-program-of-this-system";
+        refused(&[command, "--", name], &[name]);
+    }
 }
 
 #[test]
 fn no_program_at_all() {
     refused(&["run"], &["program"]);
+    refused(&["memcheck"], &["program"]);
 }
 
 #[test]
@@ -69,11 +73,13 @@ fn not_executable() {
     let dir = scratch();
     let path = write(dir.path(), "data", b"text\n", 0o644);
     refused(&["run", "--", text(&path)], &[text(&path), "execut"]);
+    refused(&["memcheck", "--", text(&path)], &[text(&path), "execut"]);
 }
 
 #[test]
 fn a_directory() {
     refused(&["run", "--", "/tmp"], &["/tmp", "directory"]);
+    refused(&["memcheck", "--", "/tmp"], &["/tmp", "directory"]);
 }
 
 #[test]
@@ -96,13 +102,17 @@ fn a_set_user_id_program() {
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o4755)).unwrap();
     }
     refused(&["run", "--", text(&path)], &[text(&path), "set-user-id"]);
+    refused(&["memcheck", "--", text(&path)], &[text(&path), "set-user-id", "copy"]);
 }
 
 #[test]
 fn another_architecture() {
     let dir = scratch();
     // e_machine: 183 is AArch64.
-    refused(&["run", "--", text(&changed_program(dir.path(), &[(18, 183), (19, 0)]))], &["changed", "aarch64"]);
+    let changed = changed_program(dir.path(), &[(18, 183), (19, 0)]);
+    for command in ["run", "memcheck"] {
+        refused(&[command, "--", text(&changed)], &["changed", "aarch64"]);
+    }
 }
 
 #[test]
@@ -115,6 +125,61 @@ fn a_32_bit_program() {
         assert_eq!(build.ending, Ending::Exit(0), "{}", build.stderr);
     }
     refused(&["run", "--", text(&program)], &["small", "32-bit"]);
+    refused(&["memcheck", "--", text(&program)], &["small", "32-bit"]);
+}
+
+#[test]
+fn a_missing_dynamic_loader() {
+    let dir = scratch();
+    let mut bytes = std::fs::read("/bin/true").unwrap();
+    let name = b"/lib64/ld-linux-x86-64.so.2";
+    let at = bytes.windows(name.len()).position(|part| part == name).unwrap();
+    bytes[at + name.len() - 1] = b'9';
+    let program = write(dir.path(), "lonely", &bytes, 0o755);
+    refused(&["memcheck", "--", text(&program)], &["lonely", "ld-linux-x86-64.so.9", "install"]);
+}
+
+#[test]
+fn no_program_but_bytes() {
+    let dir = scratch();
+    let program = write(dir.path(), "archive", b"PK\x03\x04\0\0\0\0", 0o755);
+    refused(&["memcheck", "--", text(&program)], &["archive", "neither an elf program nor a script"]);
+    let cut = write(dir.path(), "cut", &std::fs::read("/bin/true").unwrap()[..100], 0o755);
+    refused(&["memcheck", "--", text(&cut)], &["cut", "damaged elf file"]);
+    let script = write(dir.path(), "script", b"#!/nowhere/interpreter\n", 0o755);
+    refused(&["memcheck", "--", text(&script)], &["/nowhere/interpreter", "does not exist"]);
+}
+
+#[test]
+fn too_little_address_space() {
+    let limited = |limit: &str, leakscope: &str| {
+        let command = format!("{limit}; exec {leakscope} /bin/echo lives");
+        Run::new("bash").args(["-c", &command]).finish().unwrap()
+    };
+    let memcheck = format!("{} memcheck -q --leak-check=no --", leakscope_bin().display());
+    for (limit, name) in [("ulimit -v 4000000", "ulimit -v"), ("ulimit -d 400000", "ulimit -d")] {
+        let finished = limited(limit, &memcheck);
+        assert_ne!(finished.ending, Ending::Exit(0), "{}", finished.stderr);
+        let said = &finished.stderr;
+        assert!(said.contains("48 TB") && said.contains("address space") && said.contains(&format!("{name} unlimited")), "{said}");
+        assert_eq!(said.lines().count(), 1, "{said}");
+    }
+    // A soft limit is the program's own: the engine takes none of it.
+    let finished = limited("ulimit -S -v 4000000; ulimit -S -d 400000", &memcheck);
+    assert_eq!((finished.ending, &finished.stdout[..]), (Ending::Exit(0), &b"lives\n"[..]), "{}", finished.stderr);
+    let reading = format!("{} memcheck -q --leak-check=no -- /bin/bash -c 'ulimit -v; ulimit -d; bash -c \"ulimit -v\"'; :", leakscope_bin().display());
+    let finished = Run::new("bash").args(["-c", &format!("ulimit -S -v 4000000; ulimit -S -d 400000; {reading}")]).finish().unwrap();
+    assert_eq!(String::from_utf8_lossy(&finished.stdout), "4000000\n400000\n4000000\n", "{}", finished.stderr);
+}
+
+/// Text without a `#!` line is the shell's, as a shell and Valgrind have it.
+#[test]
+fn text_is_run_by_the_shell() {
+    let dir = scratch();
+    let program = write(dir.path(), "text", b"echo \"$# $1\"\nexit 4\n", 0o755);
+    let run = Run::new(leakscope_bin()).args(["memcheck", "-q", "--leak-check=no", "--", text(&program), "a b", "c"]);
+    let finished = run.finish().unwrap();
+    assert_eq!((finished.ending, &finished.stdout[..]), (Ending::Exit(4), &b"2 a b\n"[..]), "{}", finished.stderr);
 }
 
 #[test]

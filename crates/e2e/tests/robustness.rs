@@ -109,3 +109,27 @@ fn sixty_four_threads_that_fork_and_load_libraries_keep_their_counts() {
     let (blocks, bytes) = lost.max().expect("a report");
     assert_eq!([blocks, bytes], [counts[0], counts[1]], "blocks and bytes, reported and counted by the program");
 }
+
+/// The program checks itself; the checker must have nothing to say, in no process, and each process must say so.
+#[test]
+fn everything_at_once_on_the_simulated_cpu() {
+    let seconds = if is_full() { 600 } else { 5 };
+    let program = build("memcheck.c", &[]).unwrap();
+    let scratch = tempfile::tempdir().unwrap();
+    let log = format!("--log-file={}", scratch.path().join("log.%p").display());
+    let run = Run::new(leakscope_bin()).args(["memcheck", "--leak-check=no", "--error-exitcode=9", &log]).arg(&program);
+    let finished = run.arg(seconds.to_string()).limit(Duration::from_secs(seconds * 3 + 120)).finish().unwrap();
+    assert_eq!(finished.ending, Ending::Exit(0), "{}", finished.stderr);
+    assert_eq!(finished.stderr, "");
+    let said = String::from_utf8_lossy(&finished.stdout).into_owned();
+    let counts: Vec<u64> = said.split_whitespace().map(|word| word.parse().unwrap()).collect();
+    assert!(counts.len() == 6 && counts.iter().all(|&count| count > 0), "{said}");
+    let mut reports = 0;
+    for entry in std::fs::read_dir(scratch.path()).unwrap() {
+        let text = std::fs::read_to_string(entry.unwrap().path()).unwrap();
+        assert!(text.contains("ERROR SUMMARY: 0 errors from 0 contexts"), "{text}");
+        reports += 1;
+    }
+    // A third of the children come by vfork, and every fifth of all executes a shell.
+    assert!(reports > counts[2] / 2, "{reports} reports of {} children", counts[2]);
+}

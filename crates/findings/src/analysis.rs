@@ -287,6 +287,8 @@ pub struct LossRecord {
     pub heuristics: [Amount; 4],
     /// What happened at its sites over the whole run.
     pub totals: Totals,
+    /// What else is known of its blocks, a sentence each.
+    pub notes: Vec<String>,
 }
 
 /// Equal wrong calls.
@@ -312,6 +314,8 @@ pub struct MisuseError {
     pub requested_bytes: u64,
     /// For `Overrun`: bytes past the end at which the first changed byte lies.
     pub overrun_offset: u64,
+    /// What is known of the address when it is in no block, with a stack or without.
+    pub about: Vec<(Arc<str>, Option<Stack>)>,
     /// Identity across builds and machines.
     pub fingerprint: Fingerprint,
     /// The rule that hides it.

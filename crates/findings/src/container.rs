@@ -13,7 +13,7 @@
 //! host, number of processes), then for each process `PROC` (facts, modules, misuses, checks), `SYMS` (names,
 //! frames, locations), `TREE` (the stack tree), `SITE` (sites); of processes that another tool recorded, `WITN`
 //! (which tool, and memory errors); of those that called `mtrace()` or whose events were logged, `INTV` (intervals, the
-//! log). `DONE` ends the file. An unknown tag is skipped, so that an older build reads a newer file of the same version.
+//! log); of those that the simulated CPU ran, `FUNC` (where their allocation functions are, and addresses of wrong calls). `DONE` ends the file. An unknown tag is skipped, so that an older build reads a newer file of the same version.
 //!
 //! Decoding is total. A claimed length is believed only as far as there are bytes, and a section grows to its
 //! claimed raw length only as data arrives, up to [`MOST_RAW_BYTES`] in all.

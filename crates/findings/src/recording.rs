@@ -96,6 +96,47 @@ pub struct ProcessRecording {
     /// The log of events that was written.
     #[serde(default)]
     pub event_log: EventLog,
+    /// Where the program has its own allocation functions, for which an engine stood in.
+    #[serde(default)]
+    pub functions: Vec<FunctionPlace>,
+    /// What is known of addresses of wrong calls that are in no block.
+    #[serde(default)]
+    pub misuse_notes: Vec<MisuseNote>,
+    /// What else is known of the blocks of a site, sorted by site.
+    #[serde(default)]
+    pub site_notes: Vec<SiteNote>,
+}
+
+/// A sentence on the blocks of a site, such as who allocated them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SiteNote {
+    /// The site.
+    pub site: u32,
+    /// The leak kind that it is about, as a number; `None` for all.
+    pub kind: Option<u8>,
+    /// The sentence, one line, without a point.
+    pub text: String,
+}
+
+/// What is known of the address of a wrong call that is in no block.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MisuseNote {
+    /// Number of the wrong call.
+    pub misuse: u32,
+    /// In Memcheck's words.
+    pub about: Vec<AuxiliaryStack>,
+}
+
+/// Where the program has an allocation function.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FunctionPlace {
+    /// Which.
+    #[serde(with = "codes::alloc_fn")]
+    pub function: AllocFn,
+    /// Address at run time.
+    pub address: u64,
+    /// Number of the module.
+    pub module: Option<u32>,
 }
 
 /// Facts about a process. Paths and arguments are shown, not opened: bytes that are not UTF-8 are replaced.
@@ -205,19 +246,20 @@ impl Lost {
     /// What was lost and how often, as words for a report; only counts above zero.
     pub fn words(&self) -> Vec<(u64, &'static str)> {
         [
-            (self.sites, "allocations have no site: there was no room for more sites"),
-            (self.nodes, "stacks are cut: there was no room for more frames"),
-            (self.counters, "counter updates are lost: there was no room for more counters"),
-            (self.blocks, "blocks are missing from the leak check: the block table was full"),
-            (self.deep_stacks, "stacks are cut: they were deeper than the limit"),
-            (self.broken_stacks, "stacks are cut: they reached code without unwind information"),
-            (self.modules, "modules are missing: there was no room for more"),
-            (self.misuses, "wrong calls are missing: there was no room for more"),
-            (self.threads, "events of threads are missing: there was no room for more threads"),
-            (self.intervals, "intervals between mtrace() and muntrace() are missing or incomplete: there was no room"),
+            (self.sites, "allocation has no site: there was no room for more sites", "allocations have no site: there was no room for more sites"),
+            (self.nodes, "stack is cut: there was no room for more frames", "stacks are cut: there was no room for more frames"),
+            (self.counters, "counter update is lost: there was no room for more counters", "counter updates are lost: there was no room for more counters"),
+            (self.blocks, "block is missing from the leak check: the block table was full", "blocks are missing from the leak check: the block table was full"),
+            (self.deep_stacks, "stack is cut: it was deeper than the limit", "stacks are cut: they were deeper than the limit"),
+            (self.broken_stacks, "stack is cut: it reached code without unwind information", "stacks are cut: they reached code without unwind information"),
+            (self.modules, "module is missing: there was no room for more", "modules are missing: there was no room for more"),
+            (self.misuses, "wrong call is missing: there was no room for more", "wrong calls are missing: there was no room for more"),
+            (self.threads, "event of a thread is missing: there was no room for more threads", "events of threads are missing: there was no room for more threads"),
+            (self.intervals, "interval between mtrace() and muntrace() is missing or incomplete: there was no room", "intervals between mtrace() and muntrace() are missing or incomplete: there was no room"),
         ]
         .into_iter()
-        .filter(|&(count, _)| count > 0)
+        .filter(|&(count, ..)| count > 0)
+        .map(|(count, one, many)| (count, if count == 1 { one } else { many }))
         .collect()
     }
 }

@@ -51,5 +51,8 @@ impl<C: Cpu, M: Monitor<C> + 'static> Task<C, M> {
         leakscope_syscalls::written(call.number, &call.arguments, result, before, &Target, &mut |region: Region| {
             self.monitor().after_call(cpu, call, result, &region);
         });
+        leakscope_syscalls::descriptors(call.number, &call.arguments, result, &Target, &mut |change| {
+            self.monitor().descriptors(cpu, change);
+        });
     }
 }

@@ -61,6 +61,7 @@ mod task;
 mod thread;
 
 pub use cpu::Cpu;
+pub use limits::lift_limits;
 pub use leakscope_syscalls::{Access, Param, Region};
 pub use monitor::{Call, Ending, ExecPlan, ExecRequest, Monitor, ThreadStart};
 pub use process::{Error, Process, Setup, ThreadView, View};

@@ -1,5 +1,7 @@
 //! Resource limits that count the engine's memory if the kernel had them: kept here, and set for the next program.
 
+use std::sync::OnceLock;
+
 use crate::dispatch::{EINVAL, EPERM};
 use crate::raw;
 
@@ -35,9 +37,30 @@ fn kernel_limit(resource: u32, new: Option<(u64, u64)>) -> Result<(u64, u64), i6
     if result < 0 { Err(result) } else { Ok((old[0], old[1])) }
 }
 
+/// What the process was started with, when [`lift_limits`] changed it.
+static GIVEN: OnceLock<Limits> = OnceLock::new();
+
+/// Takes the soft limits of address space and data away, in which the engine's own memory would count. The target goes on
+/// with those that there were. To be called before the engine maps anything large; once is enough.
+pub fn lift_limits() {
+    GIVEN.get_or_init(|| {
+        let mut given = Limits::from_kernel();
+        for resource in [libc::RLIMIT_AS, libc::RLIMIT_DATA] {
+            let (soft, hard) = given.get(resource);
+            given.is_changed |= soft < hard && kernel_limit(resource, Some((hard, hard))).is_ok();
+        }
+        given
+    });
+}
+
 impl Limits {
     /// What the process was started with.
-    pub fn from_kernel() -> Self {
+    pub fn given() -> Self {
+        GIVEN.get().copied().unwrap_or_else(Self::from_kernel)
+    }
+
+    /// What the kernel has now.
+    fn from_kernel() -> Self {
         let values = VIRTUAL.map(|resource| kernel_limit(resource, None).unwrap_or((INFINITY, INFINITY)));
         Self { values, is_changed: false }
     }

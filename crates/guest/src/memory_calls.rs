@@ -55,6 +55,8 @@ struct Request {
     descriptor: u64,
     offset: u64,
     is_elf: bool,
+    /// The dynamic loader takes room for a file that it will align and map.
+    is_reserve: bool,
 }
 
 impl Request {
@@ -121,7 +123,10 @@ impl<C: Cpu, M: Monitor<C> + 'static> Task<C, M> {
         }
         let Some(bytes) = self.mapping_length(length, flags) else { return ENOMEM };
         let is_elf = !has(libc::MAP_ANONYMOUS) && is_elf(descriptor as i32);
-        let request = Request { address, bytes, protection, flags, descriptor, offset, is_elf };
+        let is_reserve = has(libc::MAP_ANONYMOUS)
+            && protection == libc::PROT_NONE as u64
+            && self.process().setup.interpreter.contains(&cpu.guest().rip);
+        let request = Request { address, bytes, protection, flags, descriptor, offset, is_elf, is_reserve };
         let start = if has(libc::MAP_FIXED) || has(libc::MAP_FIXED_NOREPLACE) {
             self.map_fixed(&request)
         } else {
@@ -178,7 +183,7 @@ impl<C: Cpu, M: Monitor<C> + 'static> Task<C, M> {
                 return result;
             }
         }
-        let is_code = request.is_elf || request.protection & libc::PROT_EXEC as u64 != 0;
+        let is_code = request.is_elf || request.is_reserve || request.protection & libc::PROT_EXEC as u64 != 0;
         for low in [true, false] {
             if low && !is_code && !wants_low || !low && wants_low {
                 continue;
@@ -215,13 +220,15 @@ impl<C: Cpu, M: Monitor<C> + 'static> Task<C, M> {
         if self.process().space.is_reserved(start, end) {
             return ENOMEM;
         }
+        // Pages that are watched for writes get their own protection back first: the call may fail.
+        cpu.before_write(start, end);
         cpu.mapping_changed(start, end);
         let result = call(number as i64, a);
         // A failure at a hole leaves what is before it changed.
         let mut done = end;
         if result < 0 {
             let space = &self.process().space;
-            if result != ENOMEM || space.is_mapped(start, end) {
+            if result != ENOMEM || space.is_mapped(start, end) || space.is_lent(start) {
                 return result;
             }
             done = contiguous_end(space.within(start, end), start).min(end);
@@ -292,6 +299,8 @@ impl<C: Cpu, M: Monitor<C> + 'static> Task<C, M> {
         flags: u64,
     ) -> i64 {
         let old_bytes = old.end - old.start;
+        // What is watched for writes would move with its protection.
+        cpu.before_write(old.start, old.end);
         let result = call(libc::SYS_mremap, [old.start, old_bytes, bytes, flags, to, 0]);
         if result < 0 {
             return result;
@@ -356,10 +365,14 @@ impl<C: Cpu, M: Monitor<C> + 'static> Task<C, M> {
                 return ENOMEM;
             }
         }
-        let result = self.pass(cpu, libc::SYS_madvise as u64, a);
         let discards = [libc::MADV_DONTNEED, libc::MADV_FREE, libc::MADV_REMOVE, DONTNEED_LOCKED];
-        if result == 0 && length != 0 && discards.contains(&(advice as i32)) {
-            let end = start + page_up(length).unwrap_or(0);
+        let is_discarded = length != 0 && discards.contains(&(advice as i32));
+        let end = start.saturating_add(page_up(length).unwrap_or(0));
+        if is_discarded {
+            cpu.before_write(start, end);
+        }
+        let result = self.pass(cpu, libc::SYS_madvise as u64, a);
+        if result == 0 && is_discarded {
             cpu.mapping_changed(start, end);
             self.monitor().discarded(cpu, start, end);
         }
@@ -371,6 +384,7 @@ impl<C: Cpu, M: Monitor<C> + 'static> Task<C, M> {
         if self.process().space.is_reserved(start, end) {
             return EINVAL;
         }
+        cpu.before_write(start, end);
         let result = call(libc::SYS_remap_file_pages, a);
         cpu.mapping_changed(start, end);
         result

@@ -110,6 +110,9 @@ pub trait Monitor<C>: Sized {
     /// After a call: the kernel wrote this region.
     fn after_call(&mut self, cpu: &mut C, call: &Call, result: i64, region: &Region) {}
 
+    /// After a call: it opened or closed descriptors of the target.
+    fn descriptors(&mut self, cpu: &mut C, change: leakscope_syscalls::Descriptor) {}
+
     /// A thread begins; called on it, before its first instruction.
     fn thread_started(&mut self, cpu: &mut C, start: &ThreadStart) {}
 

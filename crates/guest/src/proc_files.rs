@@ -76,12 +76,15 @@ fn filter_maps(text: &str, space: &Space) -> String {
             }
             continue;
         }
-        let mapping = u64::from_str_radix(start, 16).ok().and_then(|start| space.find(start));
-        is_shown = mapping.is_some();
-        let Some(mapping) = mapping else { continue };
-        let name = match mapping.backing {
-            Backing::Heap => "[heap]",
-            Backing::Stack => "[stack]",
+        let Ok(start) = u64::from_str_radix(start, 16) else { continue };
+        let mapping = space.find(start);
+        is_shown = mapping.is_some() || space.is_lent(start);
+        if !is_shown {
+            continue;
+        }
+        let name = match mapping.map(|mapping| &mapping.backing) {
+            Some(Backing::Heap) => "[heap]",
+            Some(Backing::Stack) => "[stack]",
             _ => "",
         };
         // Names that the kernel gave for the engine's sake are not the target's.
@@ -228,13 +231,15 @@ mod tests {
                     Size:  8 kB\n\
                     e0000000000-e0000010000 rw-p 00000000 00:00 0 \n\
                     Size:  64 kB\n\
+                    200000000000-200000010000 rw-p 00000000 00:00 0 \n\
                     7ffffffde000-7ffffffff000 rw-p 00000000 00:00 0                          [stack]\n";
+        space.lend(0x2000_0000_0000..0x2e00_0000_0000);
         let shown = filter_maps(text, &space);
         let lines: Vec<&str> = shown.lines().collect();
         assert_eq!(lines[0], "00400000-00410000 r--p 00000000 08:01 12 /bin/x");
         assert_eq!(lines[1], "Size:  4 kB");
         assert!(lines[2].starts_with("e0000000000-e0000010000 rw-p 00000000 00:00 0 "), "{}", lines[2]);
         assert_eq!(lines[2].find("[heap]"), Some(73));
-        assert_eq!(lines[3..], ["Size:  64 kB"]);
+        assert_eq!(lines[3..], ["Size:  64 kB", "200000000000-200000010000 rw-p 00000000 00:00 0"]);
     }
 }

@@ -27,6 +27,8 @@ pub struct Setup {
     pub environment: Vec<Vec<u8>>,
     /// `/proc/self/auxv`: the bytes that are on the target's stack.
     pub auxiliary: Vec<u8>,
+    /// Where the dynamic loader's code is: what it reserves is for files that it loads.
+    pub interpreter: Range<u64>,
     /// Descriptors of the engine, which the target must not close. They are close-on-exec.
     pub hidden_descriptors: Vec<i32>,
 }
@@ -84,7 +86,7 @@ impl Process {
             actions,
             threads: Vec::new(),
             host_stacks: HostStacks::default(),
-            limits: Limits::from_kernel(),
+            limits: Limits::given(),
             hidden,
             warned: BTreeSet::new(),
         })

@@ -86,6 +86,10 @@ pub struct Space {
     mappings: BTreeMap<u64, Mapping>,
     /// The engine's, sorted.
     reserved: Vec<Range<u64>>,
+    /// The engine's too, but the target may use it and change its protection.
+    lent: Option<Range<u64>>,
+    /// What of that is executable, with `PROT_*`.
+    lent_code: BTreeMap<u64, (u64, i32)>,
     next_low: u64,
     next_high: u64,
     mapped_bytes: u64,
@@ -118,6 +122,43 @@ impl Space {
     pub fn reserve(&mut self, range: Range<u64>) {
         self.reserved.push(range);
         self.reserved.sort_by_key(|range| range.start);
+    }
+
+    /// Says where the engine keeps memory that it gives to the target: a heap of its own, whose mappings are not listed.
+    pub fn lend(&mut self, range: Range<u64>) {
+        self.lent = Some(range);
+    }
+
+    /// Whether an address lies in what [`Space::lend`] named.
+    #[must_use]
+    pub fn is_lent(&self, address: u64) -> bool {
+        self.lent.as_ref().is_some_and(|lent| lent.contains(&address))
+    }
+
+    fn protect_lent(&mut self, start: u64, end: u64, protection: i32) {
+        let Some(lent) = &self.lent else { return };
+        let (start, end) = (start.max(lent.start), end.min(lent.end));
+        if start >= end {
+            return;
+        }
+        let cut: Vec<_> = self
+            .lent_code
+            .range(..end)
+            .filter(|&(_, &(other_end, _))| start < other_end)
+            .map(|(&other, &rest)| (other, rest))
+            .collect();
+        for (other, (other_end, kept)) in cut {
+            self.lent_code.remove(&other);
+            if other < start {
+                self.lent_code.insert(other, (start, kept));
+            }
+            if end < other_end {
+                self.lent_code.insert(end, (other_end, kept));
+            }
+        }
+        if protection & libc::PROT_EXEC != 0 {
+            self.lent_code.insert(start, (end, protection));
+        }
     }
 
     /// All mappings, by address.
@@ -232,6 +273,7 @@ impl Space {
         if start >= end {
             return;
         }
+        self.protect_lent(start, end, protection);
         self.split(start);
         self.split(end);
         let starts: Vec<u64> = self.mappings.range(start..end).map(|(start, _)| *start).collect();
@@ -285,6 +327,9 @@ impl Space {
     /// The answer to [`leakscope_translate::Tool::code_region`].
     #[must_use]
     pub fn code_region(&self, address: u64) -> Option<CodeRegion> {
+        if self.is_lent(address) {
+            return self.lent_region(address);
+        }
         let mapping = self.find(address).filter(|mapping| mapping.protection & libc::PROT_EXEC != 0)?;
         let kind = if mapping.shared {
             CodeKind::Aliased
@@ -294,6 +339,13 @@ impl Space {
             CodeKind::Fixed
         };
         Some(CodeRegion { start: mapping.start, end: mapping.end, kind, protection: mapping.protection })
+    }
+
+    /// Pages that can be written are not protected: the engine writes to its heap when it likes.
+    fn lent_region(&self, address: u64) -> Option<CodeRegion> {
+        let (&start, &(end, protection)) = self.lent_code.range(..=address).next_back()?;
+        let kind = if protection & libc::PROT_WRITE != 0 { CodeKind::Aliased } else { CodeKind::Fixed };
+        (address < end).then_some(CodeRegion { start, end, kind, protection })
     }
 }
 

@@ -184,7 +184,7 @@ fn strip(process: &mut Process) {
         site.function = function;
     }
     // Without one a report would call it ours.
-    if process.out.witness.tool != Tool::Leakscope {
+    if process.out.witness.tool != Tool::Leakscope && process.out.hook_module.is_none() {
         process.out.hook_module = Some(hook.unwrap_or_else(|| {
             let path = process.out.witness.tool.name().into();
             process.out.modules.push(Module { path, ..Module::default() });

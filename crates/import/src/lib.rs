@@ -11,6 +11,7 @@ mod drmemory;
 mod finish;
 mod heap_profile;
 mod heaptrack;
+mod kernel_report;
 mod kmemleak;
 mod lines;
 mod log;
@@ -19,9 +20,11 @@ mod memcheck;
 mod memleak;
 mod memray;
 pub mod mtrace;
+mod page_owner;
 mod pprof;
 mod sanitizer;
 mod sink;
+mod traced;
 mod valgrind_text;
 mod valgrind_xml;
 
@@ -29,14 +32,17 @@ use std::fmt;
 use std::io::{self, BufRead, Cursor, Read};
 
 pub use finish::{Imported, NoNames, Resolver};
+pub use kmemleak::{KernelName, KernelNames, Scans, kernel_scan};
 pub use sink::Unread;
+pub use traced::{TraceFacts, TracedSite, kernel_trace, user_trace};
 
 use sink::Sink;
 
 /// A format that is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Format {
-    /// Valgrind's text, a sanitizer's report, kmemleak's dump or memleak's listing, in a log that may hold more.
+    /// Valgrind's text, a sanitizer's report, memleak's listing, or what the kernel's kmemleak, KASAN, KFENCE, SLUB debug and
+    /// page_owner write, in a log that may hold more.
     Log,
     /// Valgrind's XML.
     ValgrindXml,
@@ -73,7 +79,7 @@ impl Format {
     /// What it is called.
     pub fn name(self) -> &'static str {
         match self {
-            Self::Log => "a log of Valgrind, a sanitizer, kmemleak or memleak",
+            Self::Log => "a log of Valgrind, a sanitizer, memleak or the kernel",
             Self::ValgrindXml => "Valgrind's XML",
             Self::Mtrace => "a log of glibc's mtrace",
             Self::Heaptrack => "a heaptrack file",
@@ -102,8 +108,8 @@ impl fmt::Display for ImportError {
             Self::Unknown => write!(
                 f,
                 "no format that is known; expected output of Valgrind, AddressSanitizer, LeakSanitizer, mtrace, \
-                 kmemleak, heaptrack, memleak, jemalloc, pprof, Massif, Dr. Memory or memray. help: give the file as \
-                 the tool wrote it"
+                 kmemleak, KASAN, KFENCE, SLUB debug, page_owner, heaptrack, memleak, jemalloc, pprof, Massif, Dr. Memory \
+                 or memray. help: give the file as the tool wrote it"
             ),
         }
     }
@@ -137,6 +143,8 @@ pub fn recognise(head: &[u8]) -> Option<Format> {
         () if drmemory::is_results(begins) => Format::DrMemory,
         () if sanitizer::is_report(text)
             || kmemleak::is_dump(text)
+            || kernel_report::is_report(text)
+            || page_owner::is_list(text)
             || memleak::is_listing(text)
             || text.lines().any(|line| valgrind_text::prefix(&lines::without_colour(line)).is_some()) =>
         {

@@ -338,6 +338,16 @@ impl Process {
         number
     }
 
+    /// A new location with frames that have names already, innermost first; whoever asks keeps its number.
+    pub(crate) fn own_location(&mut self, pc: u64, module: u32, frames: &[FrameRecord]) -> u32 {
+        let number = self.out.locations.len() as u32;
+        let first_frame = self.out.frames.len() as u32;
+        self.out.frames.extend_from_slice(frames);
+        self.out.locations.push(Location { pc, module, first_frame, frames: frames.len() as u32 });
+        self.offsets.push(None);
+        number
+    }
+
     /// The site of a stack.
     pub(crate) fn site(&mut self, leaf: u32, front: Front) -> u32 {
         if let Some(&number) = self.site_numbers.get(&(leaf, front)) {

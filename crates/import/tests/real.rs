@@ -1,8 +1,8 @@
 //! Real outputs of the real tools, as this crate and the analysis read them.
 //!
-//! `data/` holds what the tools wrote on one machine (see docs/import.md); kmemleak, `memleak-bcc.txt`,
-//! `memleak-libbpf.txt` and Dr. Memory are samples in the form of their documentation, as these need a kernel or a binary
-//! that is not there. What is expected of each is written down here from reading the file.
+//! `data/` holds what the tools wrote on one machine (see docs/import.md); kmemleak of 6.1 and 6.18, KASAN,
+//! `memleak-bcc.txt`, `memleak-libbpf.txt` and Dr. Memory are samples in the form of their documentation, as these need a
+//! kernel or a binary that is not there. What is expected of each is written down here from reading the file.
 
 use std::fs;
 use std::io::Cursor;

@@ -197,6 +197,13 @@ impl Session {
         }
     }
 
+    /// Answers the question that is the last event; before [`Session::taken`].
+    pub fn answer_question(&mut self, process: usize, answer: &[(i64, i64)]) {
+        if let Some(traced) = self.traced.get(process) {
+            traced.file.answer(answer);
+        }
+    }
+
     /// Whether a process was forked by another one: its first events, up to the mark, are its parent's.
     pub fn is_forked(&self, process: usize) -> bool {
         self.traced.get(process).is_some_and(|traced| traced.is_forked)

@@ -32,8 +32,14 @@ pub use header::{
     state,
 };
 
+/// Pairs in an answer.
+pub const MOST_ANSWERS: usize = (CONFIG_BYTES as usize - 8) / 16;
+
 /// A stack: see the module's documentation.
 pub type Addresses = Vec<u64>;
+
+/// Stands in front of the stack of a block that the program announced itself, where others have the allocation function.
+pub const NO_FUNCTION: u64 = 1;
 
 /// Something that the engine tells.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -92,6 +98,14 @@ pub enum Event {
     Forked,
     /// Open file descriptors at the end (`--track-fds`).
     Descriptors(Vec<Descriptor>),
+    /// Where variables lie: those of the subject's only frame, relative to its canonical frame address, or the global one
+    /// around its address. The answer is put where the options were: how many there are, then pairs of first address
+    /// and one past the last (i64), at most [`MOST_ANSWERS`].
+    Question(Subject),
+    /// Allocation functions of a module for which the engine stands in, and their run-time addresses.
+    Functions(Vec<(AllocFn, u64)>),
+    /// The same for functions of strings and memory, by name.
+    StringFunctions(Vec<(String, u64)>),
 }
 
 /// Who is recorded.
@@ -147,6 +161,36 @@ pub struct Error {
     pub what: What,
     /// What is to be said besides, with a stack or without.
     pub auxiliary: Vec<(String, Addresses)>,
+    /// The address that `auxiliary` describes, if names may tell more of it: then they stand for `auxiliary`.
+    pub subject: Option<Subject>,
+}
+
+/// An address outside of the heap, and what names are looked up by.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Subject {
+    /// The address.
+    pub address: u64,
+    /// Number of the thread on whose stack it is; 0 when it is on none.
+    pub thread: u32,
+    /// Frames of that stack, innermost first, up to the one that holds the address.
+    pub frames: Vec<StackFrame>,
+    /// The last of the frames holds it.
+    pub is_within: bool,
+    /// The variable that ends at the address: its first address, and one past its last.
+    pub object: Option<(u64, u64)>,
+}
+
+/// A frame of a stack.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StackFrame {
+    /// An address in the instruction that runs, or in the call that is on its way.
+    pub pc: u64,
+    /// The stack pointer.
+    pub stack_pointer: u64,
+    /// The frame pointer.
+    pub frame_pointer: u64,
+    /// The canonical frame address: the stack pointer of the caller.
+    pub cfa: u64,
 }
 
 /// What an error is.
@@ -191,6 +235,8 @@ pub struct Block {
     pub allocated: Addresses,
     /// Where it was freed; empty when it was not.
     pub freed: Addresses,
+    /// The function that freed it.
+    pub freed_by: AllocFn,
 }
 
 /// Memcheck's heap summary.
@@ -272,6 +318,8 @@ pub struct Record {
     pub old_blocks: u64,
     /// Bytes at the last check.
     pub old_bytes: u64,
+    /// Bytes that hung on them at the last check.
+    pub old_indirect_bytes: u64,
     /// Starts of up to three of them.
     pub addresses: [u64; 3],
     /// The function that allocated.
@@ -285,7 +333,9 @@ pub struct Record {
 pub struct Descriptor {
     /// Its number.
     pub number: i32,
-    /// What it is, as `/proc/self/fd` says.
+    /// What it is: `file descriptor`, `AF_INET socket`.
+    pub what: String,
+    /// What it is open on: a path, addresses.
     pub target: Vec<u8>,
     /// Where it was opened; empty when it was inherited.
     pub stack: Addresses,

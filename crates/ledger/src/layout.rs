@@ -328,6 +328,8 @@ pub mod site_flags {
     pub const CUT_DEEP: u32 = 1;
     /// The stack ends at code without unwind information.
     pub const BROKEN: u32 = 2;
+    /// The program announced the block itself: no allocation function stands in front of the stack.
+    pub const NO_FUNCTION: u32 = 4;
     /// From this bit on: number of the interval (see [`super::IntervalRecord`]) in which the site allocates, plus one; 0
     /// outside of all. Within an interval every stack has a site of its own.
     pub const INTERVAL_SHIFT: u32 = 8;

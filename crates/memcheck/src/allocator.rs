@@ -5,7 +5,7 @@ use leakscope_translate::{Gpr, Guest};
 
 use crate::engine::{Memcheck, Replaced, shadow};
 use crate::functions::Function;
-use crate::heap::{BlockId, Request, State};
+use crate::heap::{BlockId, HeapOptions, Request, State};
 use crate::stacks::StackId;
 
 const ENOMEM: u64 = libc::ENOMEM as u64;
@@ -43,6 +43,84 @@ impl Memcheck {
                 0
             }
         }
+    }
+
+    /// Carries the commonest calls out, when there is nothing to say and nothing to get from the kernel; `None` before
+    /// anything has changed. May not use thread-local storage.
+    pub fn call_allocator_quickly(&mut self, guest: &Guest, replaced: Replaced) -> Option<u64> {
+        let Function::Alloc(function) = replaced.function else { return None };
+        let (first, second) = (guest.gpr(Gpr::Rdi), guest.gpr(Gpr::Rsi));
+        use AllocFn as F;
+        match function {
+            F::Malloc | F::New | F::NewArray | F::NewNothrow | F::NewArrayNothrow => {
+                self.allocate_quickly(guest, replaced.symbol, function, first, false)
+            }
+            F::Calloc => {
+                let fits = first.max(second) <= HeapOptions::MOST_QUICK_BYTES;
+                let bytes = fits.then(|| first * second)?;
+                self.allocate_quickly(guest, replaced.symbol, function, bytes, true)
+            }
+            F::Realloc if first == 0 => self.allocate_quickly(guest, replaced.symbol, function, second, false),
+            F::Realloc => self.realloc_quickly(guest, replaced.symbol, first, second),
+            F::Free | F::Cfree | F::Delete | F::DeleteArray | F::DeleteSized | F::DeleteArraySized => {
+                self.free_quickly(guest, replaced.symbol, function, first)
+            }
+            _ => None,
+        }
+    }
+
+    fn allocate_quickly(
+        &mut self,
+        guest: &Guest,
+        symbol: u64,
+        function: AllocFn,
+        size_bytes: u64,
+        zeroed: bool,
+    ) -> Option<u64> {
+        let stack = match self.options.keep_allocations {
+            true => self.recall.find(guest, symbol, self.options.num_callers)?,
+            false => StackId::NONE,
+        };
+        self.heap.allocate_quickly(Request { size_bytes, alignment: 0, function, stack, zeroed })
+    }
+
+    fn realloc_quickly(&mut self, guest: &Guest, symbol: u64, old: u64, bytes: u64) -> Option<u64> {
+        let is_known = self.recall.find(guest, symbol, self.options.num_callers).is_some();
+        if bytes == 0 || self.pools.has_custom() || self.options.keep_frees && !is_known {
+            return None;
+        }
+        let id = self.heap.find_live(old)?;
+        let block = self.heap.block(id);
+        let kept = block.size_bytes.min(bytes);
+        if block.function.family() != AllocFamily::Malloc || !self.heap.can_release_quickly(id) {
+            return None;
+        }
+        let new = self.allocate_quickly(guest, symbol, AllocFn::Realloc, bytes, false)?;
+        // SAFETY: as in `realloc`.
+        unsafe { std::ptr::copy_nonoverlapping(old as *const u8, new as *mut u8, kept as usize) };
+        shadow().copy(old, new, kept);
+        let stack = self.recall.find(guest, symbol, self.options.num_callers).filter(|_| self.options.keep_frees);
+        self.heap.release_quickly(id, stack.unwrap_or(StackId::NONE));
+        Some(new)
+    }
+
+    fn free_quickly(&mut self, guest: &Guest, symbol: u64, function: AllocFn, start: u64) -> Option<u64> {
+        if start == 0 {
+            return Some(0);
+        }
+        if self.pools.has_custom() {
+            return None;
+        }
+        self.heap.prepare_release(start);
+        let id = self.heap.find_live(start)?;
+        if self.heap.block(id).function.family() != function.family() {
+            return None;
+        }
+        let stack = match self.options.keep_frees {
+            true => self.recall.find(guest, symbol, self.options.num_callers)?,
+            false => StackId::NONE,
+        };
+        self.heap.release_quickly(id, stack).then_some(0)
     }
 
     /// A size that can only be a negative number: told, and nothing is allocated.
@@ -167,7 +245,7 @@ impl Memcheck {
             AllocFn::Realloc | AllocFn::Reallocarray => AllocFamily::Malloc,
             other => other.family(),
         };
-        if made_by != wanted && self.options.mismatched_frees {
+        if made_by != wanted && self.options.mismatched_frees && !self.modules.is_folded(symbol) {
             self.walk_hook(guest, symbol);
             let start = self.heap.block(id).start;
             self.report_misuse(guest, MisuseKind::MismatchedFree, function, start, Some(id));

@@ -16,6 +16,8 @@ const SMALLEST: usize = 16;
 const LARGEST: usize = 32 << 10;
 const CHUNK: usize = 1 << 20;
 const PAGE: usize = 4096;
+/// Tables of this size and more are looked up here and there: large pages save the processor much.
+const LARGE: usize = 4 << 20;
 
 /// A block that is free: it holds the next one.
 struct Free {
@@ -57,7 +59,14 @@ fn map(bytes: usize) -> usize {
             0,
         )
     };
-    if at == libc::MAP_FAILED { 0 } else { at as usize }
+    if at == libc::MAP_FAILED {
+        return 0;
+    }
+    if bytes >= LARGE {
+        // SAFETY: advice for a mapping of our own.
+        unsafe { libc::madvise(at, bytes, libc::MADV_HUGEPAGE) };
+    }
+    at as usize
 }
 
 fn is_small(layout: Layout) -> bool {

@@ -26,6 +26,7 @@ const SHT_DYNSYM: u32 = 11;
 const PT_LOAD: u32 = 1;
 const PT_NOTE: u32 = 4;
 const PT_DYNAMIC: u32 = 2;
+const PF_X: u32 = 1;
 const PT_GNU_EH_FRAME: u32 = 0x6474_e550;
 const NT_GNU_BUILD_ID: u32 = 3;
 const DT_SONAME: u64 = 14;
@@ -158,19 +159,24 @@ impl SymbolFile {
         facts
     }
 
-    /// File offset of an address as linked, and the other way round the bias of a mapping of an offset.
-    pub fn address_of_offset(&self, wanted: u64) -> Option<u64> {
+    /// The address as linked of what lies at an offset of the file, in an executable mapping that begins there.
+    ///
+    /// Segments may share a page of the file, as lld lays them out: then it is at two addresses, and the mapping's is that
+    /// of the segment which begins with the page and may be executed.
+    pub fn address_of_code(&self, wanted: u64) -> Option<u64> {
         let (headers, count) = self.long(32).zip(self.half(56))?;
-        (0..u64::from(count)).find_map(|number| {
+        let segments = (0..u64::from(count)).filter_map(|number| {
             let at = headers.checked_add(56 * number)?;
             if self.word(at)? != PT_LOAD {
                 return None;
             }
             let (offset, address, bytes) = (self.long(at + 8)?, self.long(at + 16)?, self.long(at + 32)?);
             let page = offset & !4095;
-            let within = page <= wanted && wanted < offset.checked_add(bytes)?;
-            within.then(|| (address & !4095).wrapping_add(wanted - page))
-        })
+            let is_within = page <= wanted && wanted < offset.checked_add(bytes)?;
+            let is_code = self.word(at + 4)? & PF_X != 0;
+            is_within.then(|| ((is_code, page == wanted), (address & !4095).wrapping_add(wanted - page)))
+        });
+        segments.max_by_key(|&(fit, _)| fit).map(|(_, address)| address)
     }
 
     fn offset_of_address(&self, wanted: u64) -> Option<u64> {
@@ -245,8 +251,33 @@ mod tests {
         // The loader agrees on where `malloc` is.
         // SAFETY: a plain call with a C string.
         let malloc = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"malloc".as_ptr()) } as u64;
-        let first = file.address_of_offset(0).unwrap();
+        let first = file.address_of_code(0).unwrap();
         assert_eq!(found[&b"malloc"[..]].0 + base - first, malloc);
+    }
+
+    /// Two segments of lld's kind: the first ends, and the second begins, within one page of the file.
+    #[test]
+    fn a_page_of_two_segments_is_the_mappings_own() {
+        let mut bytes = vec![0_u8; 0x3000];
+        bytes[..5].copy_from_slice(b"\x7fELF\x02");
+        bytes[32..40].copy_from_slice(&64_u64.to_le_bytes());
+        bytes[56..58].copy_from_slice(&2_u16.to_le_bytes());
+        // Type, flags, offset, address, physical address, bytes in the file and in memory, alignment.
+        for (number, (flags, offset, address, size)) in
+            [(4_u32, 0_u64, 0_u64, 0x1888_u64), (5, 0x1888, 0x2888, 0x1000)].into_iter().enumerate()
+        {
+            let mut header = [1_u32.to_le_bytes(), flags.to_le_bytes()].concat();
+            header.extend([offset, address, address, size, size, 0x1000].iter().flat_map(|word| word.to_le_bytes()));
+            bytes[64 + 56 * number..][..56].copy_from_slice(&header);
+        }
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("x");
+        std::fs::write(&path, &bytes).unwrap();
+        let file = SymbolFile::open(&std::ffi::CString::new(path.to_str().unwrap()).unwrap()).unwrap();
+        assert_eq!(file.address_of_code(0x1000), Some(0x2000), "not 0x1000, where the first segment has it");
+        assert_eq!(file.address_of_code(0), Some(0));
+        assert_eq!(file.address_of_code(0x2000), Some(0x3000));
+        assert_eq!(file.address_of_code(0x3000), None);
     }
 
     #[test]
@@ -263,7 +294,7 @@ mod tests {
             if let Some(file) = SymbolFile::open(&name) {
                 let mut count = 0;
                 file.functions(|_| count += 1);
-                let _ = (file.facts(), file.address_of_offset(4096), count);
+                let _ = (file.facts(), file.address_of_code(4096), count);
             }
         }
         assert!(SymbolFile::open(c"/").is_none() && SymbolFile::open(c"/nowhere").is_none());

@@ -7,6 +7,8 @@ use leakscope_ledger::events::{self, Event};
 use leakscope_shadow::Shadow;
 use leakscope_translate::{Guest, SHADOW_OFFSET};
 
+use crate::arrays::Arrays;
+use crate::descriptors::Descriptors;
 use crate::errors::Errors;
 use crate::functions::{Function, Names};
 use crate::heap::Heap;
@@ -14,10 +16,13 @@ use crate::modules::Modules;
 use crate::options::Options;
 use crate::output::Output;
 use crate::pools::Pools;
+use crate::recall::Recall;
 use crate::requests::ClientState;
 use crate::stacks::{StackId, Stacks};
+use crate::subjects::Walked;
 use crate::threads::Threads;
 use crate::unwind::{Unwinder, dwarf_order};
+use crate::wrapping::Wrappers;
 
 mod memory;
 
@@ -75,6 +80,8 @@ pub struct Memcheck {
     pub stacks: Stacks,
     /// Walks stacks.
     pub unwinder: Unwinder,
+    /// Stacks that were walked before.
+    pub recall: Recall,
     /// Mapped files with code.
     pub modules: Modules,
     /// Names of functions to replace.
@@ -91,6 +98,8 @@ pub struct Memcheck {
     pub program: Program,
     /// Room for walks.
     pub walk: Vec<u64>,
+    /// Where the last walk began.
+    pub walked: Walked,
     /// Where functions that free libraries' own memory are, to be called at the end.
     pub freeres: Vec<u64>,
     /// Those have been called.
@@ -99,6 +108,12 @@ pub struct Memcheck {
     pub unmapped_at_end: Vec<std::ops::Range<u64>>,
     /// A light hook met memory that is not mapped: the signal that is to be delivered.
     pub pending_fault: Option<crate::strings::Fault>,
+    /// What the target opened, for `--track-fds`.
+    pub descriptors: Descriptors,
+    /// Where variables are, for `--check-arrays`.
+    pub arrays: Arrays,
+    /// Functions of the target's own that stand for others.
+    pub wrappers: Wrappers,
     /// Leak checks so far.
     pub leaks: crate::leaks::LeakState,
 }
@@ -116,6 +131,7 @@ impl Memcheck {
             pools: Pools::default(),
             stacks: Stacks::new(),
             unwinder: Unwinder::default(),
+            recall: Recall::default(),
             modules: Modules::default(),
             names: Names::default(),
             replaced: Vec::new(),
@@ -124,28 +140,40 @@ impl Memcheck {
             client: ClientState::default(),
             program: Program::default(),
             walk: Vec::new(),
+            walked: Walked::default(),
             freeres: Vec::new(),
             has_freed_libraries: false,
             unmapped_at_end: Vec::new(),
             pending_fault: None,
+            descriptors: Descriptors::default(),
+            arrays: Arrays::default(),
+            wrappers: Wrappers::default(),
             leaks: crate::leaks::LeakState::default(),
         }
     }
 
     /// The stack of a guest that stands at the first instruction of a replaced function.
     pub fn stack_in_hook(&mut self, guest: &Guest, symbol: u64) -> StackId {
+        let most = self.options.num_callers;
+        if let Some(known) = self.recall.find(guest, symbol, most) {
+            return known;
+        }
         self.walk_hook(guest, symbol);
-        self.stacks.intern(&self.walk)
+        let stack = self.stacks.intern(&self.walk);
+        self.recall.keep(guest, symbol, most, self.unwinder.trace(), stack);
+        stack
     }
 
     /// As [`Memcheck::stack_in_hook`], into `walk`.
     pub fn walk_hook(&mut self, guest: &Guest, symbol: u64) {
+        self.walked = Walked { hook: Some(symbol), rip: 0 };
         let most = self.options.num_callers;
         self.unwinder.walk(Some(symbol), 0, dwarf_order(&guest.gpr), most, &mut self.walk);
     }
 
     /// The stack of a guest at any instruction, into `walk`.
     pub fn walk_here(&mut self, guest: &Guest, rip: u64) {
+        self.walked = Walked { hook: None, rip };
         let most = self.options.num_callers;
         self.unwinder.walk(None, rip, dwarf_order(&guest.gpr), most, &mut self.walk);
     }
@@ -159,9 +187,6 @@ impl Memcheck {
     /// Tells what is left to tell; the leak check has run. Gives the status to end with.
     pub fn tell_end(&mut self, status: i32) -> i32 {
         self.tell_counts();
-        if self.options.track_fds {
-            self.tell_descriptors();
-        }
         self.output.tell(&Event::Ended { status, monotonic_ns: monotonic_ns() });
         self.output.wait();
         self.output.set_state(events::state::ENDED);

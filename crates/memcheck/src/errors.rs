@@ -2,13 +2,15 @@
 
 use std::collections::HashMap;
 
-use leakscope_ledger::events::{self, Addresses, Event, Field, What};
+use leakscope_ledger::events::{self, Addresses, Event, Field, NO_FUNCTION, What};
 use leakscope_model::{AllocFn, ErrorKind, MisuseKind};
 use leakscope_translate::Guest;
 
 use crate::engine::Memcheck;
+use crate::functions::Function;
 use crate::heap::BlockId;
 use crate::stacks::StackId;
+use crate::subjects::Description;
 
 /// What must agree, beside the stack, for two errors to be one.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -30,9 +32,6 @@ const MANY_ERRORS: usize = 100;
 /// `--error-limit`.
 const MOST_DISTINCT: usize = 1000;
 const MOST_IN_ALL: u64 = 10_000_000;
-
-/// Stands in front of stacks of an allocator's request, where others have the allocator's function.
-pub const NO_FUNCTION: u64 = 1;
 
 /// Errors so far.
 #[derive(Clone, Debug, Default)]
@@ -100,7 +99,7 @@ impl Memcheck {
     }
 
     /// Tells a new error and waits until it is printed.
-    fn publish(&mut self, number: u32, what: What, auxiliary: Vec<(String, Addresses)>) {
+    fn publish(&mut self, number: u32, what: What, about: Description) {
         let thread = self.threads.current();
         let (number_of_thread, tid) = (thread.number, thread.tid);
         self.output.tell(&Event::Error(events::Error {
@@ -110,7 +109,8 @@ impl Memcheck {
             thread_name: crate::threads::name(),
             stack: self.walk.clone(),
             what,
-            auxiliary,
+            auxiliary: about.lines,
+            subject: about.subject,
         }));
         self.output.wait();
         if self.options.exit_on_first_error && self.output.get(Field::Shown) > 0 {
@@ -133,6 +133,21 @@ impl Memcheck {
         self.publish(number, What::Memory { kind, access, bytes, address, message }, auxiliary);
     }
 
+    /// An access past the end of a variable, of which `about` tells; its stack is in `walk`.
+    pub fn report_access_about(&mut self, address: u64, bytes: u64, write: bool, about: Description) {
+        let Some(number) = self.is_new(Key::Access(bytes, write)) else { return };
+        let (kind, word) = if write { (ErrorKind::InvalidWrite, "write") } else { (ErrorKind::InvalidRead, "read") };
+        let message = format!("Invalid {word} of size {bytes}");
+        let access = if write { 2 } else { 1 };
+        self.publish(number, What::Memory { kind, access, bytes, address, message }, about);
+    }
+
+    /// Any other error of which `about` tells; its stack is in `walk`.
+    pub fn report_about(&mut self, kind: ErrorKind, name: &str, message: String, address: u64, about: Description) {
+        let Some(number) = self.is_new(Key::Named(kind, name.to_owned())) else { return };
+        self.publish(number, What::Memory { kind, access: 0, bytes: 0, address, message }, about);
+    }
+
     /// A jump to memory that cannot be executed.
     pub fn report_jump(&mut self, guest: &Guest, address: u64) {
         let Some(number) = self.is_new(Key::Kind(ErrorKind::InvalidJump)) else { return };
@@ -145,7 +160,7 @@ impl Memcheck {
     /// Any other memory error; `about` is an address to describe.
     pub fn report(&mut self, guest: &Guest, kind: ErrorKind, name: &str, message: String, about: Option<u64>) {
         let Some(number) = self.is_new(Key::Named(kind, name.to_owned())) else { return };
-        let auxiliary = about.map_or_else(Vec::new, |address| self.describe(address, guest));
+        let auxiliary = about.map_or_else(Description::default, |address| self.describe(address, guest));
         let address = about.unwrap_or(0);
         self.publish(number, What::Memory { kind, access: 0, bytes: 0, address, message }, auxiliary);
     }
@@ -167,9 +182,20 @@ impl Memcheck {
                 function: block.function,
                 allocated: self.stacks.get(block.allocated_at).to_vec(),
                 freed: self.stacks.get(block.freed_at).to_vec(),
+                freed_by: self.function_of(block.freed_at),
             }
         });
         self.report_misuse_of(guest, kind, function, address, block);
+    }
+
+    /// The allocation function that a stack begins with.
+    fn function_of(&self, stack: StackId) -> AllocFn {
+        let address = self.stacks.get(stack).first().map_or(0, |first| first.wrapping_sub(1));
+        let found = self.replaced.iter().find(|replaced| replaced.symbol == address);
+        match found.map(|replaced| replaced.function) {
+            Some(Function::Alloc(function)) => function,
+            _ => AllocFn::Free,
+        }
     }
 
     /// The same for a block of any sort.
@@ -188,42 +214,31 @@ impl Memcheck {
         };
         let Some(number) = self.is_new(Key::Misuse(key)) else { return };
         let auxiliary =
-            if block.is_none() && kind != MisuseKind::FishySize { self.describe(address, guest) } else { Vec::new() };
+            if block.is_none() && kind != MisuseKind::FishySize { self.describe(address, guest) } else { Description::default() };
         self.publish(number, What::Misuse { kind, function, address, block }, auxiliary);
     }
 
     /// What is known of an address, in Memcheck's words, with the stacks that belong to it.
-    pub fn describe(&mut self, address: u64, guest: &Guest) -> Vec<(String, Addresses)> {
-        let mut lines = self.describe_all(address, guest);
+    pub fn describe(&mut self, address: u64, guest: &Guest) -> Description {
+        let Some(mut lines) = self.describe_block(address) else { return self.describe_elsewhere(address, guest) };
         for (_, stack) in &mut lines {
             if stack.first() == Some(&NO_FUNCTION) {
                 stack.remove(0);
             }
         }
-        lines
+        Description { lines, subject: None }
     }
 
-    fn describe_all(&mut self, address: u64, guest: &Guest) -> Vec<(String, Addresses)> {
+    fn describe_block(&mut self, address: u64) -> Option<Vec<(String, Addresses)>> {
         if let Some(words) = self.pools.describe(address) {
             let stack = self.stacks.get(words.stack).to_vec();
             let mut lines = vec![(words.text, stack)];
             if words.allocated != StackId::NONE {
                 lines.push(("Block was alloc'd at".to_owned(), self.stacks.get(words.allocated).to_vec()));
             }
-            return lines;
+            return Some(lines);
         }
-        if let Some(lines) = self.describe_heap(address) {
-            return lines;
-        }
-        if let Some(number) = self.threads.stack_owner(address) {
-            let mut lines = vec![(format!("Address {address:#x} is on thread {number}'s stack"), vec![])];
-            let rsp = guest.gpr(leakscope_translate::Gpr::Rsp);
-            if address < rsp && rsp - address < 1 << 20 {
-                lines.push((format!("{} bytes below stack pointer", grouped(rsp - address)), vec![]));
-            }
-            return lines;
-        }
-        vec![(self.describe_mapping(address), vec![])]
+        self.describe_heap(address)
     }
 
     fn describe_heap(&mut self, address: u64) -> Option<Vec<(String, Addresses)>> {
@@ -253,31 +268,6 @@ impl Memcheck {
             lines.push(("Block was alloc'd at".to_owned(), allocated));
         }
         Some(lines)
-    }
-
-    fn describe_mapping(&self, address: u64) -> String {
-        use leakscope_guest::Backing;
-        let Some(mapping) = self.view.as_ref().and_then(|view| view.space().find(address)) else {
-            return format!("Address {address:#x} is not stack'd, malloc'd or (recently) free'd");
-        };
-        let letter = |bit, letter| if mapping.protection & bit != 0 { letter } else { '-' };
-        let rights: String =
-            [letter(libc::PROT_READ, 'r'), letter(libc::PROT_WRITE, 'w'), letter(libc::PROT_EXEC, 'x')]
-                .iter()
-                .collect();
-        match &mapping.backing {
-            Backing::File { path, .. } => {
-                let path = String::from_utf8_lossy(path);
-                format!("Address {address:#x} is in a {rights} mapped file {path} segment")
-            }
-            Backing::Heap => format!(
-                "Address {address:#x} is in the brk data segment {:#x}-{:#x}",
-                mapping.start,
-                mapping.end.saturating_sub(1)
-            ),
-            Backing::Stack => format!("Address {address:#x} is on thread 1's stack"),
-            Backing::Anonymous | Backing::SystemV => format!("Address {address:#x} is in a {rights} anonymous segment"),
-        }
     }
 }
 

@@ -35,6 +35,11 @@ pub trait Pages {
     /// Maps zeroed memory that may be read and written at exactly this place. `false` when there is none left.
     fn map(&mut self, address: u64, bytes: u64) -> bool;
 
+    /// The same for memory of which most will be used, in large pages if there are any. Its shadow will be written, too.
+    fn map_large(&mut self, address: u64, bytes: u64) -> bool {
+        self.map(address, bytes)
+    }
+
     /// Gives the memory of a range back and makes every access to it fault; its shadow becomes zero.
     fn revoke(&mut self, address: u64, bytes: u64);
 }
@@ -54,6 +59,11 @@ pub struct HeapOptions {
     pub free_fill: Option<u8>,
     /// `--alignment`: at least so much for every block.
     pub alignment: u64,
+}
+
+impl HeapOptions {
+    /// Larger requests are no quick ones.
+    pub const MOST_QUICK_BYTES: u64 = 16 << 10;
 }
 
 impl Default for HeapOptions {
@@ -85,6 +95,7 @@ pub enum State {
 
 /// A block, or the last one that was in a slot.
 #[derive(Clone, Copy, Debug)]
+#[repr(align(32))]
 pub struct Block {
     /// What the allocating function returned.
     pub start: u64,
@@ -100,7 +111,15 @@ pub struct Block {
     pub function: AllocFn,
     /// The leak check has seen it before (its kind and 1), for `--leak-check` deltas.
     pub mark: u8,
+    /// The class of its slot, or [`BIG`].
+    class: u8,
+    /// How many multiples of 16 it lies behind the beginning of its slot, unless that is big.
+    steps: u16,
 }
+
+/// The class of slots in spans of their own.
+const BIG: u8 = u8::MAX;
+const _: () = assert!(classes::COUNT < BIG as usize && size_of::<Block>() == 32);
 
 /// The place of a [`Block`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -147,6 +166,8 @@ pub struct Heap<P> {
     free: Vec<Vec<BlockId>>,
     quarantine: Quarantine,
     totals: Totals,
+    /// Up to here memory is mapped beyond what spans need, and forbidden.
+    mapped_end: u64,
 }
 
 const NO_BLOCK: Block = Block {
@@ -157,6 +178,8 @@ const NO_BLOCK: Block = Block {
     state: State::Unused,
     function: AllocFn::Malloc,
     mark: 0,
+    class: BIG,
+    steps: 0,
 };
 
 /// What is known of a slot's memory, and of its shadow.
@@ -166,8 +189,18 @@ enum SlotMemory {
     Used,
     /// It was never used; all of it is forbidden.
     Zeroed,
-    /// It was never used, and neither was its shadow.
-    Fresh,
+    /// It was never used, and neither was its shadow, but that it is forbidden up to this address.
+    Fresh { forbidden_end: u64 },
+}
+
+/// Memory is mapped in pieces of so much, once a heap has grown beyond twice that: large pages of the processor.
+const LARGE_BYTES: u64 = 2 << 20;
+
+/// Has a line of memory brought nearer, wherever it is.
+#[inline]
+fn prefetch(address: u64) {
+    // SAFETY: reads nothing, and no address is wrong.
+    unsafe { core::arch::x86_64::_mm_prefetch::<{ core::arch::x86_64::_MM_HINT_T0 }>(address as *const i8) };
 }
 
 /// Free slots from this size on give their memory back; smaller ones keep it, forbidden, until they are used again.
@@ -195,6 +228,7 @@ impl<P: Pages> Heap<P> {
             free: vec![Vec::new(); classes::COUNT],
             quarantine,
             totals: Totals::default(),
+            mapped_end: base,
         }
     }
 
@@ -213,18 +247,10 @@ impl<P: Pages> Heap<P> {
         };
         let slot = self.slot(id);
         let start = (slot.0 + redzone).next_multiple_of(alignment);
-        let block = &mut self.blocks[id.0 as usize];
-        *block = Block {
-            start,
-            size_bytes: request.size_bytes,
-            allocated_at: request.stack,
-            freed_at: StackId::NONE,
-            state: State::Live,
-            function: request.function,
-            mark: 0,
-        };
+        self.enter(id, start, slot.0, &request);
         let end = start + request.size_bytes;
-        if memory == SlotMemory::Fresh {
+        if let SlotMemory::Fresh { forbidden_end } = memory {
+            self.shadow.allow(start, request.size_bytes.min(forbidden_end.saturating_sub(start)));
             self.shadow.forbid(slot.0, start - slot.0);
             // Far behind a large block a wrong access finds nothing of the heap's anyhow.
             self.shadow.forbid(end, (slot.0 + slot.1 - end).min(1 << 20));
@@ -241,10 +267,60 @@ impl<P: Pages> Heap<P> {
                 core::ptr::write_bytes(start as *mut u8, fill, request.size_bytes as usize);
             }
         }
+        Some(start)
+    }
+
+    /// Writes a new block down.
+    #[inline]
+    fn enter(&mut self, id: BlockId, start: u64, slot: u64, request: &Request) {
+        let block = &mut self.blocks[id.0 as usize];
+        *block = Block {
+            start,
+            size_bytes: request.size_bytes,
+            allocated_at: request.stack,
+            freed_at: StackId::NONE,
+            state: State::Live,
+            function: request.function,
+            mark: 0,
+            class: block.class,
+            steps: ((start - slot) / 16) as u16,
+        };
         self.totals.allocations += 1;
         self.totals.allocated_bytes += request.size_bytes;
         self.totals.live_blocks += 1;
         self.totals.live_bytes += request.size_bytes;
+    }
+
+    /// As [`Heap::allocate`] where a slot is at hand and the usual alignment will do: calls nobody outside.
+    #[inline]
+    pub fn allocate_quickly(&mut self, request: Request) -> Option<u64> {
+        let redzone = self.options.redzone_bytes;
+        if request.size_bytes > HeapOptions::MOST_QUICK_BYTES || self.options.alignment != 16 {
+            return None;
+        }
+        let Class::Small { number, .. } = class_of(redzone + request.size_bytes + redzone) else { return None };
+        let free = self.free.get_mut(number)?;
+        let id = free.pop()?;
+        // What comes next is likely to be far from the caches: its slot, and what is kept of the one after it.
+        let mut ahead = free.iter().rev().map(|id| &raw const self.blocks[id.0 as usize]);
+        if let Some(next) = ahead.next() {
+            // SAFETY: an element of the list.
+            let start = unsafe { (*next).start };
+            prefetch(start);
+            prefetch(self.shadow.address_of(start));
+        }
+        if let Some(after) = ahead.next() {
+            prefetch(after.addr() as u64);
+        }
+        let slot = self.slot(id).0;
+        let start = slot + redzone;
+        self.enter(id, start, slot, &request);
+        self.shadow.allow(start, request.size_bytes);
+        let fill = if request.zeroed { Some(0) } else { self.options.malloc_fill };
+        if let Some(byte) = fill {
+            // SAFETY: `[start, start + size)` lies in a slot that was free: mapped, writable, and the new owner's.
+            unsafe { core::ptr::write_bytes(start as *mut u8, byte, request.size_bytes as usize) };
+        }
         Some(start)
     }
 
@@ -256,7 +332,15 @@ impl<P: Pages> Heap<P> {
         let units = classes::span_units(slot_bytes);
         let slots = units * UNIT_BYTES / slot_bytes;
         let (first, start) = self.grow(units, slot_bytes, slots)?;
-        self.shadow.forbid(start, units * UNIT_BYTES);
+        if self.mapped_end == start + units * UNIT_BYTES {
+            // Nobody else has forbidden it.
+            self.shadow.forbid(start, units * UNIT_BYTES);
+        }
+        let steps = (self.options.redzone_bytes / 16) as u16;
+        for (slot, block) in self.blocks[first.0 as usize..].iter_mut().enumerate() {
+            block.start = start + slot as u64 * slot_bytes + u64::from(steps) * 16;
+            (block.class, block.steps) = (number as u8, steps);
+        }
         // The next allocation takes the lowest one.
         self.free[number].extend((1..slots as u32).rev().map(|slot| BlockId(first.0 + slot)));
         Some((first, SlotMemory::Zeroed))
@@ -273,26 +357,51 @@ impl<P: Pages> Heap<P> {
             if !self.pages.map(start, bytes) {
                 return None;
             }
-            return Some((BlockId(first), SlotMemory::Fresh));
+            return Some((BlockId(first), SlotMemory::Fresh { forbidden_end: 0 }));
         }
-        self.grow(units, units * UNIT_BYTES, 1).map(|(first, _)| (first, SlotMemory::Fresh))
+        let forbidden_end = self.mapped_end;
+        let (first, _) = self.grow(units, units * UNIT_BYTES, 1)?;
+        Some((first, SlotMemory::Fresh { forbidden_end }))
     }
 
-    /// A new span; its first slot and its address. Its shadow is zero.
+    /// A new span; its first slot and its address. Its shadow is forbidden where memory was mapped before, otherwise zero.
     fn grow(&mut self, units: u64, slot_bytes: u64, slots: u64) -> Option<(BlockId, u64)> {
         let first = u32::try_from(self.blocks.len() as u64 + slots).ok()? - slots as u32;
         let start = self.spans.next_start(units)?;
-        if !self.pages.map(start, units * UNIT_BYTES) {
-            return None;
-        }
+        self.map_to(start + units * UNIT_BYTES, slots > 1)?;
         self.spans.push(units, slot_bytes, first);
         self.blocks.resize(self.blocks.len() + slots as usize, NO_BLOCK);
         Some((BlockId(first), start))
     }
 
+    /// Has memory mapped up to an address; of a heap that is large already, ahead, if it is for small slots.
+    fn map_to(&mut self, end: u64, is_small: bool) -> Option<()> {
+        let start = self.mapped_end;
+        if end <= start {
+            return Some(());
+        }
+        let is_ahead = is_small && end - self.spans.extent().start > 2 * LARGE_BYTES;
+        let upto = if is_ahead { end.next_multiple_of(LARGE_BYTES).min(self.spans.end()) } else { end };
+        if is_ahead && self.pages.map_large(start, upto - start) {
+            self.shadow.forbid(start, upto - start);
+        } else if !self.pages.map(start, end - start) {
+            return None;
+        } else {
+            self.mapped_end = end;
+            return Some(());
+        }
+        self.mapped_end = upto;
+        Some(())
+    }
+
     /// First address and bytes of a block's slot.
+    #[inline]
     fn slot(&self, id: BlockId) -> (u64, u64) {
-        self.spans.slot(id.0)
+        let block = self.block(id);
+        if block.class == BIG {
+            return self.spans.slot(id.0);
+        }
+        (block.start - u64::from(block.steps) * 16, classes::slot_bytes(block.class.into()))
     }
 
     /// The block in whose slot an address lies, if one is or was there.
@@ -320,6 +429,33 @@ impl<P: Pages> Heap<P> {
 
     /// Frees a live block.
     pub fn release(&mut self, id: BlockId, stack: StackId) {
+        self.give_up(id, stack);
+    }
+
+    /// The same, unless the kernel must be asked; then nothing has changed.
+    #[inline]
+    pub fn release_quickly(&mut self, id: BlockId, stack: StackId) -> bool {
+        let can = self.can_release_quickly(id);
+        if can {
+            self.give_up(id, stack);
+        }
+        can
+    }
+
+    /// Has what a release will write brought nearer.
+    #[inline]
+    pub fn prepare_release(&self, start: u64) {
+        prefetch(self.shadow.address_of(start));
+        prefetch(self.shadow.address_of(start + 64));
+    }
+
+    /// Whether [`Heap::release_quickly`] will do it.
+    pub fn can_release_quickly(&self, id: BlockId) -> bool {
+        let block = self.block(id);
+        block.class != BIG && self.quarantine.is_small(block.size_bytes)
+    }
+
+    fn give_up(&mut self, id: BlockId, stack: StackId) {
         let block = &mut self.blocks[id.0 as usize];
         debug_assert_eq!(block.state, State::Live);
         block.state = State::Quarantined;
@@ -337,24 +473,26 @@ impl<P: Pages> Heap<P> {
             self.shadow.forbid(start, size);
         }
         self.quarantine.push(id, size);
-        while let Some(out) = self.quarantine.overflow() {
+        while let Some(out) = self.quarantine.overflow(|id| self.blocks[id.0 as usize].size_bytes) {
             self.recycle(out);
+        }
+        if let Some(later) = self.quarantine.ahead(4) {
+            prefetch((&raw const self.blocks[later.0 as usize]).addr() as u64);
         }
     }
 
     /// Gives a slot back that has been in the quarantine long enough.
     fn recycle(&mut self, id: BlockId) {
-        let (start, bytes) = self.slot(id);
-        self.blocks[id.0 as usize].state = State::Free;
-        match class_of(bytes) {
-            Class::Small { number, slot_bytes } if slot_bytes == bytes => self.free[number].push(id),
-            _ => {
-                if bytes >= REVOKED_BYTES {
-                    self.pages.revoke(start, bytes);
-                }
-                self.spans.free_big(start);
-            }
+        let block = &mut self.blocks[id.0 as usize];
+        block.state = State::Free;
+        if block.class != BIG {
+            return self.free[usize::from(block.class)].push(id);
         }
+        let (start, bytes) = self.slot(id);
+        if bytes >= REVOKED_BYTES {
+            self.pages.revoke(start, bytes);
+        }
+        self.spans.free_big(start);
     }
 
     /// Changes the size of a live block where it lies; only to less than it has.

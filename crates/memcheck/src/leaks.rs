@@ -6,11 +6,12 @@ use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64};
 
 use leakscope_guest::{Backing, Mapping};
 use leakscope_ledger::events::{Check, Event, Record, asked};
-use leakscope_model::{AllocFn, Avma, CheckTrigger, Heuristic, LeakKind};
-use leakscope_reach::{Block, FileMapping, Granule, Marked, Memory, Region, Roots, Work, WorkSizes, mark};
+use leakscope_model::{AllocFn, Avma, CheckTrigger, Heuristic, HeuristicSet, LeakKind};
+use leakscope_reach::{Block, FileMapping, Granule, Marked, Memory, Region, Roots, Stats, Work, WorkSizes, mark};
 use leakscope_translate::{Engine, Gpr};
 
 use crate::engine::{Memcheck, monotonic_ns, shadow};
+use crate::pools::Custom;
 use crate::probe;
 use crate::stacks::StackId;
 
@@ -18,15 +19,24 @@ use crate::stacks::StackId;
 #[derive(Clone, Debug, Default)]
 pub struct LeakState {
     checks: u32,
-    /// Blocks and bytes by kind and allocation stack at the last check.
-    last: HashMap<(LeakKind, StackId), (u64, u64)>,
+    /// What the last check found, by kind and allocation stack.
+    last: HashMap<(LeakKind, StackId), Before>,
     /// Bytes and blocks of the last check by kind, and suppressed ones, for `VALGRIND_COUNT_LEAKS`.
     pub bytes: [u64; 4],
     /// See `bytes`.
     pub blocks: [u64; 4],
 }
 
+/// What a record was at an earlier check.
+#[derive(Clone, Copy, Debug, Default)]
+struct Before {
+    blocks: u64,
+    bytes: u64,
+    indirect_bytes: u64,
+}
+
 /// A block of the check, with where it came from.
+#[derive(Clone, Copy)]
 struct Known {
     block: Block,
     stack: StackId,
@@ -88,8 +98,7 @@ impl Memcheck {
     /// Checks, and tells what was found.
     pub fn check_leaks(&mut self, engine: &Engine, trigger: CheckTrigger, status: u32, asked: u8) {
         let begin = monotonic_ns();
-        let known = self.known_blocks();
-        let blocks: Vec<Block> = known.iter().map(|known| known.block).collect();
+        let (known, pools) = self.known_blocks();
         let Some(view) = self.view else { return };
         let is_there = |mapping: &&Mapping| {
             !self.unmapped_at_end.iter().any(|gone| gone.start <= mapping.start && mapping.end <= gone.end)
@@ -103,29 +112,17 @@ impl Memcheck {
         }
         let threads = pointers.len() as u32;
         let roots = roots(&pointers, &mappings);
-        let sums = WorkSizes::for_blocks(&blocks[..]).ok().and_then(|sizes| {
-            let (marks, leaders) = (atomics::<AtomicU8>(sizes.marks), atomics::<AtomicU32>(sizes.leaders));
-            let (stack, settled) = (atomics::<AtomicU32>(sizes.stack.max(1)), atomics::<AtomicU64>(sizes.settled));
-            let mut regions = vec![Region::default(); sizes.regions];
-            let mut granules = vec![Granule::default(); sizes.granules];
-            let work = Work {
-                sizes,
-                marks: &marks,
-                leaders: &leaders,
-                stack: &stack,
-                regions: &mut regions,
-                granules: &mut granules,
-                settled: &settled,
-            };
-            let mut view = View { mappings: &mappings, buffer: Box::new([0; BUFFER]) };
-            let roots = Roots { ranges: &roots, registers: &registers };
-            let marked = mark(&blocks[..], roots, self.options.heuristics, &mut view, work).ok()?;
-            Some((sum(&known, &marked), marked.stats()))
+        let heuristics = self.options.heuristics;
+        let search = Search { roots: &roots, registers: &registers, mappings: &mappings, heuristics };
+        let found = search.run(&known).and_then(|(sums, stats)| {
+            let of_pools = if pools.is_empty() { HashMap::new() } else { search.pools(&known, &pools)? };
+            Some((sums, of_pools, stats))
         });
-        let Some((sums, stats)) = sums else {
+        let Some((mut sums, of_pools, stats)) = found else {
             self.say("the leak check was given up: the list of blocks is wrong".to_owned());
             return;
         };
+        sums.extend(of_pools);
         let number = self.leaks.checks;
         self.leaks.checks += 1;
         let records = self.records(&sums, asked);
@@ -137,8 +134,8 @@ impl Memcheck {
             asked,
             monotonic_ns: monotonic_ns(),
             check_ns: monotonic_ns() - begin,
-            blocks: blocks.len() as u64,
-            bytes: blocks.iter().map(|block| block.size_bytes).sum(),
+            blocks: known.len() as u64,
+            bytes: known.iter().map(|known| known.block.size_bytes).sum(),
             root_bytes: stats.root_bytes,
             unreadable_bytes: stats.unreadable_root_bytes + stats.unreadable_block_bytes,
             threads,
@@ -148,22 +145,20 @@ impl Memcheck {
         self.output.wait();
     }
 
-    /// Live blocks in ascending order: the heap's and those that were announced. A block with announced ones in it is an
-    /// allocator's own, and is left out.
-    fn known_blocks(&self) -> Vec<Known> {
+    /// Live blocks in ascending order: the heap's and those that were announced; and pieces of metapools that others
+    /// were announced in. Any other block with announced ones in it is an allocator's own, and is left out.
+    fn known_blocks(&self) -> (Vec<Known>, Vec<Known>) {
+        let known = |block: &Custom| Known {
+            block: Block { start: Avma(block.start), size_bytes: block.bytes },
+            stack: block.stack,
+            function: AllocFn::Malloc,
+        };
         let meta: Vec<u64> = self.pools.meta_pieces().map(|piece| piece.start).collect();
-        let mut announced: Vec<Known> = self
-            .pools
-            .blocks()
-            .filter(|block| !meta.contains(&block.start))
-            .map(|block| Known {
-                block: Block { start: Avma(block.start), size_bytes: block.bytes },
-                stack: block.stack,
-                function: AllocFn::Malloc,
-            })
-            .collect();
+        let mut announced: Vec<Known> =
+            self.pools.blocks().filter(|block| !meta.contains(&block.start)).map(known).collect();
         announced.sort_by_key(|known| known.block.start);
         announced.dedup_by_key(|known| known.block.start);
+        let pools = self.pools.meta_pieces().map(known).collect();
         let mut list: Vec<Known> = Vec::new();
         for id in self.heap.live() {
             let block = self.heap.block(id);
@@ -191,18 +186,19 @@ impl Memcheck {
             }
             kept.push(known);
         }
-        kept
+        (kept, pools)
     }
 
     /// Records out of sums, and what the next check compares with.
     fn records(&mut self, sums: &HashMap<Place, Sum>, asked: u8) -> Vec<Record> {
-        let mut now: HashMap<(LeakKind, StackId), (u64, u64)> = HashMap::new();
+        let mut now: HashMap<(LeakKind, StackId), Before> = HashMap::new();
         self.leaks.bytes = [0; 4];
         self.leaks.blocks = [0; 4];
         for (place, sum) in sums {
             let entry = now.entry((place.kind, place.stack)).or_default();
-            entry.0 += sum.blocks;
-            entry.1 += sum.bytes;
+            entry.blocks += sum.blocks;
+            entry.bytes += sum.bytes;
+            entry.indirect_bytes += sum.indirect_bytes;
             self.leaks.bytes[place.kind as usize] += sum.bytes;
             self.leaks.blocks[place.kind as usize] += sum.blocks;
         }
@@ -219,8 +215,9 @@ impl Memcheck {
                     bytes: sum.bytes,
                     indirect_blocks: sum.indirect_blocks,
                     indirect_bytes: sum.indirect_bytes,
-                    old_blocks: old.0,
-                    old_bytes: old.1,
+                    old_blocks: old.blocks,
+                    old_bytes: old.bytes,
+                    old_indirect_bytes: old.indirect_bytes,
                     addresses: sum.addresses,
                     function: place.function,
                     stack: self.stacks.get(place.stack).to_vec(),
@@ -230,15 +227,16 @@ impl Memcheck {
         if is_delta {
             // What was there and is gone is a change, too.
             let gone = last.iter().filter(|(key, _)| !self.leaks.last.contains_key(key));
-            records.extend(gone.map(|(&(kind, stack), &(old_blocks, old_bytes))| Record {
+            records.extend(gone.map(|(&(kind, stack), old)| Record {
                 kind,
                 heuristic: None,
                 blocks: 0,
                 bytes: 0,
                 indirect_blocks: 0,
                 indirect_bytes: 0,
-                old_blocks,
-                old_bytes,
+                old_blocks: old.blocks,
+                old_bytes: old.bytes,
+                old_indirect_bytes: old.indirect_bytes,
                 addresses: [0; 3],
                 function: AllocFn::Malloc,
                 stack: self.stacks.get(stack).to_vec(),
@@ -262,6 +260,54 @@ fn roots(stack_pointers: &[u64], mappings: &[Mapping]) -> Vec<Range<Avma>> {
             Avma(start)..Avma(mapping.end)
         })
         .collect()
+}
+
+/// Where pointers are looked for.
+#[derive(Clone, Copy)]
+struct Search<'a> {
+    roots: &'a [Range<Avma>],
+    registers: &'a [u64],
+    mappings: &'a [Mapping],
+    heuristics: HeuristicSet,
+}
+
+impl Search<'_> {
+    /// What becomes of blocks, which are in ascending order and disjoint; `None` when they are not.
+    fn run(&self, known: &[Known]) -> Option<(HashMap<Place, Sum>, Stats)> {
+        let blocks: Vec<Block> = known.iter().map(|known| known.block).collect();
+        let sizes = WorkSizes::for_blocks(&blocks[..]).ok()?;
+        let (marks, leaders) = (atomics::<AtomicU8>(sizes.marks), atomics::<AtomicU32>(sizes.leaders));
+        let (stack, settled) = (atomics::<AtomicU32>(sizes.stack.max(1)), atomics::<AtomicU64>(sizes.settled));
+        let mut regions = vec![Region::default(); sizes.regions];
+        let mut granules = vec![Granule::default(); sizes.granules];
+        let work = Work {
+            sizes,
+            marks: &marks,
+            leaders: &leaders,
+            stack: &stack,
+            regions: &mut regions,
+            granules: &mut granules,
+            settled: &settled,
+        };
+        let mut view = View { mappings: self.mappings, buffer: Box::new([0; BUFFER]) };
+        let roots = Roots { ranges: self.roots, registers: self.registers };
+        let marked = mark(&blocks[..], roots, self.heuristics, &mut view, work).ok()?;
+        Some((sum(known, &marked), marked.stats()))
+    }
+
+    /// What becomes of the pieces of metapools. They overlap the blocks that were cut out of them, which therefore are
+    /// not there this time.
+    fn pools(&self, known: &[Known], pools: &[Known]) -> Option<HashMap<Place, Sum>> {
+        let end = |known: &Known| known.block.start.0 + known.block.size_bytes;
+        let is_outside =
+            |known: &&Known| pools.iter().all(|pool| end(known) <= pool.block.start.0 || end(pool) <= known.block.start.0);
+        let mut list: Vec<Known> = known.iter().filter(is_outside).chain(pools).copied().collect();
+        list.sort_by_key(|known| known.block.start);
+        list.dedup_by_key(|known| known.block.start);
+        let (mut sums, _) = self.run(&list)?;
+        sums.retain(|place, _| pools.iter().any(|pool| pool.stack == place.stack));
+        Some(sums)
+    }
 }
 
 /// What blocks of one record have in common.

@@ -10,6 +10,8 @@
 
 pub mod allocator;
 pub mod arena;
+pub mod arrays;
+pub mod descriptors;
 pub mod elf_symbols;
 pub mod engine;
 pub mod errors;
@@ -23,11 +25,14 @@ pub mod options;
 pub mod output;
 pub mod pools;
 pub mod probe;
+pub mod recall;
 pub mod requests;
 pub mod stacks;
 pub mod start;
 pub mod strings;
+pub mod subjects;
 pub mod texts;
 pub mod threads;
 pub mod tool;
 pub mod unwind;
+pub mod wrapping;

@@ -13,7 +13,7 @@ use std::fmt;
 pub use headers::{Headers, Kind, Segment};
 pub(crate) use map::head;
 pub use map::{Loaded, load};
-pub use script::{Resolved, resolve};
+pub use script::{Resolved, resolve, resolve_command};
 pub use stack::{AT_EXECFN, AT_PLATFORM, AT_RANDOM, Stack, StackContents};
 
 /// Why a program cannot be run. Each message is one sentence.

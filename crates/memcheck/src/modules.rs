@@ -17,6 +17,8 @@ pub struct Module {
     pub start: u64,
     /// End.
     pub end: u64,
+    /// Run-time address less link-time address.
+    pub bias: u64,
     /// Path.
     pub path: Vec<u8>,
     /// Whether it is mapped.
@@ -27,12 +29,25 @@ pub struct Module {
 #[derive(Clone, Debug, Default)]
 pub struct Modules {
     list: Vec<Module>,
+    folded: Vec<u64>,
 }
 
 impl Modules {
     /// The mapped module around an address.
     pub fn find(&self, address: u64) -> Option<&Module> {
         self.list.iter().rev().find(|module| module.is_there && (module.start..module.end).contains(&address))
+    }
+
+    /// Whether the linker made one function of several there, so that nobody knows which of them was called.
+    pub fn is_folded(&self, address: u64) -> bool {
+        self.folded.contains(&address)
+    }
+}
+
+impl Modules {
+    /// Those that are mapped.
+    pub fn mapped(&self) -> Vec<Module> {
+        self.list.iter().filter(|module| module.is_there).cloned().collect()
     }
 }
 
@@ -53,12 +68,12 @@ impl Memcheck {
             return Vec::new();
         }
         let Some(file) = CString::new(path).ok().and_then(|path| SymbolFile::open(&path)) else { return Vec::new() };
-        let Some(linked) = file.address_of_offset(offset) else { return Vec::new() };
+        let Some(linked) = file.address_of_code(offset) else { return Vec::new() };
         let bias = address.wrapping_sub(linked);
         let facts = file.facts();
         let (start, end) = (facts.extent.0.wrapping_add(bias), facts.extent.1.wrapping_add(bias));
         let number = self.modules.list.len() as u32;
-        self.modules.list.push(Module { number, start, end, path: path.to_vec(), is_there: true });
+        self.modules.list.push(Module { number, start, end, bias, path: path.to_vec(), is_there: true });
         self.output.tell(&Event::Module(events::Module {
             number,
             start,
@@ -69,6 +84,7 @@ impl Memcheck {
         }));
         if let Some(header) = facts.eh_frame_hdr {
             self.unwinder.add(start, end, header.wrapping_add(bias));
+            self.recall.forget();
         }
         self.functions_of(&file, &facts, bias, path)
     }
@@ -82,10 +98,14 @@ impl Memcheck {
             None => true,
             Some(patterns) => standard || patterns.iter().any(|pattern| matches(pattern.as_bytes(), soname)),
         };
-        let (names, freeres) = (&self.names, &mut self.freeres);
+        let (names, freeres, folded) = (&self.names, &mut self.freeres, &mut self.modules.folded);
         let mut found: Vec<Found> = Vec::new();
+        let wrappers = &mut self.wrappers;
         file.functions(|symbol| {
             let address = symbol.value.wrapping_add(bias);
+            if symbol.name.starts_with(b"_vg") {
+                wrappers.add(symbol.name, address);
+            }
             if matches!(symbol.name, b"__libc_freeres" | b"_ZN9__gnu_cxx9__freeresEv") && !freeres.contains(&address) {
                 // libstdc++ first, as Memcheck does.
                 if symbol.name.starts_with(b"_ZN") { freeres.insert(0, address) } else { freeres.push(address) }
@@ -95,8 +115,13 @@ impl Memcheck {
                 Function::Text(_) => has_strings,
                 Function::Alloc(_) | Function::UsableSize => has_allocator,
             };
-            if wanted && !found.iter().any(|known| known.address == address) {
-                found.push(Found { address, function, is_indirect: symbol.is_indirect });
+            if !wanted {
+                return;
+            }
+            match found.iter().find(|known| known.address == address) {
+                None => found.push(Found { address, function, is_indirect: symbol.is_indirect }),
+                Some(known) if family(known.function) != family(function) => folded.push(address),
+                Some(_) => {}
             }
         });
         found
@@ -104,12 +129,14 @@ impl Memcheck {
 
     /// Memory was unmapped: modules in it are gone. Gives whether any was.
     pub fn modules_unmapped(&mut self, start: u64, end: u64) -> bool {
+        self.recall.unmapped(start, end);
         let mut gone = Vec::new();
         for module in &mut self.modules.list {
             if module.is_there && start <= module.start && module.start < end {
                 module.is_there = false;
                 gone.push(module.number);
                 self.unwinder.remove(module.start, module.end);
+                self.recall.forget();
                 self.freeres.retain(|address| !(module.start..module.end).contains(address));
             }
         }
@@ -117,6 +144,13 @@ impl Memcheck {
             self.output.tell(&Event::ModuleGone { number });
         }
         !gone.is_empty()
+    }
+}
+
+fn family(function: Function) -> Option<leakscope_model::AllocFamily> {
+    match function {
+        Function::Alloc(function) => Some(function.family()),
+        _ => None,
     }
 }
 

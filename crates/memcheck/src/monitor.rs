@@ -3,10 +3,11 @@
 use std::ffi::CString;
 
 use leakscope_guest::{Backing, Call, Ending, ExecPlan, ExecRequest, Mapping, Monitor, Region, ThreadStart, View};
-use leakscope_ledger::events::{self, Descriptor, Event, asked};
+use leakscope_ledger::events::{self, Event, asked};
 use leakscope_model::{CheckTrigger, ErrorKind};
 use leakscope_translate::{AccessKind, Action, BadAccess, Engine, Fault, GUEST_END, Gpr};
 
+use crate::functions::matches;
 use crate::engine::{HEAP, Memcheck, forget_shadow, shadow};
 use crate::probe;
 use crate::tool;
@@ -19,6 +20,9 @@ const SI_KERNEL: i32 = 0x80;
 /// The first byte of a range that is not mapped or not addressable.
 pub fn first_bad(address: u64, bytes: u64) -> Option<u64> {
     const PAGE: u64 = 4096;
+    if bytes > 0 && address >= GUEST_END {
+        return Some(address);
+    }
     let end = address.saturating_add(bytes);
     let mut at = address;
     while at < end {
@@ -42,12 +46,17 @@ impl Memcheck {
         {
             let found = self.module_mapped(path, mapping.start, *offset);
             self.install(engine, found);
+            if let Some(module) = self.modules.find(mapping.start).cloned() {
+                self.wrap_module(engine, &module);
+            }
         }
     }
 
     fn gone(&mut self, engine: &mut Engine, start: u64, end: u64) {
         if self.modules_unmapped(start, end) {
             self.unhook_range(engine, start, end);
+            self.unwrap_range(engine, start, end);
+            self.arrays.forget(start, end);
         }
     }
 
@@ -72,21 +81,10 @@ impl Memcheck {
         access.size_bytes >= 16 && self.program.interpreter.contains(&access.pc)
     }
 
-    /// Tells which descriptors are open.
-    pub fn tell_descriptors(&mut self) {
-        use std::os::unix::ffi::OsStrExt;
-        let Ok(entries) = std::fs::read_dir("/proc/self/fd") else { return };
-        let mut list: Vec<Descriptor> = entries
-            .filter_map(|entry| {
-                let entry = entry.ok()?;
-                let number: i32 = entry.file_name().to_str()?.parse().ok()?;
-                // The directory itself is among them, and gone when this is read.
-                let target = std::fs::read_link(entry.path()).ok()?.as_os_str().as_bytes().to_vec();
-                (!target.starts_with(b"/proc/")).then_some(Descriptor { number, target, stack: Vec::new() })
-            })
-            .collect();
-        list.sort_by_key(|descriptor| descriptor.number);
-        self.output.tell(&Event::Descriptors(list));
+    fn end_of_descriptors(&mut self) {
+        if self.options.track_fds {
+            self.tell_descriptors();
+        }
     }
 
     fn end_with(&mut self, engine: &Engine, trigger: CheckTrigger, status: u32) {
@@ -142,7 +140,14 @@ impl Monitor<Engine> for Memcheck {
     }
 
     fn before_call(&mut self, engine: &mut Engine, _call: &Call, region: &Region) {
-        let Some(bad) = first_bad(region.address, region.length) else { return };
+        let Some(bad) = first_bad(region.address, region.length) else {
+            if self.options.check_arrays {
+                let guest = engine.guest().clone();
+                let (rip, name) = (guest.rip.wrapping_sub(2), region.param.to_string());
+                self.check_region(&guest, rip, region.address, region.length, &name);
+            }
+            return;
+        };
         let name = region.param.to_string();
         let message = format!("Syscall param {name} points to unaddressable byte(s)");
         let guest = engine.guest().clone();
@@ -182,6 +187,7 @@ impl Monitor<Engine> for Memcheck {
     fn ending(&mut self, engine: &mut Engine, ending: &Ending) -> i32 {
         match *ending {
             Ending::Exit(status) => {
+                self.end_of_descriptors();
                 if self.options.freeres && self.options.leak_check {
                     self.free_libraries(engine);
                 }
@@ -192,6 +198,7 @@ impl Monitor<Engine> for Memcheck {
                 let (code, address) = fault.map_or((0, 0), |fault| (fault.code, fault.address));
                 let guest = engine.guest().clone();
                 self.tell_signal(&guest, signal, code, address);
+                self.end_of_descriptors();
                 self.end_with(engine, CheckTrigger::FatalSignal, signal as u32);
                 self.tell_end(-signal)
             }
@@ -206,7 +213,11 @@ impl Monitor<Engine> for Memcheck {
 
     fn exec(&mut self, _engine: &mut Engine, request: &ExecRequest<'_>) -> ExecPlan {
         let path = CString::new(request.path).ok();
-        if !self.options.trace_children || path.is_none_or(|path| crate::start::check(&path).is_err()) {
+        let any = |patterns: &[String], text: &[u8]| patterns.iter().any(|pattern| matches(pattern.as_bytes(), text));
+        let arguments = request.arguments.iter().skip(1);
+        let is_skipped = any(&self.options.skipped_programs, request.path)
+            || arguments.into_iter().any(|argument| any(&self.options.skipped_arguments, argument));
+        if !self.options.trace_children || is_skipped || path.is_none_or(|path| crate::start::check(&path).is_err()) {
             return ExecPlan::Native;
         }
         let mut arguments = vec![b"leakscope-memcheck".to_vec(), self.program.connect.clone(), request.path.to_vec()];
@@ -254,8 +265,23 @@ impl Monitor<Engine> for Memcheck {
         }
     }
 
-    fn replaced(&mut self, engine: &mut Engine, _cookie: u64) -> Action {
-        self.returned_from_call(engine);
+    fn descriptors(&mut self, engine: &mut Engine, change: leakscope_syscalls::Descriptor) {
+        if self.options.track_fds {
+            if matches!(change, leakscope_syscalls::Descriptor::Opened(_)) {
+                let guest = engine.guest().clone();
+                // The instruction itself, two bytes back.
+                self.walk_here(&guest, guest.rip.wrapping_sub(2));
+            }
+            self.descriptors_changed(change);
+        }
+    }
+
+    fn replaced(&mut self, engine: &mut Engine, cookie: u64) -> Action {
+        if cookie == tool::RETURN_FROM_CALL {
+            self.returned_from_call(engine);
+        } else {
+            self.call_wrapper(engine, cookie);
+        }
         Action::Continue
     }
 

@@ -33,6 +33,14 @@ pub struct Options {
     pub partial_loads_ok: bool,
     /// `--trace-children`.
     pub trace_children: bool,
+    /// `--trace-children-skip`: patterns of programs that run on their own.
+    pub skipped_programs: Vec<String>,
+    /// `--trace-children-skip-by-arg`: patterns of arguments of such programs.
+    pub skipped_arguments: Vec<String>,
+    /// `--check-arrays`
+    pub check_arrays: bool,
+    /// `--main-stacksize`, or 0.
+    pub main_stack_bytes: u64,
     /// `--child-silent-after-fork`.
     pub child_silent: bool,
     /// `--track-fds`.
@@ -65,6 +73,10 @@ impl Default for Options {
             realloc_zero: false,
             partial_loads_ok: true,
             trace_children: false,
+            skipped_programs: Vec::new(),
+            skipped_arguments: Vec::new(),
+            check_arrays: false,
+            main_stack_bytes: 0,
             child_silent: false,
             track_fds: false,
             freeres: true,
@@ -125,6 +137,10 @@ impl Options {
             "show-realloc-size-zero" => self.realloc_zero = flag,
             "partial-loads-ok" => self.partial_loads_ok = flag,
             "trace-children" => self.trace_children = flag,
+            "trace-children-skip" => self.skipped_programs = value.split(',').map(str::to_owned).collect(),
+            "trace-children-skip-by-arg" => self.skipped_arguments = value.split(',').map(str::to_owned).collect(),
+            "check-arrays" => self.check_arrays = flag,
+            "main-stacksize" => self.main_stack_bytes = number(value)?,
             "child-silent-after-fork" => self.child_silent = flag,
             "track-fds" => self.track_fds = flag,
             "run-freeres" => self.freeres = flag,

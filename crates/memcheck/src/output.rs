@@ -83,6 +83,21 @@ impl Output {
         String::from_utf8_lossy(&bytes[..end]).into_owned()
     }
 
+    /// The answer to the question that was told last, once it was taken; empty when nobody answers.
+    pub fn answer(&self) -> Vec<(i64, i64)> {
+        if self.is_deaf || self.is_private {
+            return Vec::new();
+        }
+        // SAFETY: the header's page is mapped; the outside writes there before it says that the question was taken.
+        let words = unsafe {
+            let words = events::CONFIG_BYTES as usize / 8;
+            std::slice::from_raw_parts((self.base + events::CONFIG_OFFSET) as *const i64, words)
+        };
+        let Some((&count, pairs)) = words.split_first() else { return Vec::new() };
+        let count = usize::try_from(count).unwrap_or(0).min(events::MOST_ANSWERS);
+        pairs.chunks_exact(2).take(count).map(|pair| (pair[0], pair[1])).collect()
+    }
+
     /// Appends an event; it can be read at once, and perhaps is.
     pub fn tell(&mut self, event: &Event) {
         if self.is_private {

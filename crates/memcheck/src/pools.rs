@@ -102,6 +102,11 @@ impl Pools {
         self.custom.contains_key(&start)
     }
 
+    /// Whether there are any custom blocks.
+    pub fn has_custom(&self) -> bool {
+        !self.custom.is_empty()
+    }
+
     /// Keeps what a freed block was.
     pub fn remember_freed(&mut self, block: Custom, stack: StackId) {
         if self.freed.len() >= MOST_FREED {
@@ -210,6 +215,7 @@ impl Memcheck {
             function: AllocFn::Malloc,
             allocated: self.stacks.get(block.stack).to_vec(),
             freed: Vec::new(),
+            freed_by: AllocFn::Free,
         }
     }
 }

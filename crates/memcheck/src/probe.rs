@@ -47,7 +47,14 @@ pub fn read(address: u64, into: &mut [u8]) -> bool {
 }
 
 /// A word of the target's memory.
+#[cfg(not(test))]
 #[inline]
+pub fn word(address: u64) -> Option<u64> {
+    leakscope_translate::read_word(address)
+}
+
+/// A word of the test's memory.
+#[cfg(test)]
 pub fn word(address: u64) -> Option<u64> {
     let mut bytes = [0; 8];
     read_bytes(address, &mut bytes).then(|| u64::from_le_bytes(bytes))

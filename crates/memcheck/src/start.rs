@@ -149,8 +149,12 @@ pub fn check(path: &CStr) -> Result<(), LoadError> {
 
 /// Runs a program to its end.
 pub fn run(start: Start) -> ! {
+    leakscope_guest::lift_limits();
     let Some(output) = connect(&start.connect, 0) else {
-        eprintln!("leakscope-memcheck: nobody answers; `leakscope memcheck` starts this program");
+        match address_space_limit() {
+            Some(limit) => eprintln!("leakscope: there is no address space for the engine (48 TB, not of memory): {limit}"),
+            None => eprintln!("leakscope-memcheck: nobody answers; `leakscope memcheck` starts this program"),
+        }
         crate::engine::exit(2);
     };
     let options = Options::parse(&output.config());
@@ -176,17 +180,19 @@ pub fn run(start: Start) -> ! {
 /// Everything up to the first instruction.
 fn prepare(memcheck: &mut Memcheck, start: Start) -> Result<(Engine, Process, Guest), String> {
     let words = |error: LoadError| error.to_string();
-    let resolved = loader::resolve(&start.path, start.arguments.clone(), loader::head).map_err(words)?;
+    let resolved = loader::resolve_command(&start.path, start.arguments.clone(), loader::head).map_err(words)?;
     let mut process = Process::new(Setup::default()).map_err(|error| error.to_string())?;
     // The heap lies outside of the windows that the guest kernel places mappings in. It is not reserved there: programs
     // change the protection of memory that they allocated.
     const { assert!(HEAP.end <= STACK_END - LARGEST_STACK) };
+    process.space_mut().lend(HEAP);
     map_shadow()?;
     let config = Config {
         stack: if memcheck.options.stack_marks { StackMarking::Exact } else { StackMarking::Off },
         ..Config::default()
     };
     let mut engine = Engine::new(config).map_err(|error| error.to_string())?;
+    engine.set_quick_code(crate::strings::quick::range());
     engine.hook(RETURN_FROM_FREERES, RETURN_FROM_FREERES);
     engine.hook(RETURN_FROM_CALL, RETURN_FROM_CALL);
 
@@ -212,6 +218,7 @@ fn prepare(memcheck: &mut Memcheck, start: Start) -> Result<(Engine, Process, Gu
     let pointer = make_stack(memcheck, &mut process, &start, &resolved, &program, interpreter.as_ref())?;
     let setup = process.setup_mut();
     setup.program = path;
+    setup.interpreter = memcheck.program.interpreter.clone();
     setup.arguments.clone_from(&memcheck.program.arguments);
     setup.environment = start.environment.iter().map(|word| word.as_bytes().to_vec()).collect();
     let mut guest = Guest::new();
@@ -228,10 +235,31 @@ fn map_shadow() -> Result<(), String> {
     if at as u64 == SHADOW_OFFSET {
         return Ok(());
     }
-    Err(format!(
-        "cannot map shadow memory: {}; it takes 48 TB of address space (not of memory): lift `ulimit -v`, and set vm.overcommit_memory to 0 or 1",
-        std::io::Error::last_os_error()
-    ))
+    let error = std::io::Error::last_os_error();
+    Err(format!("cannot map shadow memory: {error}; it takes 48 TB of address space (not of memory): {}",
+        what_is_in_the_way()))
+}
+
+/// What to change, so that address space can be had.
+fn what_is_in_the_way() -> String {
+    if let Some(limit) = address_space_limit() {
+        return limit;
+    }
+    match std::fs::read_to_string("/proc/sys/vm/overcommit_memory") {
+        Ok(mode) if mode.trim() == "2" => "set vm.overcommit_memory to 0 or 1, it is 2 (`sysctl vm.overcommit_memory=0`)".to_owned(),
+        _ => "look at the limits of the container".to_owned(),
+    }
+}
+
+/// Which limit of the process there is, and how to lift it.
+fn address_space_limit() -> Option<String> {
+    [(libc::RLIMIT_AS, "ulimit -v"), (libc::RLIMIT_DATA, "ulimit -d")].into_iter().find_map(|(resource, name)| {
+        let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+        // SAFETY: a live structure.
+        let known = unsafe { libc::getrlimit(resource, &mut limit) } == 0;
+        (known && limit.rlim_max != libc::RLIM_INFINITY)
+            .then(|| format!("lift the limit with `{name} unlimited`, it is {} KB", limit.rlim_max / 1024))
+    })
 }
 
 fn real_path(path: &CStr) -> Vec<u8> {
@@ -291,7 +319,11 @@ fn make_stack(
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: a live structure.
     unsafe { libc::getrlimit(libc::RLIMIT_STACK, &mut limit) };
-    let bytes = limit.rlim_cur.clamp(1 << 20, LARGEST_STACK).next_multiple_of(PAGE);
+    let wanted = match memcheck.options.main_stack_bytes {
+        0 => limit.rlim_cur,
+        bytes => bytes,
+    };
+    let bytes = wanted.clamp(1 << 20, LARGEST_STACK).next_multiple_of(PAGE);
     let top = STACK_END;
     let execute = if program.headers.executable_stack { libc::PROT_EXEC } else { 0 };
     let protection = libc::PROT_READ | libc::PROT_WRITE | execute;

@@ -11,6 +11,7 @@
 
 mod compare;
 mod copy;
+pub mod quick;
 mod scan;
 mod search;
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use leakscope_model::ErrorKind;
 use leakscope_shadow::Shadow;
-use leakscope_translate::{Gpr, Guest};
+use leakscope_translate::{Engine, Gpr, Guest};
 
 use crate::engine::{Memcheck, Replaced, shadow};
 use crate::functions::Text;
@@ -26,7 +26,16 @@ impl Watched for Call<'_> {
         if address >= leakscope_translate::GUEST_END {
             return false;
         }
-        if write { probe::can_write(address) } else { probe::can_read(address) }
+        if !write {
+            return probe::can_read(address);
+        }
+        if probe::can_write(address) {
+            return true;
+        }
+        // Code that was translated from it may be why: the page is the target's to write to all the same.
+        // SAFETY: string functions are called by light hooks alone.
+        unsafe { Engine::before_write_in_hook(address, address + 1) };
+        probe::can_write(address)
     }
 
     fn bad(&mut self, bad: Bad) {
@@ -60,6 +69,9 @@ impl Memcheck {
 
     /// Carries a call out; gives what it returns.
     pub fn call_text(&mut self, guest: &Guest, replaced: Replaced, function: Text) -> u64 {
+        if self.options.check_arrays {
+            self.check_call(guest, replaced.symbol, function);
+        }
         let mut call = Call { engine: self, guest, function, symbol: replaced.symbol };
         match run(&mut call, function, guest) {
             Ok(value) => value,

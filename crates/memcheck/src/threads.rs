@@ -16,6 +16,8 @@ pub struct Thread {
     pub stack: Range<u64>,
     /// Errors are not reported while this is above zero (`VALGRIND_DISABLE_ERROR_REPORTING`).
     pub errors_disabled: u32,
+    /// The function whose wrapper was called last.
+    pub wrapped: u64,
 }
 
 /// All threads that there are.

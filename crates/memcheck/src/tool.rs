@@ -4,7 +4,8 @@ use std::ptr;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
 use leakscope_ledger::events::Event;
-use leakscope_translate::{Action, BadAccess, CodeRegion, Engine, Fault, Gpr, Guest, Tool, layout};
+use leakscope_model::AllocFn;
+use leakscope_translate::{Action, BadAccess, CodeRegion, Engine, Fault, Gpr, Guest, Hook, Quick, Tool, layout};
 
 use crate::engine::{Memcheck, Replaced, shadow};
 use crate::functions::Function;
@@ -41,6 +42,7 @@ unsafe extern "C" fn called(_: *mut (), guest: *mut Guest, cookie: u64) {
     // SAFETY: a hook.
     let Some((memcheck, guest)) = (unsafe { in_hook(guest) }) else { return };
     let Some(&replaced) = memcheck.replaced.get(cookie as usize) else { return };
+    leakscope_translate::settle_stack();
     let value = match replaced.function {
         Function::Text(text) => memcheck.call_text(guest, replaced, text),
         _ => memcheck.call_allocator(guest, replaced),
@@ -49,6 +51,16 @@ unsafe extern "C" fn called(_: *mut (), guest: *mut Guest, cookie: u64) {
     if let Some(fault) = memcheck.pending_fault.take() {
         memcheck.fault_in_hook(guest, replaced, fault);
     }
+}
+
+/// The same, tried before: what needs no word to anybody. See [`leakscope_translate::QuickHook`].
+unsafe extern "C" fn called_quickly(guest: *mut Guest, cookie: u64) -> u32 {
+    // SAFETY: a hook.
+    let Some((memcheck, guest)) = (unsafe { in_hook(guest) }) else { return 0 };
+    let Some(&replaced) = memcheck.replaced.get(cookie as usize) else { return 0 };
+    let Some(value) = memcheck.call_allocator_quickly(guest, replaced) else { return 0 };
+    guest.set_gpr(Gpr::Rax, value);
+    1
 }
 
 /// A function that is chosen at run time is asked for: the answer is its pseudo-address.
@@ -63,15 +75,43 @@ unsafe extern "C" fn resolved(_: *mut (), guest: *mut Guest, cookie: u64) {
 impl Memcheck {
     /// Hooks functions of a module.
     pub fn install(&mut self, engine: &mut Engine, found: Vec<Found>) {
+        let allocators: Vec<(AllocFn, u64)> = found
+            .iter()
+            .filter_map(|found| match found.function {
+                Function::Alloc(function) => Some((function, found.address)),
+                _ => None,
+            })
+            .collect();
+        if !allocators.is_empty() {
+            self.output.tell(&Event::Functions(allocators));
+        }
+        let texts: Vec<(String, u64)> = found
+            .iter()
+            .filter_map(|found| match found.function {
+                Function::Text(text) => Some((text.name().to_owned(), found.address)),
+                _ => None,
+            })
+            .collect();
+        if !texts.is_empty() {
+            self.output.tell(&Event::StringFunctions(texts));
+        }
         for Found { address, function, is_indirect } in found {
             let cookie = self.replaced.len() as u64;
             let pseudo = if is_indirect { FUNCTIONS + 16 * cookie } else { 0 };
             self.replaced.push(Replaced { function, symbol: address, pseudo });
+            let quick = match function {
+                // Each call is looked at.
+                Function::Text(_) if self.options.check_arrays => Quick::None,
+                Function::Text(text) => strings::quick::code(text).map_or(Quick::None, Quick::Code),
+                Function::Alloc(_) => Quick::Function(called_quickly),
+                Function::UsableSize => Quick::None,
+            };
+            let hook = Hook { function: called, quick, cookie };
             if is_indirect {
                 engine.hook_light(address, resolved, cookie);
-                engine.hook_light(pseudo, called, cookie);
+                engine.hook_quick(pseudo, hook);
             } else {
-                engine.hook_light(address, called, cookie);
+                engine.hook_quick(address, hook);
             }
         }
     }
@@ -86,7 +126,7 @@ impl Memcheck {
     }
 
     /// A replaced function met memory that cannot be used: it is told, and raised where the caller goes on.
-    fn fault_in_hook(&mut self, guest: &mut Guest, replaced: Replaced, fault: strings::Fault) {
+    pub(crate) fn fault_in_hook(&mut self, guest: &mut Guest, replaced: Replaced, fault: strings::Fault) {
         self.walk_hook(guest, replaced.symbol);
         self.report_access(guest, fault.address, 1, fault.write);
         // The target's own access, at the first instruction after the call, raises the signal with all that belongs to it.

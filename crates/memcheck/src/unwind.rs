@@ -40,6 +40,57 @@ pub fn dwarf_order(gpr: &[u64; 16]) -> Registers {
     registers
 }
 
+/// The place of one of DWARF's registers in the processor's order.
+pub fn dwarf_register(number: usize) -> usize {
+    const OF: [usize; 8] = [0, 2, 1, 3, 6, 7, 5, 4];
+    OF.get(number).copied().unwrap_or(number)
+}
+
+/// What a walk has read: whoever finds the same in the same places would walk to the same frames.
+#[derive(Clone, Debug, Default)]
+pub struct Trace {
+    words: Vec<u64>,
+    /// Where each register's value comes from: 0 is the register itself, [`CONSTANT`] no place, otherwise an address.
+    origins: [u64; 16],
+    used: u16,
+    is_lost: bool,
+}
+
+const CONSTANT: u64 = u64::MAX;
+
+impl Trace {
+    fn begin(&mut self) {
+        self.words.clear();
+        self.origins = [0; 16];
+        self.origins[RSP] = CONSTANT;
+        (self.used, self.is_lost) = (0, false);
+    }
+
+    /// A register's value decides where something is.
+    fn uses(&mut self, register: usize) {
+        match self.origins[register] {
+            0 => self.used |= 1 << register,
+            CONSTANT => {}
+            address => self.words.push(address),
+        }
+    }
+
+    /// Addresses of words that decided.
+    pub fn words(&self) -> &[u64] {
+        &self.words
+    }
+
+    /// Registers that decided as they were, as bits by DWARF's numbers.
+    pub fn registers(&self) -> u16 {
+        self.used
+    }
+
+    /// Whether there was nothing else.
+    pub fn is_repeatable(&self) -> bool {
+        !self.is_lost
+    }
+}
+
 /// Where a saved register is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Saved {
@@ -94,11 +145,12 @@ pub struct Unwinder {
     modules: Vec<Tables>,
     rules: HashMap<u64, Rule, BuildMixed>,
     context: Box<UnwindContext<usize, Storage>>,
+    trace: Trace,
 }
 
 impl Default for Unwinder {
     fn default() -> Self {
-        Self { modules: Vec::new(), rules: HashMap::default(), context: Box::new(UnwindContext::new_in()) }
+        Self { modules: Vec::new(), rules: HashMap::default(), context: Box::new(UnwindContext::new_in()), trace: Trace::default() }
     }
 }
 
@@ -131,11 +183,19 @@ impl Unwinder {
             }
         };
         match rule {
-            Rule::Frame { cfa, saved } => leave_frame(cfa, &saved, registers),
+            Rule::Frame { cfa, saved } => leave_frame(cfa, &saved, registers, &mut self.trace),
             Rule::End => None,
-            Rule::Signal => leave_signal(registers),
-            Rule::Unknown => leave_by_frame_pointer(registers),
+            Rule::Signal => {
+                self.trace.is_lost = true;
+                leave_signal(registers)
+            }
+            Rule::Unknown => leave_by_frame_pointer(registers, &mut self.trace),
         }
+    }
+
+    /// What the last walk has read.
+    pub fn trace(&self) -> &Trace {
+        &self.trace
     }
 
     fn rule(&mut self, pc: u64) -> Rule {
@@ -150,6 +210,7 @@ impl Unwinder {
     /// that function; without, at any instruction. Stops at `most` addresses.
     pub fn walk(&mut self, hook: Option<u64>, rip: u64, registers: Registers, most: usize, out: &mut Vec<u64>) {
         out.clear();
+        self.trace.begin();
         let mut registers = registers;
         let mut next = match hook {
             Some(function) => {
@@ -194,22 +255,46 @@ impl Unwinder {
     }
 }
 
-fn leave_frame(cfa: Cfa, saved: &[Saved; 6], registers: &mut Registers) -> Option<u64> {
+fn leave_frame(cfa: Cfa, saved: &[Saved; 6], registers: &mut Registers, trace: &mut Trace) -> Option<u64> {
+    // What cannot be read now may be there the next time.
+    let is_lost = std::mem::replace(&mut trace.is_lost, true);
     let old = *registers;
     let cfa = match cfa {
-        Cfa::Register(register, offset) => old.0[usize::from(register)].wrapping_add_signed(offset),
-        Cfa::WordAtRbp(offset) => probe::word(old.0[RBP].wrapping_add_signed(offset))?,
+        Cfa::Register(register, offset) => {
+            trace.uses(usize::from(register));
+            old.0[usize::from(register)].wrapping_add_signed(offset)
+        }
+        Cfa::WordAtRbp(offset) => {
+            trace.uses(RBP);
+            let address = old.0[RBP].wrapping_add_signed(offset);
+            trace.words.push(address);
+            probe::word(address)?
+        }
     };
+    let origin_of_rbp = trace.origins[RBP];
     for (&place, &register) in saved.iter().zip(&SAVED) {
-        registers.0[register] = match place {
+        let address = match place {
             Saved::Same => continue,
-            Saved::AtCfa(offset) => probe::word(cfa.wrapping_add_signed(offset.into()))?,
-            Saved::AtRbp(offset) => probe::word(old.0[RBP].wrapping_add_signed(offset.into()))?,
-            Saved::Lost => 0,
+            Saved::AtCfa(offset) => cfa.wrapping_add_signed(offset.into()),
+            Saved::AtRbp(offset) => {
+                let changed = std::mem::replace(&mut trace.origins[RBP], origin_of_rbp);
+                trace.uses(RBP);
+                trace.origins[RBP] = changed;
+                old.0[RBP].wrapping_add_signed(offset.into())
+            }
+            Saved::Lost => {
+                (registers.0[register], trace.origins[register]) = (0, CONSTANT);
+                continue;
+            }
         };
+        (registers.0[register], trace.origins[register]) = (probe::word(address)?, address);
     }
     registers.0[RSP] = cfa;
-    probe::word(cfa.wrapping_sub(8))
+    let at = cfa.wrapping_sub(8);
+    trace.words.push(at);
+    let return_address = probe::word(at)?;
+    trace.is_lost = is_lost;
+    Some(return_address)
 }
 
 /// At rsp lies a `ucontext_t`; its general registers begin 40 bytes in: r8 to r15, rdi, rsi, rbp, rbx, rdx, rax, rcx, rsp,
@@ -224,12 +309,17 @@ fn leave_signal(registers: &mut Registers) -> Option<u64> {
     probe::word(base.wrapping_add(8 * 16)).map(|rip| rip.wrapping_add(1))
 }
 
-fn leave_by_frame_pointer(registers: &mut Registers) -> Option<u64> {
+fn leave_by_frame_pointer(registers: &mut Registers, trace: &mut Trace) -> Option<u64> {
+    trace.uses(RBP);
     let (rbp, rsp) = (registers.0[RBP], registers.0[RSP]);
     if rbp < rsp || rbp - rsp > 8 << 20 || rbp % 8 != 0 {
         return None;
     }
-    let (caller, return_address) = (probe::word(rbp)?, probe::word(rbp.wrapping_add(8))?);
+    let words = probe::word(rbp).zip(probe::word(rbp.wrapping_add(8)));
+    trace.is_lost |= words.is_none();
+    let (caller, return_address) = words?;
+    trace.words.push(rbp.wrapping_add(8));
+    trace.origins[RBP] = rbp;
     registers.0[RBP] = caller;
     registers.0[RSP] = rbp.wrapping_add(16);
     Some(return_address)

@@ -1,4 +1,4 @@
-//! The functions that allocate and release heap blocks.
+//! The functions that allocate and release heap blocks, of programs and of the kernel.
 
 /// Which functions may release what a function allocated.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -12,32 +12,47 @@ pub enum AllocFamily {
 }
 
 macro_rules! alloc_fns {
-    ($($(#[$doc:meta])* $variant:ident = $number:literal, $symbol:literal, $words:literal, $family:ident, $releases:literal;)*) => {
+    (
+        { $($(#[$doc:meta])* $variant:ident = $number:literal, $symbol:literal, $words:literal, $family:ident, $releases:literal;)* }
+        kernel { $($(#[$kernel_doc:meta])* $kernel_variant:ident = $kernel_number:literal, $kernel_symbol:literal, $kernel_releases:literal;)* }
+    ) => {
         /// A function of the allocator, by the symbol that the program called.
         #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
         #[repr(u8)]
-        pub enum AllocFn { $($(#[$doc])* $variant = $number,)* }
+        pub enum AllocFn { $($(#[$doc])* $variant = $number,)* $($(#[$kernel_doc])* $kernel_variant = $kernel_number,)* }
 
         impl AllocFn {
-            /// All functions, by number.
+            /// All functions of programs, by number.
             pub const ALL: &'static [AllocFn] = &[$(Self::$variant,)*];
 
+            /// Those of the kernel: their numbers follow.
+            pub const KERNEL: &'static [AllocFn] = &[$(Self::$kernel_variant,)*];
+
             /// The linker's name, such as `_Znwm`.
-            pub fn symbol(self) -> &'static str { match self { $(Self::$variant => $symbol,)* } }
+            pub fn symbol(self) -> &'static str {
+                match self { $(Self::$variant => $symbol,)* $(Self::$kernel_variant => $kernel_symbol,)* }
+            }
 
             /// The name that people read, such as `operator new(unsigned long)`.
-            pub fn demangled(self) -> &'static str { match self { $(Self::$variant => $words,)* } }
+            pub fn demangled(self) -> &'static str {
+                match self { $(Self::$variant => $words,)* $(Self::$kernel_variant => $kernel_symbol,)* }
+            }
 
             /// Whose blocks it makes or releases.
-            pub fn family(self) -> AllocFamily { match self { $(Self::$variant => AllocFamily::$family,)* } }
+            pub fn family(self) -> AllocFamily {
+                match self { $(Self::$variant => AllocFamily::$family,)* $(Self::$kernel_variant => AllocFamily::Malloc,)* }
+            }
 
             /// Whether it releases a block.
-            pub fn releases(self) -> bool { match self { $(Self::$variant => $releases,)* } }
+            pub fn releases(self) -> bool {
+                match self { $(Self::$variant => $releases,)* $(Self::$kernel_variant => $kernel_releases,)* }
+            }
         }
     };
 }
 
 alloc_fns! {
+    {
     /// `malloc`
     Malloc = 0, "malloc", "malloc", Malloc, false;
     /// `calloc`
@@ -100,11 +115,29 @@ alloc_fns! {
     DeleteArraySizedAligned = 29, "_ZdaPvmSt11align_val_t", "operator delete[](void*, unsigned long, std::align_val_t)", NewArray, true;
     /// `operator delete[](void*, std::align_val_t, std::nothrow_t const&)`
     DeleteArrayAlignedNothrow = 30, "_ZdaPvSt11align_val_tRKSt9nothrow_t", "operator delete[](void*, std::align_val_t, std::nothrow_t const&)", NewArray, true;
+    }
+    kernel {
+    /// `kmalloc` and its relatives, large ones included
+    Kmalloc = 31, "kmalloc", false;
+    /// `kmem_cache_alloc`
+    KmemCacheAlloc = 32, "kmem_cache_alloc", false;
+    /// `vmalloc`
+    Vmalloc = 33, "vmalloc", false;
+    /// `alloc_percpu`
+    AllocPercpu = 34, "alloc_percpu", false;
+    /// `alloc_pages`
+    AllocPages = 35, "alloc_pages", false;
+    /// `memblock_alloc`, before the others work
+    MemblockAlloc = 36, "memblock_alloc", false;
+    /// `kfree`
+    Kfree = 37, "kfree", true;
+    }
 }
 
 impl AllocFn {
     /// The function with this number, if there is one.
     pub fn from_u8(n: u8) -> Option<Self> {
-        Self::ALL.get(n as usize).copied()
+        let kernel = || Self::KERNEL.get((n as usize).checked_sub(Self::ALL.len())?);
+        Self::ALL.get(n as usize).or_else(kernel).copied()
     }
 }

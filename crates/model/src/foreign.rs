@@ -66,6 +66,14 @@ numbered! {
         Memray = 12, "memray";
         /// MemorySanitizer.
         MemorySanitizer = 13, "MemorySanitizer";
+        /// The kernel's KASAN.
+        Kasan = 14, "KASAN";
+        /// The kernel's KFENCE.
+        Kfence = 15, "KFENCE";
+        /// The kernel's allocator with its checks switched on (`slub_debug`).
+        SlubDebug = 16, "SLUB debug";
+        /// The kernel's page_owner.
+        PageOwner = 17, "page_owner";
     }
 }
 

@@ -196,6 +196,8 @@ struct Record<'a> {
     addresses: Vec<String>,
     heuristics: Heuristics,
     site: &'a Totals,
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    notes: &'a [String],
     stack: StackView<'a>,
 }
 
@@ -478,6 +480,7 @@ fn record(record: &LossRecord) -> Record<'_> {
         addresses: record.addresses.iter().map(|&address| hex(address)).collect(),
         heuristics: record.heuristics.into(),
         site: &record.totals,
+        notes: &record.notes,
         stack: stack(&record.stack),
     }
 }

@@ -9,6 +9,7 @@ pub mod live;
 use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::io::{self, Write};
+use std::sync::Arc;
 
 use anstyle::{AnsiColor, Color};
 use leakscope_findings::analysis::{
@@ -246,14 +247,20 @@ fn memory_error(text: &mut Text<'_>, error: &MemoryError) -> io::Result<()> {
     }
     text.line(ERROR, &terminal(&error.message))?;
     text.stack(&error.stack)?;
-    for (label, stack) in &error.auxiliary {
+    about(text, &error.auxiliary)?;
+    text.fingerprint(error.fingerprint)?;
+    text.blank()
+}
+
+/// What is known of an address.
+fn about(text: &mut Text<'_>, lines: &[(Arc<str>, Option<Stack>)]) -> io::Result<()> {
+    for (label, stack) in lines {
         text.line(PLAIN, &format!(" {}", terminal(label)))?;
         if let Some(stack) = stack {
             text.stack(stack)?;
         }
     }
-    text.fingerprint(error.fingerprint)?;
-    text.blank()
+    Ok(())
 }
 
 fn misuse_error(text: &mut Text<'_>, error: &MisuseError) -> io::Result<()> {
@@ -265,6 +272,7 @@ fn misuse_error(text: &mut Text<'_>, error: &MisuseError) -> io::Result<()> {
     if let Some(words) = wording::address(error) {
         text.line(PLAIN, &format!(" {words}"))?;
     }
+    about(text, &error.about)?;
     if let Some(block) = &error.block {
         let (first, second) =
             if wording::is_free(error) { (&block.free, &block.allocation) } else { (&block.allocation, &None) };
@@ -310,6 +318,11 @@ fn heap_summary(text: &mut Text<'_>, analysis: &Analysis) -> io::Result<()> {
 }
 
 fn leaks(text: &mut Text<'_>, analysis: &Analysis) -> io::Result<()> {
+    leaks_since(text, analysis, None)
+}
+
+/// Loss records and sums, with what has changed since an earlier leak check.
+fn leaks_since(text: &mut Text<'_>, analysis: &Analysis, before: Option<&Analysis>) -> io::Result<()> {
     let loud = text.style.verbosity > 0;
     match &analysis.outcome {
         _ if analysis.options.leak_check == LeakCheck::No => {
@@ -343,17 +356,26 @@ fn leaks(text: &mut Text<'_>, analysis: &Analysis) -> io::Result<()> {
         Outcome::Classified(_) => {}
     }
     for record in analysis.shown_records() {
-        loss_record(text, record, analysis.records.len())?;
+        loss_record(text, record, analysis.records.len(), before)?;
     }
     if loud && matches!(analysis.outcome, Outcome::Classified(_)) {
-        leak_summary(text, analysis)?;
+        leak_summary(text, analysis, before)?;
     }
     Ok(())
 }
 
-fn loss_record(text: &mut Text<'_>, record: &LossRecord, of: usize) -> io::Result<()> {
-    text.line(kind_style(record.kind), &wording::loss_record(record, of))?;
+fn loss_record(
+    text: &mut Text<'_>,
+    record: &LossRecord,
+    of: usize,
+    before: Option<&Analysis>,
+) -> io::Result<()> {
+    let earlier = before.map(|before| wording::Earlier::of(record, before));
+    text.line(kind_style(record.kind), &wording::loss_record(record, of, earlier))?;
     text.stack(&record.stack)?;
+    for note in &record.notes {
+        text.line(PLAIN, &format!(" {}", terminal(note)))?;
+    }
     text.fingerprint(record.fingerprint)?;
     text.blank()?;
     match record.kind {
@@ -362,15 +384,20 @@ fn loss_record(text: &mut Text<'_>, record: &LossRecord, of: usize) -> io::Resul
     }
 }
 
-fn leak_summary(text: &mut Text<'_>, analysis: &Analysis) -> io::Result<()> {
+fn leak_summary(text: &mut Text<'_>, analysis: &Analysis, before: Option<&Analysis>) -> io::Result<()> {
     let totals = &analysis.totals;
     let amount = |amount: Amount| format!("{} bytes in {} blocks", grouped(amount.bytes), grouped(amount.blocks));
+    let since = |now: Amount, before: Option<Amount>| {
+        let bytes = wording::changed(now.bytes, before.map(|before| before.bytes));
+        format!("{bytes} bytes in {} blocks", wording::changed(now.blocks, before.map(|before| before.blocks)))
+    };
     text.line(HEADING, "LEAK SUMMARY:")?;
     let order = [LeakKind::DefinitelyLost, LeakKind::IndirectlyLost, LeakKind::PossiblyLost, LeakKind::StillReachable];
     for kind in order {
         let total = totals.of(kind);
         let style = if total.blocks > 0 { kind_style(Some(kind)) } else { PLAIN };
-        text.line(style, &format!("{:>18}: {}", kind.words(), amount(total)))?;
+        let words = since(total, before.map(|before| before.totals.of(kind)));
+        text.line(style, &format!("{:>18}: {words}", kind.words()))?;
     }
     let heuristics = Heuristic::ALL.map(|heuristic| (heuristic, totals.by_heuristic[heuristic as usize]));
     if heuristics.iter().any(|(_, total)| total.blocks > 0) {
@@ -380,7 +407,8 @@ fn leak_summary(text: &mut Text<'_>, analysis: &Analysis) -> io::Result<()> {
             text.line(PLAIN, &format!("                        {word:<19}: {}", amount(total)))?;
         }
     }
-    text.line(PLAIN, &format!("        suppressed: {}", amount(totals.suppressed)))?;
+    let suppressed = since(totals.suppressed, before.map(|before| before.totals.suppressed));
+    text.line(PLAIN, &format!("        suppressed: {suppressed}"))?;
     for used in analysis.used_suppressions.iter().filter(|used| used.blocks > 0) {
         let hidden = amount(Amount { bytes: used.bytes, blocks: used.blocks });
         let (name, file) = (terminal(&used.name), terminal(&used.file));
@@ -484,13 +512,22 @@ fn error_summary(text: &mut Text<'_>, analysis: &Analysis) -> io::Result<()> {
 
 /// `-s`: errors again, rarest first, and the suppressions that were used.
 fn error_lists(text: &mut Text<'_>, analysis: &Analysis) -> io::Result<()> {
-    let mut errors: Vec<&MisuseError> = analysis.shown_misuses().collect();
-    errors.sort_by_key(|error| error.count);
-    for (i, error) in errors.iter().enumerate() {
+    enum Listed<'a> {
+        Misuse(&'a MisuseError),
+        Memory(&'a MemoryError),
+    }
+    let misuses = analysis.shown_misuses().map(|error| (error.count, Listed::Misuse(error)));
+    let others = analysis.shown_memory_errors().map(|error| (error.count, Listed::Memory(error)));
+    let mut errors: Vec<(u64, Listed<'_>)> = misuses.chain(others).collect();
+    errors.sort_by_key(|&(count, _)| count);
+    for (i, (count, error)) in errors.iter().enumerate() {
         text.blank()?;
         let contexts = analysis.errors.contexts;
-        text.line(PLAIN, &format!("{} errors in context {} of {contexts}:", error.count, i + 1))?;
-        misuse_error(text, error)?;
+        text.line(PLAIN, &format!("{count} errors in context {} of {contexts}:", i + 1))?;
+        match error {
+            Listed::Misuse(error) => misuse_error(text, error)?,
+            Listed::Memory(error) => memory_error(text, error)?,
+        }
     }
     for (i, used) in analysis.used_suppressions.iter().enumerate() {
         let pid = text.pid;

@@ -8,6 +8,7 @@
 pub mod live;
 
 use std::io::{self, Write};
+use std::sync::Arc;
 
 use leakscope_findings::analysis::{
     Analysis, Frame, LossRecord, MemoryError, MisuseError, Outcome, Stack, signal_name,
@@ -53,7 +54,7 @@ pub fn write(out: &mut dyn Write, analysis: &Analysis, style: &Style) -> io::Res
     document.status("FINISHED", duration_ns(analysis))?;
     if matches!(analysis.outcome, Outcome::Classified(_)) {
         for record in analysis.shown_records() {
-            document.loss_record(record, analysis.records.len())?;
+            document.loss_record(record, analysis.records.len(), None)?;
         }
     }
     document.tail(&counts, analysis)
@@ -153,6 +154,7 @@ impl Document<'_> {
         if let Some(words) = wording::address(error) {
             self.element(2, "auxwhat", &words)?;
         }
+        self.about(&error.about)?;
         if let Some(block) = &error.block {
             let (first, second) =
                 if wording::is_free(error) { (&block.free, &block.allocation) } else { (&block.allocation, &None) };
@@ -172,17 +174,23 @@ impl Document<'_> {
         self.open_error(error.thread, error.kind.name())?;
         self.element(2, "what", &error.message)?;
         self.stack(&error.stack)?;
-        for (label, stack) in &error.auxiliary {
+        self.about(&error.auxiliary)?;
+        let (kind, bytes, message) = (error.kind, error.access_bytes, error.message.to_string());
+        self.close_error(&Error::Memory { kind, bytes, message }, &error.stack)
+    }
+
+    /// What is known of an address.
+    fn about(&mut self, lines: &[(Arc<str>, Option<Stack>)]) -> io::Result<()> {
+        for (label, stack) in lines {
             self.element(2, "auxwhat", label)?;
             if let Some(stack) = stack {
                 self.stack(stack)?;
             }
         }
-        let (kind, bytes, message) = (error.kind, error.access_bytes, error.message.to_string());
-        self.close_error(&Error::Memory { kind, bytes, message }, &error.stack)
+        Ok(())
     }
 
-    fn loss_record(&mut self, record: &LossRecord, of: usize) -> io::Result<()> {
+    fn loss_record(&mut self, record: &LossRecord, of: usize, before: Option<&Analysis>) -> io::Result<()> {
         let Some(kind) = record.kind else { return Ok(()) };
         let (name, bytes) = match kind {
             LeakKind::DefinitelyLost => ("Leak_DefinitelyLost", record.bytes.saturating_add(record.indirect_bytes)),
@@ -192,7 +200,8 @@ impl Document<'_> {
         };
         self.open_error(1, name)?;
         self.line("  <xwhat>")?;
-        self.element(4, "text", &wording::loss_record(record, of))?;
+        let earlier = before.map(|before| wording::Earlier::of(record, before));
+        self.element(4, "text", &wording::loss_record(record, of, earlier))?;
         self.line(&format!("    <leakedbytes>{bytes}</leakedbytes>"))?;
         self.line(&format!("    <leakedblocks>{}</leakedblocks>\n  </xwhat>", record.blocks))?;
         self.stack(&record.stack)?;

@@ -1,6 +1,6 @@
 //! Memcheck's sentences, shared by text and XML.
 
-use leakscope_findings::analysis::{Block, LossRecord, MisuseError};
+use leakscope_findings::analysis::{Analysis, Block, LossRecord, MisuseError};
 use leakscope_findings::suppressions::fishy_names;
 use leakscope_model::{LeakKind, MisuseKind};
 
@@ -17,21 +17,56 @@ pub(crate) fn grouped(number: u64) -> String {
     out
 }
 
-/// The first line of a loss record.
-pub(crate) fn loss_record(record: &LossRecord, of: usize) -> String {
-    let bytes = if record.indirect_bytes > 0 && record.kind == Some(LeakKind::DefinitelyLost) {
+/// What a loss record was at the last leak check.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Earlier {
+    bytes: u64,
+    blocks: u64,
+    indirect_bytes: u64,
+}
+
+impl Earlier {
+    /// The record of an earlier analysis with the same kind and stack; zeros if there is none.
+    pub(crate) fn of(record: &LossRecord, before: &Analysis) -> Self {
+        let ips = |record: &LossRecord| record.stack.all_frames().iter().map(|frame| frame.ip).collect::<Vec<_>>();
+        let wanted = ips(record);
+        let found = before.records.iter().find(|old| old.kind == record.kind && ips(old) == wanted);
+        found.map_or(Self::default(), |old| Self {
+            bytes: old.bytes,
+            blocks: old.blocks,
+            indirect_bytes: old.indirect_bytes,
+        })
+    }
+}
+
+/// A number, and by how much it has changed: `20 (+10)`.
+pub(crate) fn changed(now: u64, before: Option<u64>) -> String {
+    let number = grouped(now);
+    match before {
+        None => number,
+        Some(before) if now >= before => format!("{number} (+{})", grouped(now - before)),
+        Some(before) => format!("{number} (-{})", grouped(before - now)),
+    }
+}
+
+/// The first line of a loss record, with what has changed since an earlier leak check.
+pub(crate) fn loss_record(record: &LossRecord, of: usize, earlier: Option<Earlier>) -> String {
+    let had_indirect = earlier.is_some_and(|earlier| earlier.indirect_bytes > 0);
+    let is_lost = record.kind == Some(LeakKind::DefinitelyLost);
+    let bytes = if is_lost && (record.indirect_bytes > 0 || had_indirect) {
+        let all = record.bytes.saturating_add(record.indirect_bytes);
         format!(
             "{} ({} direct, {} indirect)",
-            grouped(record.bytes.saturating_add(record.indirect_bytes)),
-            grouped(record.bytes),
-            grouped(record.indirect_bytes)
+            changed(all, earlier.map(|earlier| earlier.bytes.saturating_add(earlier.indirect_bytes))),
+            changed(record.bytes, earlier.map(|earlier| earlier.bytes)),
+            changed(record.indirect_bytes, earlier.map(|earlier| earlier.indirect_bytes))
         )
     } else {
-        grouped(record.bytes)
+        changed(record.bytes, earlier.map(|earlier| earlier.bytes))
     };
     format!(
         "{bytes} bytes in {} blocks are {} in loss record {} of {}",
-        grouped(record.blocks),
+        changed(record.blocks, earlier.map(|earlier| earlier.blocks)),
         record.kind.map_or("live (not classified)", LeakKind::words),
         grouped(u64::from(record.number)),
         grouped(of as u64)
@@ -72,6 +107,9 @@ pub(crate) fn misuse(error: &MisuseError) -> String {
 
 /// What the address of an error is; `None` where Memcheck says nothing about it.
 pub(crate) fn address(error: &MisuseError) -> Option<String> {
+    if !error.about.is_empty() {
+        return None;
+    }
     let Some(block) = &error.block else {
         let address = error.address;
         return (error.kind != MisuseKind::FishySize)

@@ -10,15 +10,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use addr2line::{Context, LookupContinuation, LookupResult, SplitDwarfLoad};
-use gimli::{AttributeValue, DebugInfoOffset, Reader, RunTimeEndian, UnitOffset, UnitRef};
+use gimli::{AttributeValue, DebugInfoOffset, Reader, UnitOffset, UnitRef};
 
 use crate::demangle::is_mangled;
 use crate::elf::Elf;
-
-type Bytes = gimli::EndianArcSlice<RunTimeEndian>;
-
-/// How many `DW_AT_specification` and `DW_AT_abstract_origin` links a name may be away.
-const MAX_NAME_LINKS: u32 = 16;
+use crate::units::{Bytes, MAX_LINKS, Units};
 
 /// One frame as DWARF has it, innermost first in a list.
 pub(crate) struct DwarfFrame {
@@ -195,10 +191,8 @@ struct EntryKey {
 #[derive(Default)]
 struct Names {
     cache: HashMap<EntryKey, Option<Arc<str>>>,
-    /// Units that names were followed into, by file and offset.
-    units: HashMap<(bool, usize), Option<Arc<gimli::Unit<Bytes>>>>,
-    /// Offsets of all units, sorted; of the module and of its dwz file.
-    offsets: [Option<Vec<usize>>; 2],
+    /// Units that names were followed into.
+    units: Units,
 }
 
 impl Names {
@@ -209,7 +203,7 @@ impl Names {
         if let Some(name) = self.cache.get(&key) {
             return name.clone();
         }
-        let name = self.follow(unit, false, entry, MAX_NAME_LINKS);
+        let name = self.follow(unit, false, entry, MAX_LINKS);
         self.cache.insert(key, name.clone());
         name
     }
@@ -230,7 +224,7 @@ impl Names {
         }
     }
 
-    /// Follows a reference into another unit of the same file.
+    /// Follows a reference into another unit of the same file; `dwarf` is that file.
     fn follow_across(
         &mut self,
         dwarf: &gimli::Dwarf<Bytes>,
@@ -242,21 +236,7 @@ impl Names {
             // A split unit is alone in its file; and offsets of one such file say nothing about another.
             return None;
         }
-        let offsets = self.offsets[usize::from(supplement)].get_or_insert_with(|| {
-            let mut offsets = Vec::new();
-            let mut units = dwarf.units();
-            while let Ok(Some(header)) = units.next() {
-                offsets.extend(header.debug_info_offset().map(|offset| offset.0));
-            }
-            offsets
-        });
-        let start = *offsets.get(offsets.partition_point(|&offset| offset <= target.0).checked_sub(1)?)?;
-        let unit = self.units.entry((supplement, start)).or_insert_with(|| {
-            let header = dwarf.unit_header(DebugInfoOffset(start)).ok()?;
-            Some(Arc::new(dwarf.unit(header).ok()?))
-        });
-        let unit = Arc::clone(unit.as_ref()?);
-        let at = target.to_unit_offset(&unit.header)?;
-        self.follow(unit.unit_ref(dwarf), supplement, at, links)
+        let place = self.units.place_in(dwarf, supplement, target)?;
+        self.follow(place.unit.unit_ref(dwarf), supplement, place.at, links)
     }
 }

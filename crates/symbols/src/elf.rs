@@ -18,6 +18,8 @@ use gimli::{EndianSlice, Reader, RunTimeEndian};
 
 const SHT_NOTE: u32 = 7;
 const SHT_NOBITS: u32 = 8;
+const SHF_ALLOC: u64 = 2;
+const SHF_TLS: u64 = 0x400;
 const SHF_COMPRESSED: u64 = 0x800;
 const PT_NOTE: u32 = 4;
 const NT_GNU_BUILD_ID: u32 = 3;
@@ -180,6 +182,13 @@ impl Elf {
         self.sections
             .iter()
             .find(|section| *section.name == *name.as_bytes() && section.kind != SHT_NOBITS && section.size > 0)
+    }
+
+    /// The name of the section that an address of link time lies in.
+    pub(crate) fn section_of(&self, address: u64) -> Option<&[u8]> {
+        let holds = |section: &&Section| section.address <= address && address < section.end_address();
+        let loaded = self.sections.iter().filter(|section| section.flags & SHF_ALLOC != 0);
+        loaded.filter(|section| section.flags & SHF_TLS == 0).find(holds).map(|section| &*section.name)
     }
 
     /// The contents of a DWARF section, decompressed; `None` when it is absent or damaged.

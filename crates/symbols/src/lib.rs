@@ -1,4 +1,4 @@
-//! Names for addresses: function, file, line and inlined frames of an address in a module.
+//! Names for addresses: function, file, line and inlined frames of an address in a module; variables, too.
 //!
 //! Runs in our own process, on any thread, and allocates. Everything that is read here (the modules of the
 //! target, their debug files, what a server sends) is untrusted: a damaged file degrades to the next source of
@@ -22,8 +22,12 @@ mod elf;
 mod locate;
 mod symbolizer;
 mod symtab;
+mod types;
+mod units;
+mod variables;
 
 pub use debuginfod::Debuginfod;
 pub use demangle::demangle;
 pub use elf::read_build_id;
 pub use symbolizer::{Frame, ModuleFile, Options, Source, Symbolizer};
+pub use variables::{FrameState, Variable};

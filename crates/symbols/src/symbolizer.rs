@@ -9,6 +9,7 @@ use crate::dwarf::{Dwarf, DwarfFrame};
 use crate::elf::Elf;
 use crate::locate;
 use crate::symtab::{NameRef, Symbols, SymbolsBuilder};
+use crate::variables::{FrameState, Variable, Variables};
 
 /// What the recorder knew of a module.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -144,6 +145,68 @@ impl Symbolizer {
         self.module(module).debug_file.as_deref()
     }
 
+    /// The data symbol around an address of link time, as it is shown, and how far into it the address is.
+    pub fn data_symbol(&mut self, module: &ModuleFile, address: u64) -> Option<(String, u64)> {
+        let demangled = self.finder.demangle;
+        let data = self.data(module);
+        let name = data.symbols.find(address)?;
+        let start = data.symbols.start(address)?;
+        let raw = String::from_utf8_lossy(data.symbols.name(name)).into_owned();
+        let shown = if demangled { demangle(&raw).into_owned() } else { raw };
+        (!shown.is_empty()).then_some((shown, address - start))
+    }
+
+    /// Where the data symbol around an address of link time begins and ends.
+    pub fn data_extent(&mut self, module: &ModuleFile, address: u64) -> Option<(u64, u64)> {
+        self.data(module).symbols.extent(address)
+    }
+
+    /// Where the variables of a frame lie, as ranges relative to its canonical frame address: those that depend on nothing
+    /// else. For the parameters see [`Symbolizer::local_variable`].
+    pub fn frame_variables(&mut self, module: &ModuleFile, pc: u64, frame: FrameState, bias: u64) -> Vec<(i64, i64)> {
+        self.data(module).variables.as_mut().map_or_else(Vec::new, |variables| variables.frame(pc, frame, bias))
+    }
+
+    /// The name of the section that an address of link time lies in: `.data`.
+    pub fn section(&mut self, module: &ModuleFile, address: u64) -> Option<String> {
+        let elf = Elf::open(&self.module(module).main_file.clone()?)?;
+        Some(String::from_utf8_lossy(elf.section_of(address)?).into_owned())
+    }
+
+    /// Where the function around an address of link time begins.
+    pub fn function_start(&mut self, module: &ModuleFile, address: u64) -> Option<u64> {
+        self.module(module).symbols.start(address)
+    }
+
+    /// The global or static variable at an address of link time.
+    pub fn global_variable(&mut self, module: &ModuleFile, address: u64) -> Option<Variable> {
+        self.data(module).variables.as_mut()?.global(address)
+    }
+
+    /// The local variable or parameter at an address of run time, for a frame of the function around `pc`, an address of
+    /// link time in the instruction that runs or the call that is on its way. `bias` is the difference of the two.
+    pub fn local_variable(
+        &mut self,
+        module: &ModuleFile,
+        pc: u64,
+        frame: FrameState,
+        bias: u64,
+        address: u64,
+    ) -> Option<Variable> {
+        self.data(module).variables.as_mut()?.local(pc, frame, bias, address)
+    }
+
+    /// What is known of a module's data, read when it is first asked for.
+    fn data(&mut self, module: &ModuleFile) -> &mut Data {
+        let loaded = self.module(module);
+        if loaded.data.is_none() {
+            let files = (loaded.main_file.clone(), loaded.debug_file.clone());
+            let data = self.finder.data(files.0.as_deref(), files.1.as_deref());
+            self.module(module).data = Some(data);
+        }
+        self.module(module).data.get_or_insert_default()
+    }
+
     fn module(&mut self, module: &ModuleFile) -> &mut Module {
         if !self.modules.contains_key(module) {
             let loaded = self.finder.load(module);
@@ -222,8 +285,24 @@ impl Finder {
         if dwarf.is_some() {
             source = Source::Dwarf;
         }
-        let debug_file = debug.map(|elf| elf.path.clone());
-        Module { source, debug_file, symbols: builder.finish(), dwarf, last_symbol: None }
+        let (main_file, debug_file) = (main.map(|elf| elf.path.clone()), debug.map(|elf| elf.path.clone()));
+        Module { source, main_file, debug_file, symbols: builder.finish(), dwarf, last_symbol: None, data: None }
+    }
+
+    fn data(&mut self, main: Option<&Path>, debug: Option<&Path>) -> Data {
+        let files: Vec<Elf> = [main, debug].into_iter().flatten().filter_map(Elf::open).collect();
+        let mut builder = SymbolsBuilder::default();
+        for elf in &files {
+            builder.add_data(elf, ".symtab");
+        }
+        if let Some(first) = files.first() {
+            builder.add_data(first, ".dynsym");
+        }
+        let variables = files.iter().find(|elf| elf.has_debug_info()).and_then(|elf| {
+            let supplement = self.supplement(elf);
+            Variables::load(elf, supplement.as_ref())
+        });
+        Data { symbols: builder.finish(), variables }
     }
 
     fn supplement(&mut self, debug_file: &Elf) -> Option<Elf> {
@@ -236,11 +315,22 @@ impl Finder {
 /// A module whose files have been found and opened.
 struct Module {
     source: Source,
+    /// The module itself, when it is there and unchanged.
+    main_file: Option<PathBuf>,
     debug_file: Option<PathBuf>,
     symbols: Symbols,
     dwarf: Option<Dwarf>,
     /// The symbol that was named last: sorted addresses ask for the same one again and again.
     last_symbol: Option<(NameRef, String, String)>,
+    /// Its data, once somebody asked.
+    data: Option<Data>,
+}
+
+/// What is known of a module's data.
+#[derive(Default)]
+struct Data {
+    symbols: Symbols,
+    variables: Option<Variables>,
 }
 
 impl Module {

@@ -13,6 +13,7 @@ use gimli::{EndianSlice, Reader};
 
 use crate::elf::Elf;
 
+const STT_OBJECT: u8 = 1;
 const STT_FUNC: u8 = 2;
 const STT_GNU_IFUNC: u8 = 10;
 const SYMBOL_BYTES: usize = 24;
@@ -22,6 +23,8 @@ const MAX_NAME_BYTES: usize = 64 << 10;
 struct Segment {
     start: u64,
     end: u64,
+    /// Where the symbol begins and ends.
+    symbol: (u64, u64),
     name: NameRef,
 }
 
@@ -32,7 +35,7 @@ pub(crate) struct NameRef {
     offset: u32,
 }
 
-/// One function symbol as the file has it.
+/// One symbol as the file has it.
 struct Symbol {
     start: u64,
     end: u64,
@@ -52,11 +55,16 @@ impl SymbolsBuilder {
     /// Adds the function symbols of one table; says whether there were any.
     pub(crate) fn add(&mut self, elf: &Elf, section: &str) -> bool {
         let before = self.symbols.len();
-        self.try_add(elf, section);
+        self.try_add(elf, section, &[STT_FUNC, STT_GNU_IFUNC]);
         self.symbols.len() > before
     }
 
-    fn try_add(&mut self, elf: &Elf, section: &str) -> Option<()> {
+    /// Adds the data symbols of one table.
+    pub(crate) fn add_data(&mut self, elf: &Elf, section: &str) {
+        self.try_add(elf, section, &[STT_OBJECT]);
+    }
+
+    fn try_add(&mut self, elf: &Elf, section: &str, kinds: &[u8]) -> Option<()> {
         let header = elf.section(section)?;
         let strings = elf.contents(elf.sections.get(header.link as usize)?)?;
         let raw = elf.contents(header)?;
@@ -70,7 +78,8 @@ impl SymbolsBuilder {
             let section = reader.read_u16().ok()?;
             let start = reader.read_u64().ok()?;
             let size = reader.read_u64().ok()?;
-            if section == 0 || start == 0 || !matches!(kind, STT_FUNC | STT_GNU_IFUNC) {
+            let is_empty_data = kind == STT_OBJECT && size == 0;
+            if section == 0 || start == 0 || !kinds.contains(&kind) || is_empty_data {
                 continue;
             }
             let end = match size {
@@ -125,7 +134,7 @@ fn flatten(symbols: &[Symbol]) -> Vec<Segment> {
         while let Some(&symbol) = open.last() {
             let end = symbol.end.min(limit);
             if *position < end {
-                segments.push(Segment { start: *position, end, name: symbol.name });
+                segments.push(Segment { start: *position, end, symbol: (symbol.start, symbol.end), name: symbol.name });
                 *position = end;
             }
             if symbol.end > limit {
@@ -143,7 +152,7 @@ fn flatten(symbols: &[Symbol]) -> Vec<Segment> {
     segments
 }
 
-/// The function symbols of a module.
+/// The function symbols, or the data symbols, of a module.
 #[derive(Default)]
 pub(crate) struct Symbols {
     strings: Vec<Arc<[u8]>>,
@@ -155,6 +164,17 @@ impl Symbols {
     pub(crate) fn find(&self, address: u64) -> Option<NameRef> {
         let index = self.segments.partition_point(|segment| segment.end <= address);
         self.segments.get(index).filter(|segment| segment.start <= address).map(|segment| segment.name)
+    }
+
+    /// Where the symbol begins whose range holds an address.
+    pub(crate) fn start(&self, address: u64) -> Option<u64> {
+        self.extent(address).map(|(start, _)| start)
+    }
+
+    /// Where the symbol begins and ends whose range holds an address.
+    pub(crate) fn extent(&self, address: u64) -> Option<(u64, u64)> {
+        let index = self.segments.partition_point(|segment| segment.end <= address);
+        self.segments.get(index).filter(|segment| segment.start <= address).map(|segment| segment.symbol)
     }
 
     /// The raw name of a symbol, without its version.

@@ -157,7 +157,8 @@ impl<'a> Visit<'a> {
     }
 
     fn give(&mut self, param: Param, address: u64, length: u64, access: Access) {
-        let length = length.min(u64::MAX - address);
+        // Of what begins at the highest address there is one byte to tell of.
+        let length = length.min((u64::MAX - address).max(1));
         if length > 0 && self.step() {
             (self.sink)(Region { param, address, length, access });
         }

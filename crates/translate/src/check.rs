@@ -3,11 +3,10 @@
 //! Where the target's flags are dead: `cmp SIZE gs:[operand], 0; jne cold`. Where they are alive, rcx is borrowed:
 //! `mov rcx, gs:[operand]; jrcxz`. Both leave the guest where it was, so that an instruction may begin anew. What was
 //! checked once in a block needs no second check while the registers of its address stay the same: blocks contain no
-//! calls, a failed check leaves the block for good, and an interrupted block is never gone on with.
+//! calls, a failed check leaves the block for good or begins its instruction anew, and an interrupted block is never gone on
+//! with.
 
-use iced_x86::{InstructionInfo, OpAccess};
-
-use crate::access::{Access, Look, Scan, Segment, look};
+use crate::access::{Access, Look, Scan, Segment};
 use crate::cache::leave;
 use crate::decode::Step;
 use crate::emit::{Code, Landing, Mem, RCX, displacement};
@@ -47,19 +46,12 @@ impl Checked {
         self.list.push(access);
     }
 
-    /// Forgets operands whose address the instruction changes.
-    pub fn after(&mut self, info: &InstructionInfo) {
-        if self.list.is_empty() {
-            return;
-        }
-        for used in info.used_registers() {
-            let writes = !matches!(used.access(), OpAccess::None | OpAccess::Read | OpAccess::CondRead);
-            let register = used.register().full_register();
-            if writes && register.is_gpr() {
-                let number = register.number() as u8;
-                self.list.retain(|known| !known.mem.uses(number));
-            }
-        }
+    /// Forgets operands whose address an instruction changes that writes these registers, as bits.
+    pub fn after(&mut self, written: u16) {
+        self.list.retain(|known| {
+            let uses = |register: Option<u8>| register.is_some_and(|number| written >> number & 1 != 0);
+            !uses(known.mem.base) && !uses(known.mem.index)
+        });
     }
 
     pub fn clear(&mut self) {
@@ -74,6 +66,8 @@ pub(crate) struct Output<'a> {
     pub marks: &'a mut Vec<Mark>,
     pub recovery: &'a mut Recovery,
     pub exits: &'a mut Exits,
+    /// A check may fail because the newest frames are not marked yet.
+    pub settles: bool,
 }
 
 /// Jumps to the cold part of one instruction's checks: addresses of their last four bytes.
@@ -88,10 +82,11 @@ pub(crate) fn write_checks(
     output: &mut Output<'_>,
     checked: &mut Checked,
     step: &Step,
-    info: &InstructionInfo,
+    look: Look,
     flags_live: bool,
 ) -> bool {
-    let accesses = match look(&step.instruction, info) {
+    let start = output.hot.here();
+    let accesses = match look {
         Look::Inline(accesses) => accesses,
         Look::Scan(scan) => {
             by_routine(output, step.pc(), scan);
@@ -119,7 +114,7 @@ pub(crate) fn write_checks(
         checked.add(access);
     }
     if !failures.exact.is_empty() || !failures.rcx_borrowed.is_empty() {
-        cold_part(output, &failures, step.pc());
+        cold_part(output, &failures, step.pc(), start);
     }
     true
 }
@@ -127,7 +122,8 @@ pub(crate) fn write_checks(
 /// A repeated string instruction's whole range.
 fn by_routine(output: &mut Output<'_>, pc: u64, scan: Scan) {
     let bad = output.cold.here();
-    cold_part(output, &Failures::default(), pc);
+    let start = output.hot.here();
+    cold_part(output, &Failures::default(), pc, start);
     output.hot.store_u64_at(slot!(guest.rip), pc);
     output.hot.store_u64_at(slot!(scan_bad), bad);
     output.hot.store_u64_at(slot!(scan), u64::from(scan.encoded()));
@@ -221,8 +217,9 @@ fn in_register(code: &mut Code, access: &Access, scratch: u8) -> Mem {
     }
 }
 
-/// What happens on a failed check: rcx is put back if it was borrowed, then Rust looks at the instruction.
-fn cold_part(output: &mut Output<'_>, failures: &Failures, pc: u64) {
+/// What happens on a failed check: rcx is put back if it was borrowed, then Rust looks at the instruction. Where it may be
+/// the stack's shadow that lags behind, a routine goes back to `start` first.
+fn cold_part(output: &mut Output<'_>, failures: &Failures, pc: u64, start: u64) {
     let borrowed_entry = output.cold.here();
     if !failures.rcx_borrowed.is_empty() {
         let mark = Mark { host: borrowed_entry as u32, pc, rule: Rule::scratch(RCX) };
@@ -232,7 +229,13 @@ fn cold_part(output: &mut Output<'_>, failures: &Failures, pc: u64) {
     let exact_entry = output.cold.here();
     output.recovery.add_cold(Mark { host: exact_entry as u32, pc, rule: Rule::EXACT });
     let record = output.exits.add(Exit::Examine { pc });
-    leave(output.cold, record);
+    if output.settles {
+        output.cold.store_i32(&Mem::at(slot!(mark_return)), start as i32);
+        output.cold.store_u32(&Mem::at(slot!(exit_record)), record);
+        output.cold.jump_through(&Mem::at(slot!(settle_code)));
+    } else {
+        leave(output.cold, record);
+    }
     let both = [(&failures.exact, exact_entry), (&failures.rcx_borrowed, borrowed_entry)];
     for (sites, entry) in both {
         for &site in sites {

@@ -8,6 +8,14 @@ const BLOCK_INSTRUCTIONS: usize = 64;
 /// `rol rdi,3; rol rdi,13; rol rdi,61; rol rdi,51; xchg rbx,rbx`. Source: `valgrind.h`.
 const CLIENT_REQUEST: [u8; 19] =
     [0x48, 0xc1, 0xc7, 0x03, 0x48, 0xc1, 0xc7, 0x0d, 0x48, 0xc1, 0xc7, 0x3d, 0x48, 0xc1, 0xc7, 0x33, 0x48, 0x87, 0xdb];
+/// The last byte with rcx, rdx and rbx: other things that `valgrind.h` asks for.
+const REQUEST_REGISTERS: [u8; 3] = [0xc9, 0xd2, 0xdb];
+
+/// Whether one of the sequences stands here.
+fn is_request(bytes: &[u8]) -> bool {
+    let (front, last) = (&CLIENT_REQUEST[..18], bytes.get(18));
+    bytes.starts_with(front) && last.is_some_and(|last| REQUEST_REGISTERS.contains(last))
+}
 
 /// What the translator does with an instruction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -117,7 +125,7 @@ fn decode_step(decoder: &mut Decoder<'_>, bytes: &[u8], offset: usize) -> Step {
         length: instruction.len(),
         displacement_offset: constants.displacement_offset(),
     };
-    if instruction.mnemonic() == Mnemonic::Rol && bytes[offset..].starts_with(&CLIENT_REQUEST) {
+    if instruction.mnemonic() == Mnemonic::Rol && is_request(&bytes[offset..]) {
         step.kind = Kind::ClientRequest;
         step.length = CLIENT_REQUEST.len();
     }
@@ -208,6 +216,9 @@ mod tests {
         assert_eq!(kinds(&[0x90]), [Kind::Plain], "the next region goes on");
         assert_eq!(kinds(&[0x8e, 0xe8]), [ILLEGAL], "mov gs, eax");
         assert_eq!(kinds(&CLIENT_REQUEST), [Kind::ClientRequest]);
+        let with = |last: u8| kinds(&[&CLIENT_REQUEST[..18], &[last]].concat());
+        assert_eq!((with(0xc9), with(0xd2)), (vec![Kind::ClientRequest], vec![Kind::ClientRequest]));
+        assert_eq!(with(0xff), [Kind::Plain; 5]);
     }
 
     #[test]

@@ -162,6 +162,17 @@ impl Code {
         self.raw(&[0]);
     }
 
+    /// `cmp register, [mem]`, 8 bytes.
+    pub fn compare(&mut self, register: u8, mem: &Mem) {
+        self.with_mem(false, true, &[0x3b], register, mem);
+    }
+
+    /// `cmp qword [mem], value`, sign-extended.
+    pub fn compare_i32(&mut self, mem: &Mem, value: i32) {
+        self.with_mem(false, true, &[0x81], 7, mem);
+        self.u32(value as u32);
+    }
+
     /// `mov dword [mem], value`.
     pub fn store_u32(&mut self, mem: &Mem, value: u32) {
         self.with_mem(false, false, &[0xc7], 0, mem);

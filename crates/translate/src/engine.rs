@@ -9,14 +9,16 @@ use crate::exits::Exit;
 use crate::state::{State, state};
 use crate::translate::{Extent, Hook, Translator, Watch};
 use crate::{
-    AccessKind, Action, BadAccess, Config, Error, Fault, GUEST_END, Gpr, Guest, LightHook, Tool, Version, cpuid, entry,
-    examine, indirect, layout, memory,
+    AccessKind, Action, BadAccess, Config, Error, Fault, GUEST_END, Gpr, Guest, LightHook, Quick, Tool, Version, cpuid, entry,
+    examine, indirect, layout, memory, stack,
 };
 
 /// The simulated CPU; one in a process, as it lives at fixed addresses.
 pub struct Engine {
     translator: Box<Translator>,
     exits: u64,
+    /// Where the next instruction is to run although a hook stands there.
+    unhooked: Option<u64>,
 }
 
 /// What the engine did, for `--stats` and tests.
@@ -73,9 +75,12 @@ impl Engine {
             state.miss_code = labels.miss;
             state.mark_code = labels.mark;
             state.scan_code = labels.scan;
+            state.settle_code = labels.settle;
+            state.release_code = labels.release;
+            state.release_return_code = labels.release_return;
         }
         let translator = Box::new(Translator::new(config));
-        Ok(Self { translator, exits: 0 })
+        Ok(Self { translator, exits: 0, unhooked: None })
     }
 
     /// What the engine was made with.
@@ -122,17 +127,25 @@ impl Engine {
             }
             let code = match next.take() {
                 Some(code) => code,
+                None if self.unhooked == Some(rip) => {
+                    self.unhooked = None;
+                    self.solo(rip, Watch::Yes, tool)?
+                }
                 None => self.block(rip, tool)?,
             };
             self.exits += 1;
-            let translator: *const Translator = &raw const *self.translator;
+            let translator: *mut Translator = &raw mut *self.translator;
             // SAFETY: `code` is a block's start, made since the last flush. What the hooks and handlers need is put into
             // the state page; both pointers outlive the call, and neither object is used here while the cache runs.
             let record = unsafe {
                 (*state()).engine = translator.expose_provenance() as u64;
                 (*state()).hook_tool = (&raw mut *tool).expose_provenance() as u64;
                 memory::set_gs_to_shadow();
+                if self.translator.config.marks_stack() {
+                    (*state()).settled = (*state()).guest.gpr(Gpr::Rsp);
+                }
                 entry::enter(code);
+                stack::settle((*state()).guest.gpr(Gpr::Rsp));
                 (*state()).exit_record
             };
             let exit = self.translator.cache.exits.get(record);
@@ -199,8 +212,7 @@ impl Engine {
         if let Some(region) = tool.code_region(pc)
             && (region.start..region.end).contains(&pc)
         {
-            self.translator.regions.forget(region.start, region.end);
-            self.translator.regions.add(region);
+            self.translator.regions.put(region);
         }
     }
 
@@ -253,6 +265,11 @@ impl Engine {
             Exit::Stale { pc } => {
                 self.guest_mut().rip = pc;
                 self.translator.forget_block(pc);
+                Action::Continue
+            }
+            Exit::Retarget { pc, block } => {
+                self.guest_mut().rip = pc;
+                self.translator.retarget(pc, block);
                 Action::Continue
             }
             Exit::NotExecutable { pc } => self.not_executable(pc, tool),
@@ -361,7 +378,27 @@ impl Engine {
 
     /// As [`Engine::hook`], but calls `hook` directly.
     pub fn hook_light(&mut self, address: u64, hook: LightHook, cookie: u64) {
-        self.set_hook(address, Some(Hook::Light { function: hook, cookie }));
+        self.set_hook(address, Some(Hook::Light { function: hook, quick: Quick::None, cookie }));
+    }
+
+    /// The next instruction, at `guest().rip`, runs as if no hook stood there. From callbacks.
+    pub fn pass_hook(&mut self) {
+        self.unhooked = Some(self.guest().rip);
+    }
+
+    /// As [`Engine::hook_light`], with something to be tried before.
+    pub fn hook_quick(&mut self, address: u64, hook: crate::Hook) {
+        let crate::Hook { function, quick, cookie } = hook;
+        self.set_hook(address, Some(Hook::Light { function, quick, cookie }));
+    }
+
+    /// Where the code of [`Quick::Code`] lies.
+    pub fn set_quick_code(&mut self, range: std::ops::Range<u64>) {
+        // SAFETY: the state page is mapped, and no code runs in the cache.
+        unsafe {
+            (*state()).quick_start = range.start;
+            (*state()).quick_end = range.end;
+        }
     }
 
     /// Takes a hook of either kind away.
@@ -392,6 +429,23 @@ impl Engine {
     pub fn before_write(&mut self, start: u64, end: u64) {
         if self.translator.regions.unprotect(start, end, false) {
             self.translator.forget(start, end);
+        }
+    }
+
+    /// As [`Engine::before_write`], from a light hook, which has no engine at hand.
+    ///
+    /// # Safety
+    /// Called by a [`LightHook`] only: `run` waits for it outside of Rust, and goes back to the cache by the tables that
+    /// this may empty.
+    pub unsafe fn before_write_in_hook(start: u64, end: u64) {
+        // SAFETY: `run` put its own translator there and uses it again after the hook alone.
+        let translator = unsafe {
+            std::ptr::with_exposed_provenance_mut::<Translator>((*state()).engine as usize).as_mut()
+        };
+        if let Some(translator) = translator
+            && translator.regions.unprotect(start, end, false)
+        {
+            translator.forget(start, end);
         }
     }
 

@@ -2,17 +2,15 @@
 //!
 //! `leakscope_translate_enter` loads them and jumps into the cache; code in the cache sets `exit_record` and jumps to
 //! `leakscope_translate_exit`, which saves them and returns from `enter`. A light hook calls a C function in between and
-//! saves no vectors. A signal that comes between `enter_begin` and `enter_end`, or `hook_begin` and `hook_end`, finds the
+//! saves no vectors, and a quick function does its work right where it is called. A signal that comes between `enter_begin` and `enter_end`, or `hook_begin` and `hook_end`, finds the
 //! guest complete in the state page (these ranges only load), so [`crate::signal`] sends it to `enter_abort` or
 //! `hook_abort`. Elsewhere in here the next look at `stop` is ahead.
 
 use std::arch::global_asm;
 
 use crate::layout;
+use crate::stack;
 use crate::state::slot;
-
-/// A stack pointer that moves further goes to another stack. Source: Memcheck's `--max-stackframe`.
-const STACK_SWITCH_BYTES: u64 = 2_000_000;
 
 /// Longer strings are looked at in Rust.
 const SCAN_ELEMENTS: u64 = 1 << 16;
@@ -135,15 +133,26 @@ global_asm!(
     "mov rsp, qword ptr [{engine_rsp}]",
     "sub rsp, 16",
     "and rsp, -16",
+    "mov dword ptr [{in_hook}], 1",
+    // Changing FS costs more than all the rest, so there is a function to be tried first that does without.
+    "mov rax, qword ptr [{quick_function}]",
+    "test rax, rax",
+    "jz 32f",
+    "mov edi, {guest}",
+    "mov rsi, qword ptr [{hook_cookie}]",
+    "call rax",
+    "test eax, eax",
+    "jnz 33f",
+    "32:",
     "mov rax, qword ptr [{engine_fs}]",
     "wrfsbase rax",
-    "mov dword ptr [{in_hook}], 1",
     "mov rdi, qword ptr [{hook_tool}]",
     "mov esi, {guest}",
     "mov rdx, qword ptr [{hook_cookie}]",
     "call qword ptr [{hook_function}]",
     "mov rax, qword ptr [{fs}]",
     "wrfsbase rax",
+    "33:",
     "mov rax, qword ptr [{gpr} + 32]",
     "mov rcx, qword ptr [rax]",
     "mov dword ptr [{in_hook}], 0",
@@ -194,8 +203,54 @@ global_asm!(
     "mov dword ptr [{in_hook}], 0",
     "mov dword ptr [{record}], {fault}",
     "jmp 2b",
-    // Marks the stack between rsp and `new_rsp & new_rsp_mask`, less the red zone, then goes on at `mark_return`. Nothing
-    // of the guest's changes; the guest is at `rip`, which begins anew when a stop is asked for.
+    // The end of a quick function: rax holds what it gives, and its caller goes on.
+    ".globl leakscope_translate_quick_return",
+    "leakscope_translate_quick_return:",
+    "mov rcx, qword ptr [rsp]",
+    "cmp dword ptr [{stop}], 0",
+    "jne 35f",
+    "mov qword ptr [{target}], rcx",
+    "movzx ecx, cx",
+    "mov rcx, qword ptr [rcx*8 + {table}]",
+    "lea rsp, [rsp + 8]",
+    ".globl leakscope_translate_quick_popped",
+    "leakscope_translate_quick_popped:",
+    "jmp rcx",
+    ".globl leakscope_translate_quick_stop",
+    "leakscope_translate_quick_stop:",
+    "mov rcx, qword ptr [{target}]",
+    "jmp 36f",
+    "35:",
+    "lea rsp, [rsp + 8]",
+    "36:",
+    "mov qword ptr [{rip}], rcx",
+    "mov dword ptr [{record}], {stopped}",
+    "jmp leakscope_translate_exit",
+    // A quick function that began at r10 met a shadow that is not zero. When the newest frames are not marked yet, marks
+    // them and lets it begin anew; otherwise the slow function at r11 has to do it.
+    ".globl leakscope_translate_quick_bad",
+    "leakscope_translate_quick_bad:",
+    "mov rax, qword ptr [{settled}]",
+    "lea rcx, [rsp + 8]",
+    "sub rax, rcx",
+    "jbe 38f",
+    "cmp rax, {deep}",
+    "ja 38f",
+    "test al, 7",
+    "jnz 38f",
+    "mov qword ptr [{settled}], rcx",
+    "xorps xmm0, xmm0",
+    "37:",
+    "movq qword ptr gs:[rcx - 128], xmm0",
+    "add rcx, 8",
+    "sub rax, 8",
+    "jnz 37b",
+    "jmp r10",
+    "38:",
+    "jmp r11",
+    // Before the stack pointer moves to `new_rsp & new_rsp_mask`: what is given back becomes bad, and when another stack
+    // is gone to, what is left is brought up to date. Goes on at `mark_return`. Nothing of the guest's changes; the guest
+    // is at `rip`, which begins anew when a stop is asked for.
     ".globl leakscope_translate_mark",
     "leakscope_translate_mark:",
     "mov qword ptr [{saved}], rax",
@@ -206,39 +261,152 @@ global_asm!(
     "mov qword ptr [{saved} + 24], rdi",
     "mov rcx, qword ptr [{new_rsp}]",
     "and rcx, qword ptr [{new_rsp_mask}]",
-    "mov rdi, rsp",
-    "mov rax, {guest_end}",
-    "cmp rdi, rax",
+    "mov rdi, {guest_end}",
+    "cmp rsp, rdi",
     "jae leakscope_translate_mark_check",
-    "sub rcx, rdi",
-    "jg 4f",
-    // Taken: all right from the new border to the old one.
-    "neg rcx",
-    "xor eax, eax",
-    "sub rdi, rcx",
+    "mov rax, rcx",
+    "sub rax, rsp",
+    "jb 4f",
+    "cmp rax, {far}",
+    "jbe 6f",
     "jmp 5f",
-    // Given back: bad from the old border to the new one.
     "4:",
-    "mov rax, -1",
+    "neg rax",
+    "cmp rax, {far}",
+    "jbe leakscope_translate_mark_check",
+    // To another stack: bring this one up to date.
     "5:",
+    "mov rdi, rsp",
+    "mov rax, qword ptr [{settled}]",
+    "mov qword ptr [{settled}], rcx",
+    "mov rcx, rax",
+    "sub rcx, rdi",
+    "jbe leakscope_translate_mark_check",
+    "cmp rcx, {deep}",
+    "ja leakscope_translate_mark_check",
+    "movups xmmword ptr [{vector}], xmm0",
+    "xorps xmm0, xmm0",
+    "jmp 7f",
+    // The same for a stack pointer that was raised: what lies below is given back.
+    ".globl leakscope_translate_release",
+    "leakscope_translate_release:",
+    "mov qword ptr [{saved}], rax",
+    "lahf",
+    "seto al",
+    "mov qword ptr [{saved} + 8], rax",
+    "mov qword ptr [{saved} + 16], rcx",
+    "mov qword ptr [{saved} + 24], rdi",
+    "mov rcx, rsp",
+    "jmp 6f",
+    // The same before a return.
+    ".globl leakscope_translate_release_return",
+    "leakscope_translate_release_return:",
+    "mov qword ptr [{saved}], rax",
+    "lahf",
+    "seto al",
+    "mov qword ptr [{saved} + 8], rax",
+    "mov qword ptr [{saved} + 16], rcx",
+    "mov qword ptr [{saved} + 24], rdi",
+    "lea rcx, [rsp + 8]",
+    // Bad from the settled border up to that of rcx.
+    "6:",
+    "mov rdi, qword ptr [{settled}]",
+    "cmp rcx, rdi",
+    "jbe leakscope_translate_mark_check",
+    "mov rax, {guest_end}",
+    "cmp rcx, rax",
+    "jae leakscope_translate_mark_check",
+    "mov qword ptr [{settled}], rcx",
+    "sub rcx, rdi",
     "cmp rcx, {far}",
     "ja leakscope_translate_mark_check",
+    "movups xmmword ptr [{vector}], xmm0",
+    "pcmpeqd xmm0, xmm0",
+    // Fills rcx bytes of shadow from that of rdi - 128 on.
+    "7:",
+    "sub rcx, 16",
+    "jb 9f",
+    "8:",
+    "movups xmmword ptr gs:[rdi - 128], xmm0",
+    "add rdi, 16",
+    "sub rcx, 16",
+    "jae 8b",
+    "9:",
+    "add rcx, 16",
+    "jz 23f",
     "cmp rcx, 8",
-    "jb 7f",
-    "6:",
-    "mov qword ptr gs:[rdi - 128], rax",
+    "jb 21f",
+    "movq qword ptr gs:[rdi - 128], xmm0",
     "add rdi, 8",
     "sub rcx, 8",
-    "cmp rcx, 8",
-    "jae 6b",
-    "7:",
-    "test rcx, rcx",
-    "jz leakscope_translate_mark_check",
+    "jz 23f",
+    "21:",
+    "movd eax, xmm0",
+    "22:",
     "mov byte ptr gs:[rdi - 128], al",
     "inc rdi",
     "dec rcx",
-    "jmp 7b",
+    "jnz 22b",
+    "23:",
+    "movups xmm0, xmmword ptr [{vector}]",
     "jmp leakscope_translate_mark_check",
+    // A check failed. When the newest frames are not marked yet, marks them and lets the instruction begin anew at
+    // `mark_return`; otherwise, and when a stop is asked for, leaves by the exit record.
+    ".globl leakscope_translate_settle",
+    "leakscope_translate_settle:",
+    "mov qword ptr [{saved}], rax",
+    "lahf",
+    "seto al",
+    "mov qword ptr [{saved} + 8], rax",
+    "mov rax, qword ptr [{settled}]",
+    "cmp rsp, rax",
+    "jae 26f",
+    "sub rax, rsp",
+    "cmp rax, {deep}",
+    "ja 26f",
+    "mov qword ptr [{saved} + 16], rcx",
+    "mov qword ptr [{saved} + 24], rdi",
+    "movups xmmword ptr [{vector}], xmm0",
+    "xorps xmm0, xmm0",
+    "mov rdi, rsp",
+    "mov qword ptr [{settled}], rsp",
+    "mov rcx, rax",
+    "sub rcx, 16",
+    "jb 25f",
+    "24:",
+    "movups xmmword ptr gs:[rdi - 128], xmm0",
+    "add rdi, 16",
+    "sub rcx, 16",
+    "jae 24b",
+    "25:",
+    "add rcx, 16",
+    "jz 29f",
+    "28:",
+    "mov byte ptr gs:[rdi - 128], 0",
+    "inc rdi",
+    "dec rcx",
+    "jnz 28b",
+    "29:",
+    "movups xmm0, xmmword ptr [{vector}]",
+    "mov rdi, qword ptr [{saved} + 24]",
+    "mov rcx, qword ptr [{saved} + 16]",
+    ".globl leakscope_translate_settle_check",
+    "leakscope_translate_settle_check:",
+    "cmp dword ptr [{stop}], 0",
+    "jne 26f",
+    "mov rax, qword ptr [{saved} + 8]",
+    "add al, 0x7f",
+    "sahf",
+    "mov rax, qword ptr [{saved}]",
+    "jmp qword ptr [{mark_return}]",
+    ".globl leakscope_translate_settle_end",
+    "leakscope_translate_settle_end:",
+    "26:",
+    "mov rax, qword ptr [{saved} + 8]",
+    "add al, 0x7f",
+    "sahf",
+    "mov rax, qword ptr [{saved}]",
+    "jmp leakscope_translate_exit",
     // Looks at the shadow of what a repeated string instruction will touch (`scan`), then goes on at `mark_return`, or
     // at `scan_bad`. Backward and very long ones go to `scan_bad` at once.
     ".globl leakscope_translate_scan",
@@ -320,11 +488,14 @@ global_asm!(
     "leakscope_translate_mark_end:",
     engine_rsp = const slot!(engine_rsp),
     saved = const slot!(mark_saved),
+    settled = const slot!(settled),
+    vector = const slot!(saved_vector),
+    deep = const stack::DEEP_BYTES,
     new_rsp = const slot!(new_rsp),
     new_rsp_mask = const slot!(new_rsp_mask),
     mark_return = const slot!(mark_return),
     guest_end = const crate::GUEST_END,
-    far = const STACK_SWITCH_BYTES,
+    far = const stack::SWITCH_BYTES,
     scan = const slot!(scan),
     scan_bad = const slot!(scan_bad),
     scan_elements = const SCAN_ELEMENTS,
@@ -348,6 +519,7 @@ global_asm!(
     hook_tool = const slot!(hook_tool),
     hook_cookie = const slot!(hook_cookie),
     hook_function = const slot!(hook_function),
+    quick_function = const slot!(quick_function),
     table = const layout::TABLES,
     stopped = const crate::exits::STOPPED,
     fault = const crate::exits::FAULT,
@@ -366,7 +538,15 @@ unsafe extern "C" {
     fn leakscope_translate_hook_end();
     fn leakscope_translate_hook_abort();
     fn leakscope_translate_hook_fault();
+    fn leakscope_translate_quick_return();
+    fn leakscope_translate_quick_popped();
+    fn leakscope_translate_quick_stop();
     fn leakscope_translate_mark();
+    fn leakscope_translate_release();
+    fn leakscope_translate_release_return();
+    fn leakscope_translate_settle();
+    fn leakscope_translate_settle_check();
+    fn leakscope_translate_settle_end();
     fn leakscope_translate_scan();
     fn leakscope_translate_mark_check();
     fn leakscope_translate_mark_end();
@@ -388,6 +568,9 @@ pub(crate) struct Labels {
     pub hook: u64,
     pub mark: u64,
     pub scan: u64,
+    pub settle: u64,
+    pub release: u64,
+    pub release_return: u64,
 }
 
 pub(crate) fn labels() -> Labels {
@@ -397,6 +580,9 @@ pub(crate) fn labels() -> Labels {
         hook: leakscope_translate_hook as *const () as u64,
         mark: leakscope_translate_mark as *const () as u64,
         scan: leakscope_translate_scan as *const () as u64,
+        settle: leakscope_translate_settle as *const () as u64,
+        release: leakscope_translate_release as *const () as u64,
+        release_return: leakscope_translate_release_return as *const () as u64,
     }
 }
 
@@ -416,9 +602,16 @@ pub(crate) fn border(host_pc: u64) -> Border {
         Border::Resumable(leakscope_translate_enter_abort as *const () as u64)
     } else if between(leakscope_translate_hook_begin, leakscope_translate_hook_end) {
         Border::Resumable(leakscope_translate_hook_abort as *const () as u64)
+    } else if between(leakscope_translate_quick_return, leakscope_translate_quick_popped) {
+        // Up to here nothing has changed.
+        Border::Resumable(leakscope_translate_quick_return as *const () as u64)
+    } else if host_pc == leakscope_translate_quick_popped as *const () as u64 {
+        Border::Resumable(leakscope_translate_quick_stop as *const () as u64)
     } else if between(leakscope_translate_mark_check, leakscope_translate_mark_end) {
         // What the rest restores is still saved: look at `stop` again.
         Border::Resumable(leakscope_translate_mark_check as *const () as u64)
+    } else if between(leakscope_translate_settle_check, leakscope_translate_settle_end) {
+        Border::Resumable(leakscope_translate_settle_check as *const () as u64)
     } else {
         Border::Ahead
     }

@@ -98,7 +98,8 @@ impl Look<'_> {
             _ => {}
         }
         if let Some(offset) = self.bit_string_offset(bytes) {
-            address = address.wrapping_add(offset);
+            // The processor may read a whole word; what counts is the byte with the bit.
+            (address, bytes) = (address.wrapping_add(offset), 1);
         }
         let kind = kind(memory.access());
         let Some(lanes) = self.lanes(memory) else {
@@ -110,7 +111,7 @@ impl Look<'_> {
         }
     }
 
-    /// How far from its operand `bt [m], r` looks.
+    /// How far from its operand the byte is that `bt [m], r` looks at.
     fn bit_string_offset(&self, bytes: u64) -> Option<u64> {
         let family = [Mnemonic::Bt, Mnemonic::Bts, Mnemonic::Btr, Mnemonic::Btc];
         if !family.contains(&self.instruction.mnemonic()) || self.instruction.op1_kind() != OpKind::Register {
@@ -118,7 +119,7 @@ impl Look<'_> {
         }
         let unused = 64 - 8 * bytes as u32;
         let bit = (self.register(self.instruction.op1_register()) << unused) as i64 >> unused;
-        Some((bit.div_euclid(8 * bytes as i64) * bytes as i64) as u64)
+        Some((bit >> 3) as u64)
     }
 
     /// The lanes that a mask lets through, as offset and size; `None` without a mask.

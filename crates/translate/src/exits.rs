@@ -34,6 +34,8 @@ pub(crate) enum Exit {
     Trap { pc: u64, signal: i32, code: i32, address: u64, trap: u64 },
     /// The bytes of the block at `pc` changed since it was translated.
     Stale { pc: u64 },
+    /// The branch at `pc`, in the block that begins at `block`, leads elsewhere than it did when it was translated.
+    Retarget { pc: u64, block: u64 },
     /// The code at `pc` is in no executable memory.
     NotExecutable { pc: u64 },
 }

@@ -3,12 +3,19 @@
 use iced_x86::{Instruction, InstructionInfoFactory, OpKind, Register};
 
 use crate::Error;
+use crate::cache::leave;
 use crate::decode::{Kind, Step};
 use crate::emit::{Mem, RCX};
+use crate::exits::Exit;
 use crate::indirect;
-use crate::recovery::Rule;
+use crate::recovery::{Mark, Rule};
 use crate::state::slot;
 use crate::translate::Translator;
+
+/// A branch through memory that led elsewhere so often is not taken for a constant any more.
+const RETARGETS: u32 = 4;
+/// `jne`.
+const NOT_EQUAL: u8 = 5;
 
 /// How an operand must change to mean the same in the cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -122,6 +129,33 @@ impl Translator {
         self.mark(step.pc(), Rule::TO_RCX);
         indirect::dispatch(&mut self.hot, &mut self.marks, step.pc());
         Ok(())
+    }
+
+    /// `jmp` and `call` through memory at a constant address, which is how libraries reach each other: goes directly to
+    /// where it leads now, as long as it does. Flags are dead.
+    pub(crate) fn write_known_target(&mut self, step: &Step, block: u64) -> bool {
+        let instruction = &step.instruction;
+        let is_constant = instruction.op0_kind() == OpKind::Memory
+            && instruction.is_ip_rel_memory_operand()
+            && !matches!(instruction.segment_prefix(), Register::FS | Register::GS);
+        let slot = instruction.ip_rel_memory_address();
+        if !is_constant || self.retargeted.get(&step.pc()).is_some_and(|&times| times >= RETARGETS) {
+            return false;
+        }
+        let (Ok(place), Some(target)) = (i32::try_from(slot), crate::probe::read(slot, 8)) else { return false };
+        let Ok(value) = i32::try_from(target) else { return false };
+        self.hot.compare_i32(&Mem::at(place as usize), value);
+        let cold = self.cold.here();
+        self.hot.jump_if(NOT_EQUAL, cold);
+        self.cache.recovery.add_cold(Mark { host: cold as u32, pc: step.pc(), rule: Rule::EXACT });
+        let record = self.cache.exits.add(Exit::Retarget { pc: step.pc(), block });
+        leave(&mut self.cold, record);
+        if step.kind == Kind::CallIndirect {
+            self.push(step.next_pc());
+        }
+        self.mark(target, Rule::EXACT);
+        self.jump_to(target);
+        true
     }
 
     /// `mov rcx, [operand of the branch]`.

@@ -86,6 +86,8 @@ mod differential;
 
 pub use engine::{Engine, Statistics};
 pub use layout::{FAST_CODE_END, GUEST_END, SHADOW_OFFSET};
+pub use probe::word as read_word;
+pub use stack::settle_in_hook as settle_stack;
 pub use state::{Gpr, Guest, Version};
 
 /// What the translator does beside translating.
@@ -93,8 +95,7 @@ pub use state::{Gpr, Guest, Version};
 pub struct Config {
     /// Look up every memory operand in the V shadow. Without it the target runs unchecked.
     pub checks: bool,
-    /// Keep the shadow of the stack: bytes below the stack pointer minus 128 are unaddressable. Costs a fifth (perl) to a
-    /// half (python, sqlite) of the time with checks, so it is off unless asked for.
+    /// Keep the shadow of the stack: bytes below the stack pointer minus 128 are unaddressable.
     pub stack: StackMarking,
     /// How many conditional jumps that are not taken one block runs past. 3 is the measured best.
     pub superblock_branches: u8,
@@ -105,6 +106,12 @@ pub struct Config {
     pub avx512: bool,
     /// How many bytes of translated code are kept; full means that everything is thrown away and begins anew.
     pub cache_bytes: usize,
+}
+
+impl Config {
+    pub(crate) fn marks_stack(&self) -> bool {
+        self.checks && self.stack == StackMarking::Exact
+    }
 }
 
 impl Default for Config {
@@ -125,8 +132,9 @@ impl Default for Config {
 pub enum StackMarking {
     /// The tool marks whole stacks as addressable; nothing is written when the stack pointer moves.
     Off,
-    /// Every move of the stack pointer writes the shadow of what it takes or gives back, `rsp - 128` being the border:
-    /// pointers to dead frames are found.
+    /// What lies below `rsp - 128` is unaddressable: pointers to dead frames are found. The tool marks a stack's unused
+    /// part so before the target runs on it. While code runs in the cache the shadow of the newest frames may lag behind;
+    /// in callbacks it is right, in light hooks after [`settle_stack`].
     Exact,
 }
 
@@ -223,6 +231,36 @@ pub struct Cpuid {
 /// be called; signals that come in meanwhile wait until it returns.
 pub type LightHook = unsafe extern "C" fn(tool: *mut (), guest: *mut Guest, cookie: u64);
 
+/// Tried before a [`LightHook`], with the target's FS base, so without thread-local storage: nothing that sets `errno` or may
+/// panic. Gives 0 when it has changed nothing and leaves the work to the light hook.
+pub type QuickHook = unsafe extern "C" fn(guest: *mut Guest, cookie: u64) -> u32;
+
+/// How the target's calls of a function are answered without leaving the cache for the run loop.
+#[derive(Debug, Clone, Copy)]
+pub struct Hook {
+    /// What does it in the end.
+    pub function: LightHook,
+    /// What is tried before.
+    pub quick: Quick,
+    /// Given to both.
+    pub cookie: u64,
+}
+
+/// What is tried before a [`LightHook`].
+#[derive(Debug, Clone, Copy)]
+pub enum Quick {
+    /// Nothing.
+    None,
+    /// A function.
+    Function(QuickHook),
+    /// Code at this address, which stands in the place of the target's own: it gets the target's registers as at the
+    /// function's first instruction, the way to the light hook in `r11`, and GS based at the shadow. It changes nothing
+    /// but `rax`, `rcx`, `r8`, `r9`, `r10`, the vector registers and memory that it is to change, jumps to `r11` to have
+    /// it all done anew, to `leakscope_translate_quick_return` when it is done, and to `leakscope_translate_quick_bad`
+    /// with its start in `r10` when a shadow is not zero. A fault in [`Engine::set_quick_code`]'s range goes to `r11`.
+    Code(u64),
+}
+
 /// What the engine asks of, and tells to, the one who runs it. All callbacks run on the engine's stack.
 pub trait Tool {
     /// A system call: number in `rax`, arguments in `rdi rsi rdx r10 r8 r9`, result to `rax`. `rip` is already behind it,
@@ -244,7 +282,8 @@ pub trait Tool {
     fn replaced(&mut self, engine: &mut Engine, cookie: u64) -> Action;
 
     /// `valgrind.h`'s sequence: `rax` points at the request and five arguments, `rdx` holds the default result and gets
-    /// the real one. `rip` is behind it.
+    /// the real one. `rip` is behind it, and the byte before it tells which sequence it was: 0xdb for this one (`xchg
+    /// rbx,rbx`), 0xc9 and 0xd2 for those that function wrapping needs.
     fn client_request(&mut self, engine: &mut Engine) -> Action;
 
     /// `cpuid` with this leaf and subleaf; `native` is the machine's answer less what the engine cannot run.

@@ -87,6 +87,12 @@ pub(crate) fn shadow_is_set(address: u64, bytes: u64) -> bool {
     false
 }
 
+/// Sets bytes of the shadow, which is mapped for everything that the target uses as a stack.
+pub(crate) fn fill_shadow(at: u64, bytes: u64, value: u8) {
+    // SAFETY: shadow memory; nobody holds references into it.
+    unsafe { std::ptr::write_bytes(std::ptr::with_exposed_provenance_mut::<u8>(at as usize), value, bytes as usize) };
+}
+
 /// Sets GS base of this thread to the shadow's offset.
 pub(crate) fn set_gs_to_shadow() {
     // SAFETY: `Engine::new` found FSGSBASE; nothing on x86-64 Linux in user mode uses GS but the target, whose GS base

@@ -31,7 +31,9 @@ impl Regions {
         behind.checked_sub(1).map(|index| self.list[index]).filter(|region| pc < region.end)
     }
 
-    pub fn add(&mut self, region: CodeRegion) {
+    /// Adds a region, in the place of those that became parts of it: pages of theirs are protected still.
+    pub fn put(&mut self, region: CodeRegion) {
+        self.list.retain(|other| other.end <= region.start || region.end <= other.start);
         let at = self.list.partition_point(|other| other.start < region.start);
         self.list.insert(at, region);
     }

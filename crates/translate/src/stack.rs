@@ -1,22 +1,61 @@
 //! Keeps the shadow of the stack while the stack pointer moves: below `rsp - 128`, the red zone, nothing may be touched.
 //!
-//! What an instruction takes becomes 0 and what it gives back 0xFF, before the instruction itself, so that both may begin
-//! anew. Small constant moves (`push`, `call`, `pop`, `ret`, frames of up to 64 bytes) are stores in line; everything else
-//! goes through a routine in [`crate::entry`]. Moves of more than 2 MB go to another stack and mark nothing, as in
-//! Memcheck; so do instructions that compute the stack pointer in ways that no compiler does (`xchg`, `cmov`, `pop rsp`).
+//! Most frames are never touched but by `push`, `call` and operands at constant distances from the stack pointer, which
+//! are not checked. So stack that is taken is not marked: its shadow stays bad until a check in it fails for the first
+//! time. Then everything down to `rsp - 128` becomes good at once, and `settled` keeps this stack pointer: above it the shadow
+//! is right, below it nothing is good. Where the stack pointer was raised, one compare with `settled` tells whether there is
+//! anything to make bad: before the next look at memory, and at the end of a block at the latest. When the cache is
+//! left, [`settle`] brings everything up to date, so that Rust never sees the difference.
+//!
+//! Moves of more than 2 MB go to another stack and mark nothing, as in Memcheck; so do instructions that compute the
+//! stack pointer in ways that no compiler does (`xchg`, `cmov`, `pop rsp`).
 
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
+use crate::access::Look;
 use crate::decode::{Kind, Step};
 use crate::emit::{Mem, RCX};
-use crate::recovery::Rule;
-use crate::state::slot;
+use crate::recovery::{Mark, Rule};
+use crate::state::{slot, state};
 use crate::translate::Translator;
+use crate::{GUEST_END, Gpr, SHADOW_OFFSET, memory};
 
 const RSP: u8 = 4;
-const RED_ZONE: i32 = 128;
-/// Moves up to this are marked in line.
-const INLINE_BYTES: i64 = 64;
+const RBP: u8 = 5;
+const RED_ZONE: u64 = 128;
+/// A stack pointer that moves further goes to another stack. Source: Memcheck's `--max-stackframe`.
+pub(crate) const SWITCH_BYTES: u64 = 2_000_000;
+/// No stack is brought up to date over more than this: it was left unseen.
+pub(crate) const DEEP_BYTES: u64 = 64 << 20;
+/// `and rsp, -n` moves the stack pointer by less than n: up to this no stack is left.
+const MASKED_BYTES: i64 = 1 << 16;
+/// `ja` and `jae`.
+const ABOVE: u8 = 7;
+const NOT_BELOW: u8 = 3;
+
+/// Brings the stack's shadow up to date for this stack pointer. The guest is outside of the cache.
+pub(crate) fn settle(rsp: u64) {
+    // SAFETY: the state page is mapped as long as an engine lives.
+    let old = unsafe { (*state()).settled };
+    if old == 0 || old == rsp {
+        return;
+    }
+    // SAFETY: as above.
+    unsafe { (*state()).settled = rsp };
+    let (low, high) = (old.min(rsp), old.max(rsp));
+    let most = if rsp < old { DEEP_BYTES } else { SWITCH_BYTES };
+    if low > RED_ZONE && high < GUEST_END && high - low <= most {
+        memory::fill_shadow(low - RED_ZONE + SHADOW_OFFSET, high - low, if rsp < old { 0 } else { 0xff });
+    }
+}
+
+/// Brings the stack's shadow up to date in a light hook, before the tool looks at memory that may be on the stack.
+pub fn settle_in_hook() {
+    // SAFETY: the state page is mapped, and hooks are called with the guest's registers in it.
+    let rsp = unsafe { (*state()).guest.gpr(Gpr::Rsp) };
+    // The return address is popped when the hook returns.
+    settle(rsp.wrapping_add(8));
+}
 
 /// Where an instruction moves the stack pointer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,8 +68,21 @@ enum Move {
     Down(u8),
     /// Down by what this operand holds.
     DownBy(Mem),
+    /// To what this operand holds.
+    Saved(Mem),
     /// To itself masked.
     Masked(i64),
+}
+
+/// What has to follow an instruction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum After {
+    /// Nothing.
+    Nothing,
+    /// The stack pointer may have been raised: see [`Translator::release`].
+    Raised,
+    /// It may be on another stack, which is right as it is: see [`Translator::adopt`].
+    Adopted,
 }
 
 fn stack_move(step: &Step) -> Option<Move> {
@@ -64,6 +116,8 @@ fn stack_move(step: &Step) -> Option<Move> {
             Some(Move::To(Mem { index: Some(register), ..Mem::base(RSP, 0) }))
         }
         (Mnemonic::Mov, Some(register)) => Some(Move::To(Mem::base(register, 0))),
+        // A compiler's own spill, in the frame; from elsewhere comes another stack (coroutines, Go's scheduler).
+        (Mnemonic::Mov, None) => operand(instruction).filter(|mem| matches!(mem.base, Some(RSP | RBP))).map(Move::Saved),
         (Mnemonic::Lea, _) => operand(instruction).map(|mem| match (mem.base, mem.index) {
             (Some(RSP), None) => Move::By(i64::from(mem.displacement)),
             _ => Move::To(mem),
@@ -74,6 +128,9 @@ fn stack_move(step: &Step) -> Option<Move> {
 
 /// The memory operand, if our own encoder can write it.
 fn operand(instruction: &Instruction) -> Option<Mem> {
+    if matches!(instruction.segment_prefix(), Register::FS | Register::GS) {
+        return None;
+    }
     if instruction.is_ip_rel_memory_operand() {
         return i32::try_from(instruction.ip_rel_memory_address()).ok().map(|address| Mem::at(address as usize));
     }
@@ -85,23 +142,86 @@ fn operand(instruction: &Instruction) -> Option<Mem> {
     (index == Register::None || mem.index.is_some()).then_some(mem)
 }
 
+/// Whether the instruction raises the stack pointer by little and touches nothing that is checked: a release may wait.
+fn is_quiet_raise(step: &Step, look: &Look) -> bool {
+    let raises = match stack_move(step) {
+        Some(Move::By(bytes)) => bytes > 0 && bytes <= SWITCH_BYTES as i64,
+        Some(Move::To(mem)) => is_frame(&mem),
+        Some(Move::Saved(_)) => true,
+        _ => false,
+    };
+    let checks_nothing = matches!(look, Look::Inline(list) if list.iter().all(|access| access.mem.base == Some(RBP)));
+    raises && checks_nothing && matches!(step.kind, Kind::Plain | Kind::Return(0))
+}
+
+/// `[rbp + n]`: nobody leaves a stack by his frame pointer.
+fn is_frame(mem: &Mem) -> bool {
+    mem.base == Some(RBP) && mem.index.is_none()
+}
+
 impl Translator {
-    /// Writes what marks the stack that the instruction takes or gives back. Says whether the instruction moves the stack
-    /// pointer: what was checked may be bad afterwards.
-    pub(crate) fn write_stack_marking(&mut self, step: &Step) -> bool {
-        let Some(found) = stack_move(step) else { return false };
-        match found {
-            Move::By(0) => return false,
-            Move::By(bytes) if bytes.abs() <= INLINE_BYTES && bytes % 8 == 0 => {
-                let first = if bytes < 0 { bytes as i32 - RED_ZONE } else { -RED_ZONE };
-                let value = if bytes < 0 { 0 } else { -1 };
-                for offset in (0..bytes.abs() as i32).step_by(8) {
-                    self.hot.store_i32(&Mem::base(RSP, first + offset).shadow(), value);
-                }
+    /// Writes what comes before an instruction that moves the stack pointer, and says what comes after it. `live`: flags are;
+    /// `writes_rsp`: it does, in whatever way.
+    pub(crate) fn before_move(&mut self, step: &Step, live: bool, writes_rsp: bool) -> After {
+        match stack_move(step) {
+            Some(Move::By(bytes)) if bytes.unsigned_abs() > SWITCH_BYTES => self.mark_by_routine(step, Move::By(bytes)),
+            Some(Move::By(bytes)) => match step.kind {
+                Kind::Return(0) => self.release_by_return(step.pc(), live),
+                Kind::Return(_) => self.mark_by_routine(step, Move::By(bytes)),
+                _ if bytes > 0 => return After::Raised,
+                _ => {}
+            },
+            Some(Move::To(mem)) if is_frame(&mem) => return After::Raised,
+            Some(Move::Saved(_)) => return After::Raised,
+            Some(Move::Masked(bits)) if (-MASKED_BYTES..0).contains(&bits) => {}
+            Some(other) => self.mark_by_routine(step, other),
+            None if writes_rsp && step.kind == Kind::Plain => {
+                // To nowhere: what is left is brought up to date.
+                self.hot.store_u64_at(slot!(new_rsp), 0);
+                self.hot.store_u64_at(slot!(new_rsp_mask), 0);
+                self.hot.store_u64_at(slot!(guest.rip), step.pc());
+                self.hot.call_routine(slot!(mark_code));
+                return After::Adopted;
             }
-            other => self.mark_by_routine(step, other),
+            None => {}
         }
-        true
+        After::Nothing
+    }
+
+    /// Whether a release that is due can wait until after this step.
+    pub(crate) fn release_can_wait(step: &Step, look: &Look, live: bool) -> bool {
+        is_quiet_raise(step, look) || live && step.kind == Kind::Plain && *look == Look::Inline(Vec::new())
+    }
+
+    /// The stack pointer's new place is right as it is.
+    pub(crate) fn adopt(&mut self) {
+        self.hot.store(&Mem::at(slot!(settled)), RSP);
+    }
+
+    /// Makes bad what was given back since the last release. The guest is at `pc`.
+    pub(crate) fn release(&mut self, pc: u64, live: bool) {
+        self.release_if(pc, live, ABOVE, slot!(release_code));
+    }
+
+    /// The same before a `ret`, for its own eight bytes too.
+    fn release_by_return(&mut self, pc: u64, live: bool) {
+        self.release_if(pc, live, NOT_BELOW, slot!(release_return_code));
+    }
+
+    fn release_if(&mut self, pc: u64, live: bool, condition: u8, routine: usize) {
+        if live {
+            self.hot.store_u64_at(slot!(guest.rip), pc);
+            self.hot.call_routine(routine);
+            return;
+        }
+        self.hot.compare(RSP, &Mem::at(slot!(settled)));
+        let cold = self.cold.here();
+        self.hot.jump_if(condition, cold);
+        self.cache.recovery.add_cold(Mark { host: cold as u32, pc, rule: Rule::EXACT });
+        let back = self.hot.here();
+        self.cold.store_u64_at(slot!(guest.rip), pc);
+        self.cold.store_i32(&Mem::at(slot!(mark_return)), back as i32);
+        self.cold.jump_through(&Mem::at(routine));
     }
 
     fn mark_by_routine(&mut self, step: &Step, found: Move) {
@@ -116,6 +236,7 @@ impl Translator {
                 mask = bits;
                 Mem::base(RSP, 0)
             }
+            Move::Saved(_) => return,
             Move::Down(_) | Move::DownBy(_) => Mem { index: Some(RCX), ..Mem::base(RSP, 1) },
         };
         self.hot.store(&Mem::at(slot!(saved_scratch)), RCX);
@@ -162,6 +283,9 @@ mod tests {
         assert_eq!(moves(&[0x48, 0x89, 0xec]), Some(Move::To(Mem::base(5, 0))), "mov rsp, rbp");
         assert_eq!(moves(&[0x48, 0x29, 0xc4]), Some(Move::Down(0)), "sub rsp, rax");
         assert_eq!(moves(&[0x48, 0x8d, 0x65, 0xd8]), Some(Move::To(Mem::base(5, -0x28))), "lea rsp, [rbp-0x28]");
+        let saved = Move::Saved(Mem::base(5, -0x150));
+        assert_eq!(moves(&[0x48, 0x8b, 0xa5, 0xb0, 0xfe, 0xff, 0xff]), Some(saved), "mov rsp, [rbp-0x150]");
+        assert_eq!(moves(&[0x48, 0x8b, 0x63, 0x38]), None, "mov rsp, [rbx+0x38]");
         assert_eq!(moves(&[0x48, 0x01, 0xd8]), None, "add rax, rbx");
         assert_eq!(moves(&[0x48, 0x39, 0xe0]), None, "cmp rax, rsp");
     }

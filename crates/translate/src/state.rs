@@ -152,9 +152,20 @@ pub(crate) struct State {
     pub hook_function: u64,
     pub hook_cookie: u64,
     pub hook_tool: u64,
+    /// A function to be tried first by a light hook, or 0.
+    pub quick_function: u64,
+    /// Where the code of quick functions is.
+    pub quick_start: u64,
+    pub quick_end: u64,
     /// The signal that a handler recorded.
     pub fault: FaultSlot,
     pub engine: u64,
+    /// The stack pointer for which the stack's shadow is right (see [`crate::stack`]); 0 while nothing is marked.
+    pub settled: u64,
+    pub settle_code: u64,
+    pub release_code: u64,
+    pub release_return_code: u64,
+    pub saved_vector: [u64; 2],
     /// For marking the stack: where the stack pointer goes, before this mask; where to go on; what is borrowed.
     pub new_rsp: u64,
     pub new_rsp_mask: u64,

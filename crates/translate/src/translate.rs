@@ -3,8 +3,9 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
-use iced_x86::{Encoder, InstructionInfoFactory};
+use iced_x86::{Encoder, InstructionInfo, InstructionInfoFactory, OpAccess, Register};
 
+use crate::access::{Look, look};
 use crate::cache::{AddressMap, BlockKey, Cache, leave};
 use crate::check::{Checked, Output, write_checks};
 use crate::decode::{Kind, Step, decode_block};
@@ -13,14 +14,18 @@ use crate::exits::Exit;
 use crate::flags::{self, Ahead};
 use crate::recovery::{Mark, Rule};
 use crate::regions::Regions;
+use crate::stack::After;
 use crate::state::slot;
-use crate::{CodeKind, Config, Error, LightHook, StackMarking, Version, entry, indirect, memory};
+use crate::{CodeKind, Config, Error, LightHook, Quick, Version, entry, indirect, memory};
+
+/// Where the code of a quick function finds the way to the light hook.
+const R11: u8 = 11;
 
 /// A replaced function.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Hook {
     Full { cookie: u64 },
-    Light { function: LightHook, cookie: u64 },
+    Light { function: LightHook, quick: Quick, cookie: u64 },
 }
 
 /// Where a store was caught in a protected page, blocks are made once without protecting it.
@@ -55,6 +60,8 @@ pub(crate) struct Translator {
     pub(crate) encoder: Encoder,
     factory: InstructionInfoFactory,
     learned: AddressMap<u64, bool>,
+    /// Branches through memory that led elsewhere than they did, and how often.
+    pub(crate) retargeted: AddressMap<u64, u32>,
     pub blocks_made: u64,
     pub instructions_made: u64,
 }
@@ -87,6 +94,23 @@ impl Ahead for Peek<'_> {
     }
 }
 
+/// The integer registers that an instruction writes, as bits.
+fn written_registers(info: &InstructionInfo) -> u16 {
+    let mut written = 0;
+    for used in info.used_registers() {
+        let writes = !matches!(used.access(), OpAccess::None | OpAccess::Read | OpAccess::CondRead);
+        let register = used.register().full_register();
+        if writes && register.is_gpr() {
+            written |= 1 << register.number();
+        }
+    }
+    written
+}
+
+fn writes(info: &InstructionInfo, register: Register) -> bool {
+    written_registers(info) >> register.number() & 1 != 0
+}
+
 impl Translator {
     pub fn new(config: Config) -> Self {
         Self {
@@ -100,6 +124,7 @@ impl Translator {
             encoder: Encoder::new(64),
             factory: InstructionInfoFactory::new(),
             learned: AddressMap::default(),
+            retargeted: AddressMap::default(),
             blocks_made: 0,
             instructions_made: 0,
         }
@@ -127,6 +152,13 @@ impl Translator {
         if self.cache.is_full() {
             self.flush();
         }
+    }
+
+    /// The branch at `pc` leads elsewhere than it did when the block was made.
+    pub fn retarget(&mut self, pc: u64, block: u64) {
+        *self.retargeted.entry(pc).or_default() += 1;
+        self.forget_block(pc);
+        self.forget_block(block);
     }
 
     /// Makes a block (with a hook at `pc`: the way to the hook). The region around `pc` is known, or there is a hook.
@@ -168,7 +200,7 @@ impl Translator {
         if watch == Watch::Yes && self.regions.watch(guest.start, guest.end) {
             self.write_comparison(bytes, &guest);
         }
-        self.write_steps(bytes, &steps, extent)?;
+        self.write_steps(bytes, &steps, extent, pc)?;
         self.instructions_made += steps.len() as u64;
         if solo && watch == Watch::Yes {
             self.cache.announce(key, host);
@@ -177,9 +209,9 @@ impl Translator {
         Ok(host)
     }
 
-    fn write_steps(&mut self, bytes: &[u8], steps: &[Step], extent: Extent) -> Result<(), Error> {
+    fn write_steps(&mut self, bytes: &[u8], steps: &[Step], extent: Extent, block: u64) -> Result<(), Error> {
         let checks = self.config.checks && extent == Extent::Block;
-        let marks_stack = extent != Extent::Bare && self.config.checks && self.config.stack == StackMarking::Exact;
+        let marks_stack = extent != Extent::Bare && self.config.marks_stack();
         let live = if checks || marks_stack {
             let mut peek = Peek {
                 regions: &self.regions,
@@ -189,41 +221,64 @@ impl Translator {
             };
             flags::live_before(steps, &mut peek)
         } else {
-            Vec::new()
+            vec![true; steps.len()]
         };
         let mut checked = Checked::default();
+        // The stack pointer was raised, and what it gave back is not marked yet.
+        let mut raised = false;
         for (index, step) in steps.iter().enumerate() {
             self.mark(step.pc(), Rule::EXACT);
-            if checks {
+            let mut after = After::Nothing;
+            if checks || marks_stack {
                 let info = self.factory.info(&step.instruction);
+                let look = if checks { look(&step.instruction, info) } else { Look::Inline(Vec::new()) };
+                let writes_rsp = marks_stack && writes(info, Register::RSP);
+                let written = checks.then(|| written_registers(info));
+                if raised && !Self::release_can_wait(step, &look, live[index]) {
+                    self.release(step.pc(), live[index]);
+                    checked.clear();
+                    raised = false;
+                }
                 let mut output = Output {
                     hot: &mut self.hot,
                     cold: &mut self.cold,
                     marks: &mut self.marks,
                     recovery: &mut self.cache.recovery,
                     exits: &mut self.cache.exits,
+                    settles: marks_stack,
                 };
-                if !write_checks(&mut output, &mut checked, step, info, live[index]) {
+                if checks && !write_checks(&mut output, &mut checked, step, look, live[index]) {
                     self.leave_by(Exit::Examine { pc: step.pc() });
                     return Ok(());
                 }
-                checked.after(info);
+                if let Some(written) = written {
+                    checked.after(written);
+                }
+                if marks_stack {
+                    after = self.before_move(step, live[index], writes_rsp);
+                }
             }
-            if marks_stack && self.write_stack_marking(step) {
+            self.write_step(step, &bytes[step.offset..step.offset + step.length], block, live[index])?;
+            raised |= after == After::Raised;
+            if after == After::Adopted {
+                self.mark(step.next_pc(), Rule::EXACT);
+                self.adopt();
                 checked.clear();
             }
-            self.write_step(step, &bytes[step.offset..step.offset + step.length])?;
         }
         if let Some(last) = steps.last()
             && !last.kind.ends_block()
         {
             self.mark(last.next_pc(), Rule::EXACT);
+            if raised {
+                self.release(last.next_pc(), true);
+            }
             self.jump_to(last.next_pc());
         }
         Ok(())
     }
 
-    fn write_step(&mut self, step: &Step, bytes: &[u8]) -> Result<(), Error> {
+    fn write_step(&mut self, step: &Step, bytes: &[u8], block: u64, live: bool) -> Result<(), Error> {
         match step.kind {
             Kind::Plain | Kind::PlainEnd => return self.write_plain(step, bytes),
             Kind::SegmentBase => self.write_segment_base(step, bytes),
@@ -246,7 +301,12 @@ impl Translator {
                 self.mark(target, Rule::EXACT);
                 self.jump_to(target);
             }
-            Kind::JumpIndirect | Kind::CallIndirect => return self.write_indirect(step),
+            Kind::JumpIndirect | Kind::CallIndirect => {
+                if !live && self.write_known_target(step, block) {
+                    return Ok(());
+                }
+                return self.write_indirect(step);
+            }
             Kind::Return(pops) => {
                 self.hot.store(&Mem::at(slot!(saved_rcx)), RCX);
                 self.mark(step.pc(), Rule::RCX);
@@ -287,7 +347,18 @@ impl Translator {
         self.mark(pc, Rule::EXACT);
         match hook {
             Hook::Full { cookie } => self.leave_by(Exit::Replaced { pc, cookie }),
-            Hook::Light { function, cookie } => {
+            Hook::Light { function, quick, cookie } => {
+                if let Quick::Code(code) = quick {
+                    // To what lies behind this jump: mov r11d, imm32 (6 bytes); jmp [rip]; the address.
+                    let slow = self.hot.here() + 6 + 6 + 8;
+                    self.hot.set(R11, slow);
+                    self.hot.raw(&[0xff, 0x25, 0, 0, 0, 0]);
+                    self.hot.raw(&code.to_le_bytes());
+                    debug_assert_eq!(self.hot.here(), slow);
+                    self.mark(pc, Rule::EXACT);
+                }
+                let first = if let Quick::Function(first) = quick { first as *const () as u64 } else { 0 };
+                self.hot.store_u64_at(slot!(quick_function), first);
                 self.hot.store_u64_at(slot!(hook_function), function as *const () as u64);
                 self.hot.store_u64_at(slot!(hook_cookie), cookie);
                 self.hot.store_u64_at(slot!(guest.rip), pc);

@@ -2,6 +2,7 @@
 //! natively, and the leak records must be Memcheck's; each difference has an explanation in docs/accuracy.toml.
 
 mod drive;
+mod memcheck;
 mod programs;
 
 use std::collections::BTreeMap;
@@ -23,6 +24,15 @@ const KINDS: [&str; 4] = ["definite", "indirect", "possible", "reachable"];
 struct Notes {
     /// Program to the reason why its records differ from Memcheck's.
     differences: BTreeMap<String, String>,
+    /// For `accuracy memcheck`: program to the reason why it behaves otherwise or is reported otherwise.
+    #[serde(default)]
+    memcheck: BTreeMap<String, String>,
+}
+
+fn notes() -> Result<Notes> {
+    let path = repo_root().join("docs/accuracy.toml");
+    let text = std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+    toml::from_str(&text).with_context(|| format!("read {}", path.display()))
 }
 
 struct Row {
@@ -43,11 +53,16 @@ impl Row {
 /// # Errors
 /// A program does not behave as natively, a difference has no explanation, or an input cannot be made.
 pub fn run(words: &[String]) -> Result<()> {
+    if let Some((first, rest)) = words.split_first()
+        && first == "memcheck"
+    {
+        return memcheck::run(rest);
+    }
     let (flags, names): (Vec<&String>, Vec<&String>) = words.iter().partition(|word| word.starts_with('-'));
     let write = match flags.iter().map(|flag| flag.as_str()).collect::<Vec<_>>()[..] {
         [] => false,
         ["--write"] => true,
-        _ => bail!("usage: cargo xtask accuracy [NAME..] [--write]"),
+        _ => bail!("usage: cargo xtask accuracy [NAME..] [--write], or accuracy memcheck [NAME..] [--quick] [--write]"),
     };
     build_leakscope()?;
     let inputs = tempfile::tempdir()?;
@@ -63,9 +78,7 @@ pub fn run(words: &[String]) -> Result<()> {
     if rows.is_empty() {
         bail!("no program of this name is installed");
     }
-    let path = repo_root().join("docs/accuracy.toml");
-    let text = std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
-    let notes: Notes = toml::from_str(&text).with_context(|| format!("read {}", path.display()))?;
+    let notes = notes()?;
     if write {
         rewrite(&repo_root().join("docs/accuracy.md"), "accuracy", &page(&rows, &notes))?;
     }

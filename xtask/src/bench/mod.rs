@@ -2,6 +2,7 @@
 
 mod fingerprints;
 mod import;
+mod kernel;
 mod large;
 mod live;
 mod memcheck;
@@ -29,7 +30,7 @@ const QUICK_ROUNDS: Rounds = Rounds { least: 3, short: 5, very_short: 9 };
 const BUDGET: Duration = Duration::from_secs(40 * 60);
 const QUICK_BUDGET: Duration = Duration::from_secs(10 * 60);
 /// What is no workload, and has a table of its own; `import` comes first because its programs need little memory.
-const TABLES: [&str; 4] = ["import", "fingerprints", "reports", "memcheck"];
+const TABLES: [&str; 5] = ["import", "fingerprints", "reports", "memcheck", "kernel"];
 const REDIS_REQUESTS: u32 = 200_000;
 
 struct Options {
@@ -103,6 +104,7 @@ fn own_table(name: &str, options: &Options) -> Result<()> {
     let table = match name {
         "fingerprints" => fingerprints::table()?,
         "import" => import::table(options.quick)?,
+        "kernel" => kernel::table(options.quick)?,
         "memcheck" => memcheck::table(options.quick)?,
         _ => reports::table()?,
     };

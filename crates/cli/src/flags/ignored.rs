@@ -24,6 +24,7 @@ const IGNORED: &[(&str, Value)] = &[
     ("alignment", Value::Number),
     ("allow-mismatched-debuginfo", Value::Bool),
     ("avg-transtab-entry-size", Value::Number),
+    ("check-arrays", Value::Bool),
     ("command-line-only", Value::Bool),
     ("core-redzone-size", Value::Number),
     ("debug-dump", Value::Words(&["syms", "line", "frames"])),

@@ -33,9 +33,9 @@ pub struct MtraceArgs {
 
 /// Help of `import`.
 pub const IMPORT_HELP: &str = "\
-Reads Valgrind's text and XML, AddressSanitizer and LeakSanitizer, glibc's mtrace, kmemleak, heaptrack, memleak of bcc
-and libbpf-tools, heap profiles of jemalloc and gperftools, pprof, Massif, Dr. Memory and memray. The format is found
-by the contents. Findings of several files that are the same are told as one, with all who saw it. Addresses without
+Reads Valgrind's text and XML, AddressSanitizer and LeakSanitizer, glibc's mtrace, heaptrack, memleak of bcc and
+libbpf-tools, heap profiles of jemalloc and gperftools, pprof, Massif, Dr. Memory and memray; and of the kernel
+kmemleak, KASAN, KFENCE, SLUB debug and page_owner. The format is found by the contents. Findings of several files that are the same are told as one, with all who saw it. Addresses without
 names are looked up in the files that they lie in, where these are at hand.
 
 Exit code: --error-exitcode on findings; 2 when a file cannot be read.";

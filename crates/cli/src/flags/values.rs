@@ -1,5 +1,7 @@
 //! How the values of options are written: Memcheck's spellings.
 
+use std::time::Duration;
+
 use leakscope_findings::analysis::{LeakCheck, Resolution};
 use leakscope_model::{Heuristic, HeuristicSet, LeakKind, LeakKindSet};
 
@@ -72,9 +74,38 @@ pub fn bytes(text: &str) -> Result<u64, String> {
         .ok_or_else(|| "expected a number of bytes, such as 65536 or 512K".to_owned())
 }
 
+/// A time such as `60s`, `2m`, `500ms` or `1h`; a number alone counts seconds.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    let unit = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (digits, unit) = text.split_at(unit);
+    let number: Option<u64> = digits.parse().ok();
+    let milliseconds = match unit {
+        "ms" => Some(1),
+        "" | "s" => Some(1000),
+        "m" | "min" => Some(60_000),
+        "h" => Some(3_600_000),
+        _ => None,
+    };
+    number
+        .zip(milliseconds)
+        .and_then(|(number, unit)| number.checked_mul(unit))
+        .map(Duration::from_millis)
+        .ok_or_else(|| "expected a time, such as 60s, 2m or 500ms".to_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn times() {
+        for (text, expected) in [("0", 0), ("60s", 60_000), ("2m", 120_000), ("500ms", 500), ("1h", 3_600_000)] {
+            assert_eq!(duration(text), Ok(Duration::from_millis(expected)), "{text}");
+        }
+        for text in ["", "s", "-1s", "1.5s", "1d", "18446744073709551615h"] {
+            assert!(duration(text).is_err(), "{text}");
+        }
+    }
 
     #[test]
     fn leak_kinds_as_memcheck_spells_them() {

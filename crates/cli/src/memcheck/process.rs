@@ -6,13 +6,15 @@ use anyhow::{Context, Result};
 use leakscope_findings::analysis::{Analysis, LeakCheck, Stack};
 use leakscope_findings::recording::{BuildOptions, Collector, End, Names, ResolvedFrame};
 use leakscope_findings::{ProcessRecording, analyse};
-use leakscope_ledger::events::{Check, Descriptor, Event, asked};
+use leakscope_ledger::events::{self, Check, Descriptor, Event, asked};
 use leakscope_ledger::reader::Module;
 use leakscope_model::{CheckTrigger, ModuleId, Svma};
-use leakscope_report::text::live::Live as LiveText;
+use leakscope_report::text::live::{Live as LiveText, OpenDescriptor};
 use leakscope_report::valgrind_xml::live::{Live as LiveXml, Progress};
 use leakscope_symbols::{ModuleFile, Symbolizer};
 
+use super::addresses;
+use super::options::Wishes;
 use crate::flags::Format;
 use crate::output::Outputs;
 use crate::plan::View;
@@ -39,21 +41,45 @@ pub(super) struct Process {
     /// Another program took the process over.
     replaced: bool,
     failure: Option<String>,
+    wishes: Wishes,
+    /// Functions of strings for which the engine stands in, by address.
+    stood_in: Replaced,
+    /// To the question that is the last event.
+    answer: Option<Vec<(i64, i64)>>,
 }
 
-/// Names for the addresses of stacks.
+/// A module as the symbolizer knows it.
+pub(super) fn module_file(module: &Module) -> ModuleFile {
+    use std::os::unix::ffi::OsStringExt;
+    ModuleFile {
+        path: PathBuf::from(std::ffi::OsString::from_vec(module.path.clone())),
+        build_id: (!module.build_id.is_empty()).then(|| module.build_id.clone()),
+    }
+}
+
+/// Names of functions by run-time address.
+type Replaced = std::collections::BTreeMap<u64, String>;
+
+/// An engine's own accesses in a function lie so close behind its first byte.
+const ACCESSES: u64 = 16;
+
+/// Names for the addresses of stacks. A function that the engine stands in for has its name, and no line: none of its own
+/// code ran.
 fn resolve<'a>(
     symbolizer: &'a mut Symbolizer,
+    replaced: &'a Replaced,
 ) -> impl FnMut(ModuleId, &Module, &[Svma]) -> Vec<Vec<ResolvedFrame>> + 'a {
     |_, module, addresses| {
-        use std::os::unix::ffi::OsStringExt;
-        let file = ModuleFile {
-            path: PathBuf::from(std::ffi::OsString::from_vec(module.path.clone())),
-            build_id: (!module.build_id.is_empty()).then(|| module.build_id.clone()),
-        };
+        let file = module_file(module);
         let addresses: Vec<u64> = addresses.iter().map(|address| address.0).collect();
         let frames = symbolizer.resolve(&file, &addresses, &mut |_| {});
-        frames.into_iter().map(|frames| frames.into_iter().map(record::resolved).collect()).collect()
+        let named = frames.into_iter().map(|frames| frames.into_iter().map(record::resolved).collect());
+        let own = |address: u64| {
+            let at = address.wrapping_add(module.load_bias);
+            let (_, name) = replaced.range(..=at).next_back().filter(|(start, _)| at - *start < ACCESSES)?;
+            Some(vec![ResolvedFrame { function: Some(name.clone()), ..ResolvedFrame::default() }])
+        };
+        named.zip(&addresses).map(|(frames, &address)| own(address).unwrap_or(frames)).collect()
     }
 }
 
@@ -62,9 +88,22 @@ fn building(end: End) -> BuildOptions<'static> {
     BuildOptions { names: Names::All, hook_file_name: String::new(), end }
 }
 
+/// The leak check before this one, as far as this one tells of it.
+fn before(check: &Check) -> Check {
+    let mut check = check.clone();
+    check.asked &= 0xf;
+    check.records.retain(|record| record.old_blocks > 0);
+    for record in &mut check.records {
+        record.blocks = record.old_blocks;
+        record.bytes = record.old_bytes;
+        record.indirect_bytes = record.old_indirect_bytes;
+    }
+    check
+}
+
 impl Process {
     /// Nothing is known yet.
-    pub(super) fn new(targets: usize, inherits: bool) -> Self {
+    pub(super) fn new(targets: usize, inherits: bool, wishes: Wishes) -> Self {
         Self {
             collector: Collector::default(),
             xml: vec![Progress::default(); targets],
@@ -78,7 +117,15 @@ impl Process {
             finished: false,
             replaced: false,
             failure: None,
+            wishes,
+            stood_in: Replaced::new(),
+            answer: None,
         }
+    }
+
+    /// The answer to the last event, if it was a question.
+    pub(super) fn take_answer(&mut self) -> Option<Vec<(i64, i64)>> {
+        self.answer.take()
     }
 
     /// Errors that were shown, and that rules hid.
@@ -94,17 +141,19 @@ impl Process {
         symbolizer: &mut Symbolizer,
         outputs: &mut Outputs,
     ) -> Result<()> {
+        let named = self.named(event, symbolizer);
+        let event = named.as_ref().unwrap_or(event);
         self.collector.add(event);
         if *event == Event::Forked {
             self.inherits = false;
         }
         // What the parent has told already is known, and counts, but is not told again.
-        if self.inherits && !matches!(event, Event::Error(_) | Event::Counts(_)) {
+        if self.inherits && !matches!(event, Event::Error(_) | Event::Counts(_) | Event::StringFunctions(_)) {
             return Ok(());
         }
         match event {
             Event::Error(error) => {
-                let Some(part) = self.collector.of_event(event, &building(End::Running), &mut resolve(symbolizer))
+                let Some(part) = self.collector.of_event(event, &building(End::Running), &mut resolve(symbolizer, &self.stood_in))
                 else {
                     return Ok(());
                 };
@@ -115,7 +164,13 @@ impl Process {
                 self.numbers.push((error.number, is_shown));
                 if is_shown && !self.inherits {
                     self.written.push(error.number);
-                    self.write(&analysis, view, outputs, |text| text.errors(&analysis), |xml| xml.errors(&analysis))?;
+                    let (begin, end) = self.wishes.markers.clone();
+                    let marked = |text: &mut LiveText<'_>| {
+                        text.marker(&begin)?;
+                        text.errors(&analysis)?;
+                        text.marker(&end)
+                    };
+                    self.write(&analysis, view, outputs, marked, |xml| xml.errors(&analysis))?;
                 }
                 Ok(())
             }
@@ -146,6 +201,14 @@ impl Process {
                     |xml| xml.fatal_signal(*signal, *code, *address, stack),
                 )
             }
+            Event::StringFunctions(list) => {
+                self.stood_in.extend(list.iter().map(|(name, address)| (*address, name.clone())));
+                Ok(())
+            }
+            Event::Question(question) => {
+                self.answer = Some(addresses::answer(question, &self.collector, symbolizer));
+                Ok(())
+            }
             Event::Descriptors(open) => self.descriptors(open, view, symbolizer, outputs),
             Event::Exec | Event::ExecFailed => {
                 self.replaced = *event == Event::Exec;
@@ -160,9 +223,17 @@ impl Process {
         }
     }
 
+    /// An error about an address that names tell more of than the engine could.
+    fn named(&self, event: &Event, symbolizer: &mut Symbolizer) -> Option<Event> {
+        let Event::Error(error) = event else { return None };
+        let lines =
+            addresses::describe(error.subject.as_ref()?, &self.collector, symbolizer, self.wishes.read_variables)?;
+        Some(Event::Error(events::Error { auxiliary: lines, subject: None, ..error.clone() }))
+    }
+
     /// A stack with names, and an analysis of the process without findings.
     fn stack(&self, stack: &[u64], view: &View, symbolizer: &mut Symbolizer) -> (Analysis, Option<Stack>) {
-        let part = self.collector.of_stack(stack, &building(End::Running), &mut resolve(symbolizer));
+        let part = self.collector.of_stack(stack, &building(End::Running), &mut resolve(symbolizer, &self.stood_in));
         let mut analysis = analyse(VERSION, &part, &view.options, &leakscope_findings::Suppressions::new());
         let error = analysis.memory_errors.pop();
         (analysis, error.map(|error| error.stack).filter(|_| !stack.is_empty()))
@@ -176,14 +247,17 @@ impl Process {
         outputs: &mut Outputs,
     ) -> Result<()> {
         let (analysis, _) = self.stack(&[], view, symbolizer);
-        let open: Vec<(i32, String, Option<Stack>)> = open
+        let open: Vec<OpenDescriptor> = open
             .iter()
-            .map(|descriptor| {
-                let target = String::from_utf8_lossy(&descriptor.target).into_owned();
-                (descriptor.number, target, self.stack(&descriptor.stack, view, symbolizer).1)
+            .map(|descriptor| OpenDescriptor {
+                number: descriptor.number,
+                what: descriptor.what.clone(),
+                target: String::from_utf8_lossy(&descriptor.target).into_owned(),
+                stack: self.stack(&descriptor.stack, view, symbolizer).1,
             })
             .collect();
-        self.write(&analysis, view, outputs, |text| text.descriptors(&open), |_| Ok(()))
+        let all = self.wishes.all_descriptors;
+        self.write(&analysis, view, outputs, |text| text.descriptors(&open, all), |xml| xml.descriptors(&open, all))
     }
 
     /// A leak check: at the end, or on demand.
@@ -203,7 +277,7 @@ impl Process {
                 hook_file_name: String::new(),
                 end: if at_end { End::Exited(0) } else { End::Running },
             };
-            let part = self.collector.of_event(&event, &options_of, &mut resolve(symbolizer));
+            let part = self.collector.of_event(&event, &options_of, &mut resolve(symbolizer, &self.stood_in));
             part.map(|part| analyse(VERSION, &part, &options, &view.suppressions))
         };
         let Some(mut analysis) = analysis_of(check, symbolizer) else { return Ok(()) };
@@ -217,13 +291,22 @@ impl Process {
                 analysis.records = other.records;
             }
         }
+        let is_delta = check.asked & (asked::ADDED | asked::CHANGED) != 0;
+        let before = if is_delta { analysis_of(&before(check), symbolizer) } else { None };
         let errors = analysis.records.iter().filter(|record| record.is_error).count() as u64;
         self.shown += errors;
         if at_end && !self.finished {
             self.finished = true;
             self.write(&analysis, view, outputs, |text| text.heap(&analysis), |xml| xml.finished(&analysis))?;
         }
-        self.write(&analysis, view, outputs, |text| text.leaks(&analysis), |xml| xml.leaks(&analysis))
+        let before = before.as_ref();
+        self.write(
+            &analysis,
+            view,
+            outputs,
+            |text| text.leaks(&analysis, before),
+            |xml| xml.leaks(&analysis, before),
+        )
     }
 
     /// The end: what is left to write, and the recording; `None` when nothing was recorded.
@@ -240,7 +323,7 @@ impl Process {
             return Ok(None);
         }
         let end = if self.replaced { End::Exec } else { end };
-        let recorded = self.collector.all(&building(end), &mut resolve(symbolizer));
+        let recorded = self.collector.all(&building(end), &mut resolve(symbolizer, &self.stood_in));
         let mut analysis = analyse(VERSION, &recorded, &view.options, &view.suppressions);
         // Leak checks on demand count, too, as they were shown.
         let leaks = analysis.records.iter().filter(|record| record.is_error).count() as u64;

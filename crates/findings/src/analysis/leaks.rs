@@ -177,6 +177,7 @@ fn bare_record(stacks: &Stacks<'_>, index: usize, merged: &Merged) -> LossRecord
         is_error: false,
         heuristics: merged.heuristics,
         totals: Totals::default(),
+        notes: Vec::new(),
     }
 }
 
@@ -187,12 +188,21 @@ fn detailed(recorded: &ProcessRecording, stacks: &Stacks<'_>, merged: Merged, re
         sum(&mut totals, &site.totals);
     }
     LossRecord {
+        notes: merged.sites.iter().flat_map(|&site| notes(recorded, site, record.kind)).collect(),
         stack: stacks.stack(merged.first_site),
         fingerprint: stacks.leak_fingerprint(&merged.sites),
         addresses: merged.addresses,
         totals,
         ..record
     }
+}
+
+/// The notes on a site that are about a kind. They stand sorted by site.
+fn notes(recorded: &ProcessRecording, site: u32, kind: Option<LeakKind>) -> impl Iterator<Item = String> {
+    let first = recorded.site_notes.partition_point(|note| note.site < site);
+    let of_site = recorded.site_notes[first..].iter().take_while(move |note| note.site == site);
+    let is_about = move |wanted: Option<u8>| wanted.is_none_or(|wanted| kind.is_some_and(|kind| kind as u8 == wanted));
+    of_site.filter(move |note| is_about(note.kind)).map(|note| note.text.clone())
 }
 
 fn sum(into: &mut Totals, from: &Totals) {

@@ -62,7 +62,7 @@ pub(super) fn errors(
             auxiliary: error
                 .auxiliary
                 .iter()
-                .map(|other| (other.label.as_str().into(), (other.leaf != 0).then(|| stacks.bare(other.leaf))))
+                .map(|other| (other.label.as_str().into(), (other.leaf != 0).then(|| stacks.auxiliary(other.leaf))))
                 .collect(),
             count: error.count,
             thread: error.thread,

@@ -29,7 +29,7 @@ pub(super) fn merge(
 ) -> Vec<MisuseError> {
     let mut known: HashMap<(MisuseKind, AllocFn, Vec<u32>), usize> = HashMap::new();
     let mut out: Vec<MisuseError> = Vec::new();
-    for misuse in &recorded.misuses {
+    for (number, misuse) in recorded.misuses.iter().enumerate() {
         if misuse.kind == MisuseKind::MismatchedFree && !options.show_mismatched_frees {
             continue;
         }
@@ -38,7 +38,13 @@ pub(super) fn merge(
         let next = out.len();
         let at = *known.entry((merged_kind(misuse.kind), function, locations)).or_insert(next);
         if at == next {
-            out.push(error(recorded, stacks, matcher, misuse));
+            let mut new = error(recorded, stacks, matcher, misuse);
+            let notes = recorded.misuse_notes.iter().filter(|note| note.misuse as usize == number);
+            let about = notes.flat_map(|note| &note.about);
+            new.about = about
+                .map(|other| (other.label.as_str().into(), (other.leaf != 0).then(|| stacks.auxiliary(other.leaf))))
+                .collect();
+            out.push(new);
         } else {
             out[at].count += count;
         }
@@ -71,6 +77,7 @@ fn error(recorded: &ProcessRecording, stacks: &Stacks<'_>, matcher: &mut Matcher
         }),
         requested_bytes: if misuse.kind == MisuseKind::FishySize { misuse.block_bytes } else { 0 },
         overrun_offset: misuse.overrun_offset,
+        about: Vec::new(),
         fingerprint: stacks.misuse_fingerprint(misuse.kind, misuse.site),
         suppressed_by: matcher.find(&Error::Misuse(misuse.kind), stack.all_frames()),
         stack,

@@ -38,9 +38,9 @@ pub struct Frame {
     /// Whether it was inlined into the next frame.
     pub inlined: bool,
     /// Path of the module; empty when unknown. Of our own library its name alone: the place changes from machine to
-    /// machine.
+    /// machine. Of a function that an engine stood in for, the module that has it.
     pub object: Arc<str>,
-    /// Whether it is the allocation function's own frame, in our library.
+    /// Whether it is the allocation function's own frame, for which we stand.
     pub hook: bool,
     /// Number of the module in the recording.
     pub module: Option<u32>,
@@ -105,7 +105,7 @@ impl<'a> Stacks<'a> {
             show_below_main: options.show_below_main,
             named: (0..recorded.locations.len()).map(|_| OnceCell::new()).collect(),
             steps: (0..recorded.locations.len()).map(|_| OnceCell::new()).collect(),
-            hooks: vec![OnceCell::new(); AllocFn::ALL.len()],
+            hooks: vec![OnceCell::new(); AllocFn::ALL.len() + AllocFn::KERNEL.len()],
             hook_object: hook.map_or_else(|| HOOK_OBJECT.into(), |module| file_name(&module.path).into()),
             hook_start: hook.map_or(0, |module| module.start),
         }
@@ -124,14 +124,38 @@ impl<'a> Stacks<'a> {
     /// The stack of a site.
     pub(super) fn stack(&self, site: u32) -> Stack {
         let flags = self.recorded.sites.get(site as usize).map_or(0, |site| site.flags);
-        let callers = self.recorded.stack(site).take(self.num_callers - 1);
-        self.stack_of(Some(self.hook(site).clone()), callers, flags)
+        let hook = self.own_frame(site).cloned();
+        let callers = self.recorded.stack(site).take(self.num_callers - usize::from(hook.is_some()));
+        self.stack_of(hook, callers, flags)
     }
 
     /// The stack of a node, with no allocation function in front.
     pub(super) fn bare(&self, leaf: u32) -> Stack {
         let nodes = self.recorded.nodes_from(leaf).take(self.num_callers);
         self.stack_of(None, nodes.map(|node| self.recorded.nodes[node as usize].location), 0)
+    }
+
+    /// The stack of a node that may begin in an allocation function for which an engine stood in: that frame is shown as
+    /// those of sites are.
+    pub(super) fn auxiliary(&self, leaf: u32) -> Stack {
+        let mut stack = self.bare(leaf);
+        let functions = &self.recorded.functions;
+        if let Some(first) = stack.frames.first_mut()
+            && let Some(place) = functions.iter().find(|place| place.address == first.ip)
+        {
+            let bare = Frame {
+                function: Some(place.function.demangled().into()),
+                linkage_name: Some(place.function.symbol().into()),
+                file: None,
+                directory: None,
+                line: 0,
+                column: 0,
+                hook: true,
+                ..(**first).clone()
+            };
+            *first = Arc::new(bare);
+        }
+        stack
     }
 
     fn stack_of(&self, first: Option<Arc<Frame>>, locations: impl Iterator<Item = u32>, flags: u32) -> Stack {
@@ -159,7 +183,13 @@ impl<'a> Stacks<'a> {
     /// The frames of a site's stack, as [`Stack::all_frames`] has them.
     pub(super) fn frames(&self, site: u32) -> impl Iterator<Item = &Arc<Frame>> {
         let callers = self.recorded.stack(site).take(self.num_callers - 1).flat_map(|number| self.location(number));
-        std::iter::once(self.hook(site)).chain(callers)
+        self.own_frame(site).into_iter().chain(callers)
+    }
+
+    /// The allocation function in front of a site's stack, if there is one.
+    fn own_frame(&self, site: u32) -> Option<&Arc<Frame>> {
+        let flags = self.recorded.sites.get(site as usize).map_or(0, |site| site.flags);
+        (flags & site_flags::NO_FUNCTION == 0).then(|| self.hook(site))
     }
 
     fn hook(&self, site: u32) -> &Arc<Frame> {
@@ -198,9 +228,17 @@ impl<'a> Stacks<'a> {
     }
 
     fn hook_frame(&self, function: AllocFn) -> Frame {
+        // Of a function that an engine stood in for: where the program has it.
+        let place = self.recorded.functions.iter().find(|place| place.function == function);
+        let own = place.and_then(|place| {
+            let module = self.recorded.modules.get(place.module? as usize)?;
+            Some((place.address, place.address.wrapping_sub(module.load_bias), module.path.clone(), place.module))
+        });
+        let (ip, svma, object, module) =
+            own.unwrap_or_else(|| (self.hook_start, 0, self.hook_object.clone(), self.recorded.hook_module));
         Frame {
-            ip: self.hook_start,
-            svma: 0,
+            ip,
+            svma,
             function: Some(function.demangled().into()),
             linkage_name: Some(function.symbol().into()),
             file: None,
@@ -208,9 +246,9 @@ impl<'a> Stacks<'a> {
             line: 0,
             column: 0,
             inlined: false,
-            object: self.hook_object.clone(),
+            object,
             hook: true,
-            module: self.recorded.hook_module,
+            module,
         }
     }
 

@@ -54,6 +54,9 @@ pub(super) fn encode(recording: &Recording) -> Vec<u8> {
             memory_errors,
             intervals,
             event_log,
+            site_notes,
+            functions,
+            misuse_notes,
         } = process;
         section(
             &mut out,
@@ -70,6 +73,13 @@ pub(super) fn encode(recording: &Recording) -> Vec<u8> {
         // Likewise only processes that called `mtrace()`, or whose events were logged.
         if !intervals.is_empty() || *event_log != EventLog::default() || lost.intervals > 0 {
             section(&mut out, *b"INTV", &(intervals, event_log, lost.intervals));
+        }
+        if !site_notes.is_empty() {
+            section(&mut out, *b"NOTE", site_notes);
+        }
+        // And only processes that the simulated CPU ran.
+        if !functions.is_empty() || !misuse_notes.is_empty() {
+            section(&mut out, *b"FUNC", &(functions, misuse_notes));
         }
     }
     section(&mut out, *b"DONE", &());
@@ -118,6 +128,8 @@ fn name(tag: [u8; 4]) -> &'static str {
         b"SITE" => "the allocation sites",
         b"WITN" => "what the other tool found",
         b"INTV" => "the intervals",
+        b"NOTE" => "the notes on sites",
+        b"FUNC" => "where functions and addresses are",
         b"DONE" => "the end mark",
         _ => "a section",
     }
@@ -240,6 +252,12 @@ fn part(section: &Section<'_>, processes: &mut Vec<ProcessRecording>, budget: &m
         b"INTV" => {
             if let Some(intervals) = section.payload(budget, problems) {
                 (process.intervals, process.event_log, process.lost.intervals) = intervals;
+            }
+        }
+        b"NOTE" => process.site_notes = section.payload(budget, problems).unwrap_or_default(),
+        b"FUNC" => {
+            if let Some(known) = section.payload(budget, problems) {
+                (process.functions, process.misuse_notes) = known;
             }
         }
         _ => {}

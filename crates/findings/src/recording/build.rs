@@ -88,6 +88,9 @@ pub fn build(snapshot: &Snapshot, options: &BuildOptions<'_>, resolve: &mut Reso
         memory_errors: Vec::new(),
         intervals: snapshot.intervals.iter().map(interval).collect(),
         event_log: event_log(&snapshot.event_log),
+        functions: Vec::new(),
+        misuse_notes: Vec::new(),
+        site_notes: Vec::new(),
     };
     let mut symbols = Symbols { snapshot, strings: Strings::default(), resolve };
     match options.names {

@@ -7,11 +7,12 @@ use std::collections::HashMap;
 
 use foldhash::fast::RandomState;
 use leakscope_ledger::events::{self, Event, What};
+use leakscope_ledger::layout::site_flags;
 use leakscope_ledger::reader::{self, CheckState, Module, Node, Site, SiteTotals, Snapshot, Thread};
 use leakscope_model::{AllocFn, MisuseKind, NodeId, SiteId, ThreadId};
 
 use super::build::{BuildOptions, Resolve, build};
-use super::{Access, AuxiliaryStack, MemoryError, ProcessRecording};
+use super::{Access, AuxiliaryStack, FunctionPlace, MemoryError, MisuseNote, ProcessRecording};
 
 /// The events of one process so far.
 #[derive(Clone, Debug, Default)]
@@ -22,6 +23,8 @@ pub struct Collector {
     epoch: u32,
     process: reader::Process,
     heap: events::Heap,
+    /// Where the program has its own allocation functions.
+    functions: Vec<FunctionPlace>,
     /// Where errors went: wrong calls and errors of access, by the engine's number.
     places: HashMap<u32, Place, RandomState>,
 }
@@ -38,7 +41,8 @@ struct Part {
     snapshot: Snapshot,
     errors: Vec<MemoryError>,
     nodes: HashMap<(u32, u64, u32), u32, RandomState>,
-    sites: HashMap<(u32, AllocFn), u32, RandomState>,
+    sites: HashMap<(u32, AllocFn, u32), u32, RandomState>,
+    misuse_notes: Vec<MisuseNote>,
 }
 
 /// When an address was code: now, or before its module was unmapped.
@@ -49,6 +53,12 @@ struct Time<'a> {
 }
 
 impl Time<'_> {
+    /// The number of the module around an address.
+    fn module(self, address: u64) -> Option<u32> {
+        let holds = |module: &Module| module.start <= address && address < module.end;
+        self.modules.iter().rposition(holds).map(|number| number as u32)
+    }
+
     fn of(self, pc: u64) -> u32 {
         let at = pc.wrapping_sub(1);
         let holds = |module: &&Module| module.start <= at && at < module.end;
@@ -69,7 +79,13 @@ impl Default for Part {
             threads: vec![Thread::default()],
             ..Snapshot::default()
         };
-        Self { snapshot, errors: Vec::new(), nodes: HashMap::default(), sites: HashMap::default() }
+        Self {
+            snapshot,
+            errors: Vec::new(),
+            nodes: HashMap::default(),
+            sites: HashMap::default(),
+            misuse_notes: Vec::new(),
+        }
     }
 }
 
@@ -95,11 +111,12 @@ impl Part {
             return SiteId(0);
         }
         let leaf = self.leaf(&stack[1..], time);
+        let flags = if stack[0] == events::NO_FUNCTION { site_flags::NO_FUNCTION } else { 0 };
         let next = self.snapshot.sites.len() as u32;
-        let number = *self.sites.entry((leaf, function)).or_insert(next);
+        let number = *self.sites.entry((leaf, function, flags)).or_insert(next);
         if number == next {
             let frames = stack.len() as u32 - 1;
-            self.snapshot.sites.push(Site { leaf: NodeId(leaf), frames, function, flags: 0 });
+            self.snapshot.sites.push(Site { leaf: NodeId(leaf), frames, function, flags });
             self.snapshot.totals.push(SiteTotals::default());
         }
         SiteId(number)
@@ -121,11 +138,7 @@ impl Part {
         match &error.what {
             What::Memory { kind, access, bytes, address, message } => {
                 let leaf = self.leaf(&error.stack, time);
-                let auxiliary = error
-                    .auxiliary
-                    .iter()
-                    .map(|(label, stack)| AuxiliaryStack { label: label.clone(), leaf: self.leaf(stack, time) })
-                    .collect();
+                let auxiliary = self.about(error, time);
                 let access = match access {
                     1 => Access::Read,
                     2 => Access::Write,
@@ -162,12 +175,22 @@ impl Part {
                     misuse.block_start = block.start;
                     misuse.block_bytes = block.bytes;
                     misuse.allocation_site = self.site(block.function, &block.allocated, time);
-                    misuse.free_site = self.site(AllocFn::Free, &block.freed, time);
+                    misuse.free_site = self.site(block.freed_by, &block.freed, time);
+                }
+                if !error.auxiliary.is_empty() {
+                    let about = self.about(error, time);
+                    self.misuse_notes.push(MisuseNote { misuse: self.snapshot.misuses.len() as u32, about });
                 }
                 self.snapshot.misuses.push(misuse);
                 Place::Misuse(self.snapshot.misuses.len() - 1)
             }
         }
+    }
+
+    /// What is said of an error's address.
+    fn about(&mut self, error: &events::Error, time: Time<'_>) -> Vec<AuxiliaryStack> {
+        let lines = error.auxiliary.iter();
+        lines.map(|(label, stack)| AuxiliaryStack { label: label.clone(), leaf: self.leaf(stack, time) }).collect()
     }
 
     fn check(&mut self, check: &events::Check, time: Time<'_>) {
@@ -230,6 +253,8 @@ impl Part {
         recorded.sites[0].totals.live_blocks = heap.live_blocks;
         recorded.sites[0].totals.live_bytes = heap.live_bytes;
         recorded.memory_errors = self.errors;
+        recorded.misuse_notes = self.misuse_notes;
+        recorded.functions.clone_from(&collector.functions);
         recorded
     }
 }
@@ -305,11 +330,20 @@ impl Collector {
                 self.process.state = reader::State::Failed;
                 self.process.failure = text.clone().into_bytes();
             }
+            Event::Functions(list) => {
+                let time = self.time();
+                let place =
+                    |&(function, address)| FunctionPlace { function, address, module: time.module(address) };
+                let new: Vec<FunctionPlace> = list.iter().map(place).collect();
+                self.functions.extend(new);
+            }
             Event::FatalSignal { .. }
             | Event::Message { .. }
             | Event::Forked
             | Event::Exec
             | Event::ExecFailed
+            | Event::Question(_)
+            | Event::StringFunctions(_)
             | Event::Descriptors(_) => {}
         }
     }
@@ -355,6 +389,14 @@ impl Collector {
         self.everything.clone().build(self, options, resolve)
     }
 
+    /// The module around an address of run time, as it is mapped now.
+    pub fn module_at(&self, address: u64) -> Option<&Module> {
+        let holds = |module: &&Module| {
+            module.unloaded_epoch == u32::MAX && module.start <= address && address < module.end
+        };
+        self.modules.iter().rev().find(holds)
+    }
+
     /// Who is recorded; process id 0 before the first event.
     pub fn process(&self) -> &reader::Process {
         &self.process
@@ -382,6 +424,7 @@ mod tests {
                 stack: vec![0x1011, 0x1021],
                 what,
                 auxiliary,
+                subject: None,
             })
         };
         let block = Block {
@@ -390,6 +433,7 @@ mod tests {
             function: AllocFn::Malloc,
             allocated: vec![0x1101, 0x1201],
             freed: vec![0x1301, 0x1401],
+            freed_by: AllocFn::Delete,
         };
         vec![
             Event::Process(events::Process { pid: 5, ..events::Process::default() }),
@@ -442,6 +486,7 @@ mod tests {
                     indirect_bytes: 0,
                     old_blocks: 0,
                     old_bytes: 0,
+                    old_indirect_bytes: 0,
                     addresses: [0x9000, 0, 0],
                     function: AllocFn::Malloc,
                     stack: vec![0x1101, 0x1201],
@@ -476,7 +521,7 @@ mod tests {
         let (_, allocated) = &parts[0].memory_errors[0].auxiliary[0];
         assert_eq!(names(allocated.as_ref().unwrap()), ["f1100", "f1200"]);
         assert_eq!(names(&parts[1].misuses[0].stack), ["free", "f1020"]);
-        assert_eq!(names(parts[1].misuses[0].block.as_ref().unwrap().free.as_ref().unwrap()), ["free", "f1400"]);
+        assert_eq!(names(parts[1].misuses[0].block.as_ref().unwrap().free.as_ref().unwrap()), ["operator delete(void*)", "f1400"]);
         assert_eq!(names(&parts[2].records[0].stack), ["malloc", "f1200"]);
 
         let all = collector.all(&BuildOptions::default(), &mut name);

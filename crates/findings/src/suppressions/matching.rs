@@ -85,6 +85,9 @@ pub(super) const UNKNOWN: &str = "???";
 /// Where Memcheck's own hooks are, on Debian: rules written for it name this object for the allocation function.
 const MEMCHECKS_HOOKS: &str = "/usr/libexec/valgrind/vgpreload_memcheck-amd64-linux.so";
 
+/// The object of functions that the simulated CPU stands in for.
+const ENGINE: &str = "leakscope";
+
 pub(super) fn frame_matches(pattern: &FramePattern, frame: &Frame) -> bool {
     match pattern {
         FramePattern::AnyFrames => true,
@@ -96,7 +99,9 @@ pub(super) fn frame_matches(pattern: &FramePattern, frame: &Frame) -> bool {
                 || (frame.inlined && function.contains(literal_front(pattern)) && wildcard(pattern, &plain_name(function)))
         }
         FramePattern::Object(pattern) => {
-            wildcard(pattern, if frame.object.is_empty() { UNKNOWN } else { &frame.object })
+            // A function that an engine stood in for is shown where the program has it, and is in the engine all the same.
+            let object = if frame.hook && frame.object.contains('/') { ENGINE } else { &frame.object };
+            wildcard(pattern, if object.is_empty() { UNKNOWN } else { object })
                 || (frame.hook && wildcard(pattern, MEMCHECKS_HOOKS))
         }
         FramePattern::Path(pattern) => source_path(frame).is_some_and(|path| wildcard(pattern, &path)),

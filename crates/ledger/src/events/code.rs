@@ -4,7 +4,9 @@ use leakscope_model::{AllocFn, CheckTrigger, ErrorKind, Heuristic, LeakKind, Mis
 use std::string::String;
 use std::vec::Vec;
 
-use super::{Addresses, Block, Check, Descriptor, Error, Event, Heap, Module, Process, Record, What};
+use super::{
+    Addresses, Block, Check, Descriptor, Error, Event, Heap, Module, Process, Record, StackFrame, Subject, What,
+};
 
 /// Bytes in front of a payload.
 pub const FRAME_BYTES: u64 = 8;
@@ -140,10 +142,29 @@ impl Writer<'_> {
             Event::Descriptors(list) => {
                 self.list(list, |w, descriptor| {
                     w.word(descriptor.number as u32);
+                    w.bytes(descriptor.what.as_bytes());
                     w.bytes(&descriptor.target);
                     w.addresses(&descriptor.stack);
                 });
                 12
+            }
+            Event::Functions(list) => {
+                self.list(list, |w, &(function, address)| {
+                    w.byte(function as u8);
+                    w.long(address);
+                });
+                16
+            }
+            Event::Question(subject) => {
+                self.subject(subject);
+                17
+            }
+            Event::StringFunctions(list) => {
+                self.list(list, |w, (name, address)| {
+                    w.bytes(name.as_bytes());
+                    w.long(*address);
+                });
+                18
             }
         }
     }
@@ -173,6 +194,7 @@ impl Writer<'_> {
                     self.byte(block.function as u8);
                     self.addresses(&block.allocated);
                     self.addresses(&block.freed);
+                    self.byte(block.freed_by as u8);
                 }
             }
         }
@@ -180,6 +202,23 @@ impl Writer<'_> {
             w.bytes(label.as_bytes());
             w.addresses(stack);
         });
+        self.byte(error.subject.is_some().into());
+        if let Some(subject) = &error.subject {
+            self.subject(subject);
+        }
+    }
+
+    fn subject(&mut self, subject: &Subject) {
+        self.long(subject.address);
+        self.word(subject.thread);
+        self.list(&subject.frames, |w, frame| {
+            w.longs(&[frame.pc, frame.stack_pointer, frame.frame_pointer, frame.cfa]);
+        });
+        self.byte(subject.is_within.into());
+        self.byte(subject.object.is_some().into());
+        if let Some((start, end)) = subject.object {
+            self.longs(&[start, end]);
+        }
     }
 
     fn check(&mut self, check: &Check) {
@@ -195,7 +234,7 @@ impl Writer<'_> {
             w.byte(record.kind as u8);
             w.byte(record.heuristic.map_or(0, |heuristic| heuristic as u8 + 1));
             w.longs(&[record.blocks, record.bytes, record.indirect_blocks, record.indirect_bytes]);
-            w.longs(&[record.old_blocks, record.old_bytes]);
+            w.longs(&[record.old_blocks, record.old_bytes, record.old_indirect_bytes]);
             w.longs(&record.addresses);
             w.byte(record.function as u8);
             w.addresses(&record.stack);
@@ -298,9 +337,17 @@ impl Reader<'_> {
             11 => Event::Forked,
             14 => Event::Exec,
             15 => Event::ExecFailed,
-            12 => Event::Descriptors(self.list(12, |r| {
-                Some(Descriptor { number: r.word()? as i32, target: r.bytes()?, stack: r.addresses()? })
+            12 => Event::Descriptors(self.list(16, |r| {
+                Some(Descriptor {
+                    number: r.word()? as i32,
+                    what: r.text()?,
+                    target: r.bytes()?,
+                    stack: r.addresses()?,
+                })
             })?),
+            17 => Event::Question(self.subject()?),
+            18 => Event::StringFunctions(self.list(12, |r| Some((r.text()?, r.long()?)))?),
+            16 => Event::Functions(self.list(9, |r| Some((r.function()?, r.long()?)))?),
             _ => return None,
         })
     }
@@ -329,6 +376,24 @@ impl Reader<'_> {
                 _ => return None,
             },
             auxiliary: self.list(8, |r| Some((r.text()?, r.addresses()?)))?,
+            subject: if self.flag()? { Some(self.subject()?) } else { None },
+        })
+    }
+
+    fn subject(&mut self) -> Option<Subject> {
+        Some(Subject {
+            address: self.long()?,
+            thread: self.word()?,
+            frames: self.list(32, |r| {
+                Some(StackFrame {
+                    pc: r.long()?,
+                    stack_pointer: r.long()?,
+                    frame_pointer: r.long()?,
+                    cfa: r.long()?,
+                })
+            })?,
+            is_within: self.flag()?,
+            object: if self.flag()? { Some((self.long()?, self.long()?)) } else { None },
         })
     }
 
@@ -339,6 +404,7 @@ impl Reader<'_> {
             function: self.function()?,
             allocated: self.addresses()?,
             freed: self.addresses()?,
+            freed_by: self.function()?,
         })
     }
 
@@ -356,7 +422,7 @@ impl Reader<'_> {
             unreadable_bytes: self.long()?,
             threads: self.word()?,
             freeres: self.flag()?,
-            records: self.list(75, |r| {
+            records: self.list(83, |r| {
                 Some(Record {
                     kind: LeakKind::from_u8(r.byte()?)?,
                     heuristic: match r.byte()? {
@@ -369,6 +435,7 @@ impl Reader<'_> {
                     indirect_bytes: r.long()?,
                     old_blocks: r.long()?,
                     old_bytes: r.long()?,
+                    old_indirect_bytes: r.long()?,
                     addresses: [r.long()?, r.long()?, r.long()?],
                     function: r.function()?,
                     stack: r.addresses()?,

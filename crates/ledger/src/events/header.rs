@@ -4,7 +4,7 @@
 pub const MAGIC: u64 = u64::from_le_bytes(*b"leaksmc1");
 
 /// Version of this format; both sides must agree.
-pub const VERSION: u64 = 1;
+pub const VERSION: u64 = 2;
 
 /// Bytes of the file: room for events of a long life, in memory only as far as it is written.
 pub const FILE_BYTES: u64 = 1 << 32;

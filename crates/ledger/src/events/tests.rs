@@ -5,7 +5,7 @@ use std::vec;
 use super::*;
 
 fn events() -> Vec<Event> {
-    let block = Block { start: 1, bytes: 2, function: AllocFn::NewArray, allocated: vec![3, 4], freed: vec![] };
+    let block = Block { start: 1, bytes: 2, function: AllocFn::NewArray, allocated: vec![3, 4], freed: vec![], freed_by: AllocFn::Delete };
     let error = |what| Error {
         number: 7,
         thread: 1,
@@ -14,6 +14,13 @@ fn events() -> Vec<Event> {
         stack: vec![1, 2, 3],
         what,
         auxiliary: vec![("Address".into(), vec![]), ("Block".into(), vec![9])],
+        subject: Some(Subject {
+            address: 5,
+            thread: 1,
+            frames: vec![StackFrame { pc: 6, stack_pointer: 7, frame_pointer: 8, cfa: 9 }],
+            is_within: true,
+            object: Some((10, 11)),
+        }),
     };
     vec![
         Event::Process(Process {
@@ -64,6 +71,7 @@ fn events() -> Vec<Event> {
                 indirect_bytes: 4,
                 old_blocks: 5,
                 old_bytes: 6,
+                old_indirect_bytes: 7,
                 addresses: [7, 8, 9],
                 function: AllocFn::Calloc,
                 stack: vec![10, 11],
@@ -76,7 +84,10 @@ fn events() -> Vec<Event> {
         Event::Forked,
         Event::Exec,
         Event::ExecFailed,
-        Event::Descriptors(vec![Descriptor { number: 3, target: b"/etc".to_vec(), stack: vec![1] }]),
+        Event::Descriptors(vec![Descriptor { number: 3, what: "file descriptor".into(), target: b"/etc".to_vec(), stack: vec![1] }]),
+        Event::StringFunctions(vec![("strlen".into(), 5)]),
+        Event::Question(Subject { address: 3, ..Subject::default() }),
+        Event::Functions(vec![(AllocFn::Malloc, 1), (AllocFn::DeleteArray, 2)]),
     ]
 }
 

@@ -46,6 +46,19 @@ pub(super) fn class_of(bytes: u64) -> Class {
     Class::Small { number: number as usize, slot_bytes: (1 << k) + steps * step }
 }
 
+/// How many bytes the slots of a class have.
+#[inline]
+pub(super) fn slot_bytes(number: usize) -> u64 {
+    let number = number as u64;
+    match number.checked_sub(FINE_COUNT) {
+        None => (number + 1) * FINE_STEP,
+        Some(coarse) => {
+            let k = FINE_LIMIT.ilog2() + (coarse >> STEPS_LOG2) as u32;
+            (1 << k) + ((coarse & ((1 << STEPS_LOG2) - 1)) + 1) * (1 << (k - STEPS_LOG2))
+        }
+    }
+}
+
 /// How many units a span of such slots takes: at least eight slots.
 pub(super) fn span_units(slot_bytes: u64) -> u64 {
     (8 * slot_bytes).div_ceil(UNIT_BYTES)
@@ -65,6 +78,7 @@ mod tests {
             // Classes ascend without gaps, and a slot's own size leads back to its class.
             assert!(number == previous.0 && slot_bytes == previous.1 || number == previous.0 + 1 || bytes == 1);
             assert_eq!(class_of(slot_bytes), Class::Small { number, slot_bytes });
+            assert_eq!(super::slot_bytes(number), slot_bytes);
             previous = (number, slot_bytes);
         }
         assert_eq!(previous, (COUNT - 1, SMALL_LIMIT));

@@ -9,8 +9,8 @@ pub(super) struct Quarantine {
     most_bytes: u64,
     big_bytes: u64,
     held_bytes: u64,
-    small: VecDeque<(BlockId, u64)>,
-    big: VecDeque<(BlockId, u64)>,
+    small: VecDeque<BlockId>,
+    big: VecDeque<BlockId>,
 }
 
 impl Quarantine {
@@ -18,20 +18,33 @@ impl Quarantine {
         Self { most_bytes, big_bytes, held_bytes: 0, small: VecDeque::new(), big: VecDeque::new() }
     }
 
+    /// Whether blocks of this size, and what leaves for them, are small ones only.
+    pub(super) fn is_small(&self, bytes: u64) -> bool {
+        bytes < self.big_bytes && bytes <= self.most_bytes && self.big.is_empty()
+    }
+
     /// Adds a freed block.
+    #[inline]
     pub(super) fn push(&mut self, id: BlockId, bytes: u64) {
         self.held_bytes += bytes;
         let queue = if bytes >= self.big_bytes { &mut self.big } else { &mut self.small };
-        queue.push_back((id, bytes));
+        queue.push_back(id);
     }
 
-    /// A block that must leave; `None` while all of them fit.
-    pub(super) fn overflow(&mut self) -> Option<BlockId> {
+    /// A block that must leave; `None` while all of them fit. `bytes_of` gives their sizes as they were pushed.
+    #[inline]
+    pub(super) fn overflow(&mut self, bytes_of: impl Fn(BlockId) -> u64) -> Option<BlockId> {
         if self.held_bytes <= self.most_bytes {
             return None;
         }
-        let (id, bytes) = self.big.pop_front().or_else(|| self.small.pop_front())?;
-        self.held_bytes -= bytes;
+        let id = self.big.pop_front().or_else(|| self.small.pop_front())?;
+        self.held_bytes -= bytes_of(id);
         Some(id)
+    }
+
+    /// The small block that leaves so many blocks after the next one.
+    #[inline]
+    pub(super) fn ahead(&self, blocks: usize) -> Option<BlockId> {
+        self.small.get(blocks).copied()
     }
 }

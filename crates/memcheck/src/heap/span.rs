@@ -15,18 +15,20 @@ pub(super) struct Span {
     pub(super) start: u64,
     units: u64,
     slot_bytes: u64,
+    /// `offset * reciprocal >> 40` is the slot; 0 where there is one only.
+    reciprocal: u64,
+    slots: u32,
     /// Number of the first slot's block.
     pub(super) first_block: u32,
 }
+
+/// Offsets of small slots have less than 20 bits, so that 40 bits of a reciprocal, rounded up, are enough.
+const RECIPROCAL_BITS: u32 = 40;
 
 impl Span {
     /// All bytes of it.
     pub(super) fn bytes(&self) -> u64 {
         self.units * UNIT_BYTES
-    }
-
-    fn slots(&self) -> u32 {
-        (self.bytes() / self.slot_bytes) as u32
     }
 }
 
@@ -53,11 +55,18 @@ impl Spans {
         (end <= self.end).then_some(start)
     }
 
+    /// Where addresses for spans end.
+    pub(super) fn end(&self) -> u64 {
+        self.end
+    }
+
     /// Adds a span there.
     pub(super) fn push(&mut self, units: u64, slot_bytes: u64, first_block: u32) {
         let start = self.base + self.by_unit.len() as u64 * UNIT_BYTES;
         let number = self.list.len() as u32;
-        self.list.push(Span { start, units, slot_bytes, first_block });
+        let slots = (units * UNIT_BYTES / slot_bytes) as u32;
+        let reciprocal = if slots > 1 { (1 << RECIPROCAL_BITS) / slot_bytes + 1 } else { 0 };
+        self.list.push(Span { start, units, slot_bytes, reciprocal, slots, first_block });
         self.by_unit.resize(self.by_unit.len() + units as usize, number);
     }
 
@@ -71,8 +80,8 @@ impl Spans {
     #[inline]
     pub(super) fn block_at(&self, address: u64) -> Option<u32> {
         let (_, span) = self.span_at(address)?;
-        let slot = (address - span.start) / span.slot_bytes;
-        (slot < u64::from(span.slots())).then_some(span.first_block + slot as u32)
+        let slot = ((address - span.start) * span.reciprocal) >> RECIPROCAL_BITS;
+        (slot < u64::from(span.slots)).then_some(span.first_block + slot as u32)
     }
 
     /// First address and bytes of the slot of a block.
@@ -84,7 +93,7 @@ impl Spans {
 
     /// Numbers of the blocks, span by span.
     pub(super) fn block_ranges(&self) -> impl Iterator<Item = Range<u32>> + '_ {
-        self.list.iter().map(|span| span.first_block..span.first_block + span.slots())
+        self.list.iter().map(|span| span.first_block..span.first_block + span.slots)
     }
 
     /// Takes a free span of one slot that fits well: no more than a quarter of it is wasted.

@@ -56,6 +56,26 @@ pub fn resolve(
     })
 }
 
+/// What runs a file that is neither an ELF program nor begins with `#!`. Source: execvp(3).
+const SHELL: &CStr = c"/bin/sh";
+
+/// As [`resolve`], for a program that a shell would start: text without a `#!` line is the shell's.
+///
+/// # Errors
+/// As there.
+pub fn resolve_command(
+    path: &CStr,
+    arguments: Vec<CString>,
+    mut head: impl FnMut(&CStr) -> Result<Vec<u8>, i32>,
+) -> Result<Resolved, LoadError> {
+    let bytes = head(path).map_err(|errno| LoadError::File { path: path.to_owned(), errno })?;
+    if bytes.starts_with(b"\x7fELF") || bytes.starts_with(b"#!") {
+        return resolve(path, arguments, head);
+    }
+    let words = [SHELL.to_owned(), path.to_owned()].into_iter().chain(arguments.into_iter().skip(1)).collect();
+    resolve(SHELL, words, head)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -84,6 +104,10 @@ mod tests {
         }
         assert_eq!(run(&[elf], &["/bin/x", "1"]).unwrap(), ["/bin/x", "/bin/x", "1"]);
         assert_eq!(run(&[elf, ("/s", "#!/t"), ("/t", "#!/bin/x")], &["/s"]).unwrap(), ["/bin/x", "/bin/x", "/t", "/s"]);
+        let head = |path: &CStr| Ok(if path == SHELL { b"\x7fELF".to_vec() } else { b"echo\n".to_vec() });
+        let text = resolve_command(c"/t", vec![c"t".to_owned(), c"a".to_owned()], head).unwrap();
+        assert_eq!(text.arguments, [c"/bin/sh", c"/t", c"a"].map(CStr::to_owned));
+        assert_eq!(text.path.as_c_str(), SHELL);
         assert!(run(&[("/s", "#!/s")], &["/s"]).is_err());
         assert!(run(&[("/s", "#!  \n")], &["/s"]).is_err());
         assert_eq!(run(&[("/s", "#!/gone")], &["/s"]).unwrap_err().errno(), libc::ENOENT);

@@ -1,11 +1,11 @@
 //! Requests about ranges of memory, blocks, and counts of leaks.
 
+use leakscope_ledger::events::NO_FUNCTION;
 use leakscope_model::{ErrorKind, MisuseKind};
 use leakscope_translate::Engine;
 
 use super::Words;
 use crate::engine::{Memcheck, shadow};
-use crate::errors::NO_FUNCTION;
 use crate::pools::Custom;
 use crate::probe;
 

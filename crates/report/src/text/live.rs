@@ -5,8 +5,30 @@ use std::io::{self, Write};
 use leakscope_findings::analysis::{Analysis, LeakCheck, Stack, signal_name};
 use leakscope_findings::suppressions::Error;
 
-use super::{ERROR, HEADING, PLAIN, Style, Text, error_lists, error_summary, heap_summary, leaks, notes};
+use super::{ERROR, HEADING, PLAIN, Style, Text, error_lists, error_summary, heap_summary, leaks, leaks_since, notes};
 use crate::escape::terminal;
+
+/// A descriptor that is open at the end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpenDescriptor {
+    /// Its number.
+    pub number: i32,
+    /// What it is: `file descriptor`, `AF_INET socket`.
+    pub what: String,
+    /// What it is open on; may be empty.
+    pub target: String,
+    /// Where it was opened; `None` when it was inherited.
+    pub stack: Option<Stack>,
+}
+
+impl OpenDescriptor {
+    /// Memcheck's sentence.
+    pub(crate) fn words(&self) -> String {
+        let Self { number, what, target, .. } = self;
+        let space = if target.is_empty() { "" } else { " " };
+        format!("Open {what} {number}:{space}{target}")
+    }
+}
 
 /// Writes pieces of the report on one process.
 pub struct Live<'a> {
@@ -105,12 +127,20 @@ impl<'a> Live<'a> {
         }
     }
 
-    /// Loss records and sums of a leak check.
+    /// Loss records and sums of a leak check, with what has changed since an earlier one.
     ///
     /// # Errors
     /// As above.
-    pub fn leaks(&mut self, analysis: &Analysis) -> io::Result<()> {
-        leaks(&mut self.text, analysis)
+    pub fn leaks(&mut self, analysis: &Analysis, before: Option<&Analysis>) -> io::Result<()> {
+        leaks_since(&mut self.text, analysis, before)
+    }
+
+    /// A line of the user's own, before or after an error (`--error-markers`).
+    ///
+    /// # Errors
+    /// As above.
+    pub fn marker(&mut self, words: &str) -> io::Result<()> {
+        if words.is_empty() { Ok(()) } else { self.text.line(PLAIN, &terminal(words)) }
     }
 
     /// The heap's totals, before the leak check at the end.
@@ -121,24 +151,28 @@ impl<'a> Live<'a> {
         if self.text.style.verbosity > 0 { heap_summary(&mut self.text, analysis) } else { Ok(()) }
     }
 
-    /// Open descriptors: number, what it is, and where it was opened.
+    /// Open descriptors. Of those that every program has, only with `all`.
     ///
     /// # Errors
     /// As above.
-    pub fn descriptors(&mut self, open: &[(i32, String, Option<Stack>)]) -> io::Result<()> {
+    pub fn descriptors(&mut self, open: &[OpenDescriptor], all: bool) -> io::Result<()> {
+        let standard = open.iter().filter(|descriptor| descriptor.number <= 2).count();
+        if self.text.style.verbosity == 0 && (open.is_empty() || (standard == open.len() && !all)) {
+            return Ok(());
+        }
         self.text.blank()?;
-        let std = open.iter().filter(|(number, ..)| *number <= 2).count();
-        let words = format!("FILE DESCRIPTORS: {} open ({std} std) at exit.", open.len());
+        let words = format!("FILE DESCRIPTORS: {} open ({standard} std) at exit.", open.len());
         self.text.line(HEADING, &words)?;
-        for (number, target, stack) in open.iter().rev().filter(|(number, ..)| *number > 2) {
-            self.text.line(PLAIN, &format!("Open file descriptor {number}: {}", terminal(target)))?;
-            match stack {
+        for descriptor in open.iter().filter(|descriptor| all || descriptor.number > 2) {
+            self.text.line(PLAIN, &terminal(&descriptor.words()))?;
+            match &descriptor.stack {
                 Some(stack) => self.text.stack(stack)?,
                 None => self.text.line(PLAIN, "   <inherited from parent>")?,
             }
             self.text.blank()?;
         }
-        Ok(())
+        // In front of what follows there is a line already.
+        if self.text.style.verbosity == 0 { self.text.blank() } else { Ok(()) }
     }
 
     /// Notes and the summary of errors.

@@ -4,6 +4,8 @@ use std::io::{self, Write};
 
 use leakscope_findings::analysis::{Analysis, Stack, signal_name};
 
+use crate::text::live::OpenDescriptor;
+
 use super::{Document, Style, duration_ns};
 
 /// What of a document was written so far.
@@ -53,13 +55,13 @@ impl<'a> Live<'a> {
         Ok(())
     }
 
-    /// Loss records of a leak check.
+    /// Loss records of a leak check, with what has changed since an earlier one.
     ///
     /// # Errors
     /// As above.
-    pub fn leaks(&mut self, analysis: &Analysis) -> io::Result<()> {
+    pub fn leaks(&mut self, analysis: &Analysis, before: Option<&Analysis>) -> io::Result<()> {
         for record in analysis.shown_records() {
-            self.document.loss_record(record, analysis.records.len())?;
+            self.document.loss_record(record, analysis.records.len(), before)?;
         }
         self.progress.unique = self.document.unique;
         Ok(())
@@ -92,6 +94,27 @@ impl<'a> Live<'a> {
             self.document.stack(stack)?;
         }
         self.document.line("</clientmsg>\n")
+    }
+
+    /// Open descriptors that the program opened; with `all`, also those that it was started with. As Valgrind 3.21 and
+    /// later write them; earlier ones write none.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn descriptors(&mut self, open: &[OpenDescriptor], all: bool) -> io::Result<()> {
+        for descriptor in open.iter().filter(|descriptor| all || descriptor.number > 2) {
+            self.document.open_error(1, "FdNotClosed")?;
+            self.document.line(&format!("  <fd>{}</fd>", descriptor.number))?;
+            self.document.element(2, "path", &descriptor.target)?;
+            self.document.element(2, "what", &descriptor.words())?;
+            match &descriptor.stack {
+                Some(stack) => self.document.stack(stack)?,
+                None => self.document.element(2, "auxwhat", "<inherited from parent>")?,
+            }
+            self.document.line("</error>\n")?;
+        }
+        self.progress.unique = self.document.unique;
+        Ok(())
     }
 
     /// The program's end; what follows is the leak check at the end.

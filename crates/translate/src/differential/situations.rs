@@ -191,7 +191,7 @@ fn bad_accesses_are_exact() {
         // lock cmpxchg16b [rbx]
         (&[0xf0, 0x48, 0x0f, 0xc7, 0x0b], 12, AccessKind::Write, at, 16),
         // bts [rbx], ecx with ecx = 70: the byte 8 bytes further
-        (&[0xb9, 70, 0, 0, 0, 0x0f, 0xab, 0x0b], 8, AccessKind::Write, at + 8, 4),
+        (&[0xb9, 70, 0, 0, 0, 0x0f, 0xab, 0x0b], 8, AccessKind::Write, at + 8, 1),
         // kmovb k1: 0b10; vmovdqu32 zmm0{k1}{z}, [rbx]: lane 1 alone
         (
             &[0xb8, 2, 0, 0, 0, 0xc5, 0xf8, 0x92, 0xc8, 0x62, 0xf1, 0x7e, 0xc9, 0x6f, 0x03],

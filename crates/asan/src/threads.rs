@@ -1,0 +1,199 @@
+//! pthread_create and what belongs to it: each thread gets a record before its own code runs, and loses it after its
+//! last destructor.
+
+use crate::hook::{for_ourselves, originals};
+use alloc::boxed::Box;
+use core::ffi::{CStr, c_char, c_int, c_void};
+use core::sync::atomic::AtomicU32;
+use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use leakscope_asan_rt::options::options;
+use leakscope_asan_rt::thread::{self, Context};
+use leakscope_asan_rt::unwind::Caller;
+use leakscope_asan_rt::{init, signals};
+use leakscope_rt::unwind::{StackRange, stack_of};
+
+type Start = unsafe extern "C" fn(*mut c_void) -> *mut c_void;
+
+originals! {
+    fn pthread_create(
+        thread: *mut libc::pthread_t,
+        attributes: *const libc::pthread_attr_t,
+        start: usize,
+        argument: *mut c_void,
+    ) -> c_int;
+    fn pthread_setname_np(thread: libc::pthread_t, name: *const c_char) -> c_int;
+    fn pthread_join(thread: libc::pthread_t, result: *mut *mut c_void) -> c_int;
+    fn pthread_detach(thread: libc::pthread_t) -> c_int;
+    fn pthread_getattr_np(thread: libc::pthread_t, attributes: *mut libc::pthread_attr_t) -> c_int;
+}
+
+/// What a new thread is given.
+struct Birth {
+    context: &'static Context,
+    start: Start,
+    argument: *mut c_void,
+}
+
+static KEY: AtomicU32 = AtomicU32::new(u32::MAX);
+
+/// Makes the key whose destructor ends a thread's record; called once, at the start.
+pub fn make_key() {
+    let mut key = 0;
+    // SAFETY: the destructor has the right type.
+    if unsafe { libc::pthread_key_create(&raw mut key, Some(on_thread_end)) } == 0 {
+        KEY.store(key, Release);
+    }
+}
+
+/// Destructors of other keys may still run and allocate: the last round of four is ours.
+unsafe extern "C" fn on_thread_end(record: *mut c_void) {
+    const ROUNDS: u32 = 4;
+    let current = thread::current();
+    if current.is_null() || !core::ptr::eq(current, record.cast()) {
+        return;
+    }
+    // SAFETY: the calling thread's record.
+    let round = unsafe { (*current).destructor_rounds.fetch_add(1, Relaxed) } + 1;
+    if round < ROUNDS {
+        // SAFETY: the key is ours.
+        unsafe { libc::pthread_setspecific(KEY.load(Acquire), record) };
+        return;
+    }
+    signals::unset_signal_stack();
+    thread::end();
+}
+
+fn own_stack() -> StackRange {
+    let here = 0u8;
+    for_ourselves(|| {
+        // SAFETY: the attributes are initialised by pthread_getattr_np and destroyed.
+        unsafe {
+            let mut attributes: libc::pthread_attr_t = core::mem::zeroed();
+            if real::pthread_getattr_np(libc::pthread_self(), &raw mut attributes) != 0 {
+                return stack_of(&raw const here as u64).unwrap_or_default();
+            }
+            let (mut low, mut bytes) = (core::ptr::null_mut(), 0);
+            libc::pthread_attr_getstack(&raw const attributes, &raw mut low, &raw mut bytes);
+            libc::pthread_attr_destroy(&raw mut attributes);
+            StackRange { low: low as u64, high: low as u64 + bytes as u64 }
+        }
+    })
+}
+
+unsafe extern "C" fn asan_thread_start(birth: *mut c_void) -> *mut c_void {
+    // SAFETY: made by `pthread_create` for this thread alone.
+    let Birth { context, start, argument } = *unsafe { Box::from_raw(birth.cast::<Birth>()) };
+    // A stack that is known to be the thread's: glibc's own record, without an allocation (it has no affinity to ask).
+    let here = 0u8;
+    let stack = stack_of(&raw const here as u64).unwrap_or_default();
+    if thread::begin(context, stack) {
+        let record = thread::current();
+        // SAFETY: the key is ours; the record is the calling thread's.
+        unsafe {
+            libc::pthread_setspecific(KEY.load(Acquire), record.cast());
+            thread::set_stack(&*record, own_stack());
+            thread::clear_stack_shadow_below(&*record, &raw const here as usize);
+        }
+        signals::set_signal_stack();
+    }
+    for word in &context.pending {
+        word.store(0, Relaxed);
+    }
+    // SAFETY: what the program passed to pthread_create.
+    unsafe { start(argument) }
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn pthread_create(
+    new: *mut libc::pthread_t,
+    attributes: *const libc::pthread_attr_t,
+    start: Start,
+    argument: *mut c_void,
+) -> c_int {
+    init::ensure();
+    leakscope_asan_rt::globals::stop_init_order_checking_if_strict();
+    let caller = Caller::of_hook(pthread_create as *const () as usize);
+    let context = thread::new_context(thread::current_number(), caller.stack());
+    // Until the thread runs nothing else may hold what it was given.
+    context.pending[0].store(argument as usize, Relaxed);
+    let birth = Box::into_raw(Box::new(Birth { context, start, argument }));
+    // The thread's own block and its storage live as long as it does: they are no leaks.
+    let record = thread::current();
+    if !record.is_null() {
+        // SAFETY: the calling thread's record.
+        unsafe { (*record).leaks_off.fetch_add(1, Relaxed) };
+    }
+    // SAFETY: the program's call, with our start in front of its own.
+    let result =
+        unsafe { real::pthread_create(new, attributes, asan_thread_start as *const () as usize, birth.cast()) };
+    if !record.is_null() {
+        // SAFETY: as above.
+        unsafe { (*record).leaks_off.fetch_sub(1, Relaxed) };
+    }
+    if result != 0 {
+        context.alive.store(false, Relaxed);
+        context.pending[0].store(0, Relaxed);
+        // SAFETY: no thread was made.
+        drop(unsafe { Box::from_raw(birth) });
+    }
+    result
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn pthread_setname_np(which: libc::pthread_t, name: *const c_char) -> c_int {
+    // SAFETY: the program's call; its name is a C string.
+    unsafe {
+        if !name.is_null() && which == libc::pthread_self() {
+            name_current(CStr::from_ptr(name));
+        }
+        real::pthread_setname_np(which, name)
+    }
+}
+
+/// Names the calling thread in reports.
+pub fn name_current(name: &CStr) {
+    let record = thread::current();
+    if !record.is_null() {
+        // SAFETY: the calling thread's record.
+        unsafe { (*(*record).context).set_name(&alloc::string::String::from_utf8_lossy(name.to_bytes())) };
+    }
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn pthread_join(which: libc::pthread_t, result: *mut *mut c_void) -> c_int {
+    // SAFETY: the program's call.
+    let code = unsafe { real::pthread_join(which, result) };
+    if code != 0 && options().detect_invalid_join && init::is_ready() {
+        let what = match code {
+            libc::ESRCH => "non-existent",
+            libc::EINVAL => "detached",
+            _ => return code,
+        };
+        leakscope_asan_rt::out_pid!("ERROR: AddressSanitizer: Joining {what} thread, aborting.\n");
+        let frames = Caller::of_hook(pthread_join as *const () as usize).frames(256);
+        leakscope_asan_rt::report::stack::print(&frames);
+        leakscope_asan_rt::report::die();
+    }
+    code
+}
+
+unsafe extern "C" fn watch(_: *mut c_void) -> *mut c_void {
+    leakscope_asan_rt::watch::watch()
+}
+
+/// Starts the thread that watches resident memory, if the options ask for it. It has no record: it is none of the
+/// program's.
+pub fn start_watch() {
+    if !leakscope_asan_rt::watch::is_wanted() {
+        return;
+    }
+    let mut thread = 0;
+    // SAFETY: a thread of ours, by libc's own function; it has all signals blocked, as it inherits the mask.
+    unsafe {
+        let (mut all, mut before): (libc::sigset_t, libc::sigset_t) = (core::mem::zeroed(), core::mem::zeroed());
+        libc::sigfillset(&raw mut all);
+        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut before);
+        real::pthread_create(&raw mut thread, core::ptr::null(), watch as *const () as usize, core::ptr::null_mut());
+        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, core::ptr::null_mut());
+    }
+}

@@ -1,0 +1,231 @@
+//! Blocks of size classes: each class has 32 GiB of address space of its own, so that any address tells its class
+//! and its block by arithmetic.
+//!
+//! Free blocks are known by a stack of numbers at the end of the region, not by links in the blocks: what a program
+//! writes after a release cannot lead us astray.
+
+use super::classes::{COUNT, size_of_class};
+use crate::shadow_map::{self, why};
+use crate::sys;
+use core::cell::UnsafeCell;
+use core::sync::atomic::AtomicUsize;
+use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use leakscope_rt::memory::Lock;
+
+/// Where the regions begin.
+pub const BASE: usize = 0x5000_0000_0000;
+const REGION_LOG2: usize = 35;
+const REGION_BYTES: usize = 1 << REGION_LOG2;
+/// One past the last region.
+pub const END: usize = BASE + COUNT * REGION_BYTES;
+/// Part of a region for blocks; the rest is the stack of free ones.
+const BLOCKS_BYTES: usize = REGION_BYTES / 8 * 7;
+/// How much is made accessible at a time.
+const STEP: usize = 256 << 10;
+/// At the start of a region nothing is handed out: what reaches far in front of its first block is still a redzone.
+const FRONT_BYTES: usize = 16 << 10;
+
+struct State {
+    /// Bytes that are accessible and poisoned.
+    ready: usize,
+    /// Entries of the stack of free blocks that are accessible.
+    stack_ready: usize,
+    free: usize,
+}
+
+struct Region {
+    lock: Lock,
+    /// Bytes handed out at least once.
+    used: AtomicUsize,
+    state: UnsafeCell<State>,
+}
+// SAFETY: the state is only touched with the lock held.
+unsafe impl Sync for Region {}
+
+static REGIONS: [Region; COUNT] = [const {
+    Region {
+        lock: Lock::new(),
+        used: AtomicUsize::new(0),
+        state: UnsafeCell::new(State { ready: 0, stack_ready: 0, free: 0 }),
+    }
+}; COUNT];
+
+/// Bytes made accessible so far, for the heap's statistics.
+pub static MAPPED_BYTES: AtomicUsize = AtomicUsize::new(0);
+
+/// Reserves the address space.
+pub fn reserve() -> bool {
+    sys::map_free_range(BASE, COUNT * REGION_BYTES, false).is_ok()
+}
+
+/// Whether an address lies in a region.
+#[inline(always)]
+#[must_use]
+pub fn contains(address: usize) -> bool {
+    address.wrapping_sub(BASE) < COUNT * REGION_BYTES
+}
+
+/// The class of the region that holds an address.
+#[inline(always)]
+#[must_use]
+pub fn class_at(address: usize) -> usize {
+    address.wrapping_sub(BASE) >> REGION_LOG2
+}
+
+/// Start of a region.
+#[inline(always)]
+fn start_of(class: usize) -> usize {
+    BASE + (class << REGION_LOG2)
+}
+
+/// The block that holds an address, if it was ever handed out.
+#[must_use]
+pub fn block_at(address: usize) -> Option<(usize, usize)> {
+    if !contains(address) {
+        return None;
+    }
+    let class = class_at(address);
+    let size = size_of_class(class);
+    let start = start_of(class);
+    let block = start + (address - start) / size * size;
+    let is_used = block + size - start <= REGIONS.get(class)?.used.load(Acquire);
+    (is_used && block - start >= FRONT_BYTES.next_multiple_of(size)).then_some((block, size))
+}
+
+/// What a thread keeps of free blocks is the distance from the region's start in units of 16 bytes.
+#[inline(always)]
+#[must_use]
+pub fn pack(class: usize, block: usize) -> u32 {
+    ((block - start_of(class)) >> 4) as u32
+}
+
+/// The opposite of [`pack`].
+#[inline(always)]
+#[must_use]
+pub fn unpack(class: usize, packed: u32) -> usize {
+    start_of(class) + ((packed as usize) << 4)
+}
+
+fn stack_of(class: usize) -> *mut u32 {
+    (start_of(class) + BLOCKS_BYTES) as *mut u32
+}
+
+/// Fills `out` with free blocks; gives how many. 0: no memory.
+#[cold]
+#[inline(never)]
+pub fn take(class: usize, out: &mut [u32]) -> usize {
+    let Some(region) = REGIONS.get(class) else { return 0 };
+    let _held = region.lock.lock();
+    // SAFETY: the lock is held.
+    let state = unsafe { &mut *region.state.get() };
+    let mut taken = 0;
+    while taken < out.len() && state.free > 0 {
+        state.free -= 1;
+        // SAFETY: entries below `free` were written.
+        let packed = unsafe { *stack_of(class).add(state.free) };
+        if let Some(slot) = out.get_mut(taken) {
+            *slot = packed;
+        }
+        taken += 1;
+    }
+    if taken > 0 {
+        return taken;
+    }
+    let size = size_of_class(class);
+    let mut used = region.used.load(Relaxed);
+    if used == 0 {
+        used = FRONT_BYTES.next_multiple_of(size);
+    }
+    let wanted = out.len().min((STEP / size).max(1));
+    let mut now = used;
+    for slot in out.iter_mut().take(wanted) {
+        if now + size > state.ready && !make_ready(class, state, now + size) {
+            break;
+        }
+        *slot = (now >> 4) as u32;
+        now += size;
+        taken += 1;
+    }
+    // Handed out from the end: what is popped first is the lowest.
+    if let Some(fresh) = out.get_mut(..taken) {
+        fresh.reverse();
+    }
+    region.used.store(now, Release);
+    taken
+}
+
+fn make_ready(class: usize, state: &mut State, needed: usize) -> bool {
+    let from = start_of(class) + state.ready;
+    let bytes = (needed - state.ready).next_multiple_of(STEP);
+    if state.ready + bytes > BLOCKS_BYTES {
+        return false;
+    }
+    let limit = crate::options::options().mmap_limit_mb;
+    if limit > 0 && MAPPED_BYTES.load(Relaxed) + bytes > (limit as usize) << 20 {
+        super::over_mmap_limit(limit);
+    }
+    // SAFETY: the rest of this region is reserved and unused; its shadow is ours to set.
+    unsafe {
+        if sys::map_at(from, bytes, true).is_err() {
+            return false;
+        }
+        // A page more: what follows the last block is a redzone as well.
+        shadow_map::fill(from, bytes + sys::PAGE, why::HEAP_REDZONE);
+    }
+    MAPPED_BYTES.fetch_add(bytes, Relaxed);
+    state.ready += bytes;
+    true
+}
+
+/// Takes blocks back.
+#[cold]
+#[inline(never)]
+pub fn give(class: usize, blocks: &[u32]) {
+    let Some(region) = REGIONS.get(class) else { return };
+    let _held = region.lock.lock();
+    // SAFETY: the lock is held.
+    let state = unsafe { &mut *region.state.get() };
+    let needed = state.free + blocks.len();
+    if needed > state.stack_ready {
+        let more = (needed - state.stack_ready).next_multiple_of(STEP / 4);
+        let from = stack_of(class) as usize + state.stack_ready * 4;
+        // SAFETY: the end of the region is reserved for this.
+        if unsafe { sys::map_at(from, more * 4, true) }.is_err() {
+            // The blocks are lost, not the program.
+            return;
+        }
+        state.stack_ready += more;
+    }
+    for (i, packed) in blocks.iter().enumerate() {
+        // SAFETY: accessible, see above.
+        unsafe { *stack_of(class).add(state.free + i) = *packed };
+    }
+    state.free = needed;
+}
+
+/// Calls `each(block, bytes)` for every block that was ever handed out, by rising address.
+pub fn for_each_block(mut each: impl FnMut(usize, usize)) {
+    for (class, region) in REGIONS.iter().enumerate() {
+        let (size, start) = (size_of_class(class), start_of(class));
+        let used = region.used.load(Acquire);
+        let mut at = FRONT_BYTES.next_multiple_of(size);
+        while at + size <= used {
+            each(start + at, size);
+            at += size;
+        }
+    }
+}
+
+/// Takes every lock before a fork.
+pub fn lock_all() {
+    for region in &REGIONS {
+        region.lock.acquire();
+    }
+}
+
+/// Opens every lock after a fork.
+pub fn unlock_all() {
+    for region in &REGIONS {
+        region.lock.release();
+    }
+}

@@ -1,0 +1,173 @@
+//! `leakscope monitor status`: every target in a line, from the history alone.
+
+use anyhow::Result;
+use leakscope_history::{History, Scale};
+use leakscope_monitor::targets::{Known, Metric};
+use leakscope_monitor::units::show_bytes;
+use leakscope_monitor::{Config, State};
+use leakscope_trend::Verdict;
+use serde_json::json;
+
+use super::{moment, now, open_history};
+use crate::flags::monitor::StatusArgs;
+
+/// A target that was not seen for so long is gone, seconds.
+const GONE_SECONDS: u64 = 3600;
+const SPARKS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
+const SPARK_POINTS: usize = 24;
+
+struct Line {
+    target: String,
+    known: Known,
+    last: u64,
+    day: Vec<f64>,
+}
+
+/// Runs the subcommand.
+///
+/// # Errors
+/// When there is no history.
+pub fn main(args: &StatusArgs) -> Result<()> {
+    let config = Config::read(&args.config.config)?;
+    let history = open_history(&config)?;
+    let lines = lines(&history)?;
+    if args.json {
+        let targets: Vec<_> = lines.iter().map(json_line).collect();
+        println!("{}", json!({ "version": 1, "at": now(), "targets": targets }));
+        return Ok(());
+    }
+    if args.prometheus {
+        prometheus(&lines);
+        return Ok(());
+    }
+    let width = lines.iter().map(|line| line.target.chars().count()).max().unwrap_or(6).max(6);
+    println!("{:width$}  {:>9}  {:24}  verdict", "target", "memory", "last day");
+    for line in &lines {
+        let memory = Metric::Memory.of(&line.known.values).map_or("-".to_owned(), show_bytes);
+        let gone = if line.last + GONE_SECONDS < now() { format!(" (last seen {})", moment(line.last)) } else { String::new() };
+        println!("{:width$}  {memory:>9}  {:24}  {}{gone}", line.target, sparkline(&line.day), verdicts(&line.known));
+    }
+    let open = State::read_open(&config.state);
+    if !open.is_empty() {
+        println!("\nopen alarms:");
+        for finding in open {
+            println!("  {} (since {})\n    next: {}", finding.title, moment(finding.since), finding.next);
+        }
+    }
+    Ok(())
+}
+
+fn lines(history: &History) -> Result<Vec<Line>> {
+    let at = now();
+    let mut lines = Vec::new();
+    for target in history.targets() {
+        let rows = history.all_rows(&target, at)?;
+        let Some(last) = rows.last().map(|row| row.at) else { continue };
+        let mut known = Known::new(0);
+        known.resume(&rows);
+        let day = history.rows(&target, Scale::FiveMinutes, at.saturating_sub(86_400), u64::MAX >> 1)?;
+        let day = day.iter().filter_map(|row| Metric::Memory.of(&row.values)).collect();
+        lines.push(Line { target, known, last, day });
+    }
+    Ok(lines)
+}
+
+/// The words for all metrics that are not stable.
+pub fn verdicts(known: &Known) -> String {
+    let mut words = Vec::new();
+    for metric in Metric::ALL {
+        let show = |value: f64| if metric.is_bytes() { show_bytes(value) } else { format!("{value:.0}") };
+        match known.verdict(metric) {
+            Verdict::Growing(growth) => words.push(format!(
+                "{} GROWS by {}/h ({} to {})",
+                metric.word(),
+                show(growth.per_hour),
+                show(growth.low_per_hour),
+                show(growth.high_per_hour)
+            )),
+            Verdict::Filling(rest) => words.push(format!("{} fills up to {}", metric.word(), show(rest))),
+            Verdict::Learning | Verdict::Stable => {}
+        }
+    }
+    if words.is_empty() {
+        let is_known = matches!(known.verdict(Metric::Memory), Verdict::Stable);
+        return if is_known { "stable" } else { "learning" }.to_owned();
+    }
+    words.join("; ")
+}
+
+fn json_line(line: &Line) -> serde_json::Value {
+    let metrics = Metric::ALL.into_iter().filter_map(|metric| {
+        let value = metric.of(&line.known.values)?;
+        let (verdict, rate) = match line.known.verdict(metric) {
+            Verdict::Learning => ("learning", None),
+            Verdict::Stable => ("stable", None),
+            Verdict::Filling(_) => ("filling", None),
+            Verdict::Growing(growth) => ("growing", Some(growth)),
+        };
+        Some(json!({
+            "metric": metric.word(), "value": value, "verdict": verdict,
+            "per_hour": rate.map(|growth| growth.per_hour),
+            "per_hour_interval": rate.map(|growth| [growth.low_per_hour, growth.high_per_hour]),
+            "since": rate.map(|growth| growth.since_seconds as u64),
+        }))
+    });
+    json!({ "target": line.target, "last_seen": line.last, "metrics": metrics.collect::<Vec<_>>() })
+}
+
+/// Names after Prometheus' conventions; targets are as many as are configured, so that labels stay bounded.
+fn prometheus(lines: &[Line]) {
+    let label = |text: &str| text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+    let each = |name: &str, help: &str, value: &dyn Fn(&Line) -> Option<f64>| {
+        println!("# HELP {name} {help}\n# TYPE {name} gauge");
+        for line in lines.iter().filter(|line| line.last + GONE_SECONDS >= now()) {
+            if let Some(value) = value(line) {
+                println!("{name}{{target=\"{}\"}} {value}", label(&line.target));
+            }
+        }
+    };
+    let growth = |line: &Line| match line.known.verdict(Metric::Memory) {
+        Verdict::Growing(growth) => growth.per_hour / 3600.0,
+        _ => 0.0,
+    };
+    each("leakscope_target_memory_bytes", "Memory that no file stands behind.", &|line| {
+        Metric::Memory.of(&line.known.values)
+    });
+    each("leakscope_target_growth_bytes_per_second", "Rate of a growth that was judged a leak, else 0.", &|line| {
+        Some(growth(line))
+    });
+    each("leakscope_target_threads", "Threads.", &|line| Metric::Threads.of(&line.known.values));
+    each("leakscope_target_open_fds", "Open descriptors.", &|line| Metric::Descriptors.of(&line.known.values));
+}
+
+/// Values as a line of eight heights.
+pub fn sparkline(values: &[f64]) -> String {
+    if values.is_empty() {
+        return String::new();
+    }
+    let (low, high) = values.iter().fold((f64::MAX, f64::MIN), |(low, high), &v| (low.min(v), high.max(v)));
+    let points = SPARK_POINTS.min(values.len());
+    (0..points)
+        .map(|point| {
+            let from = point * values.len() / points;
+            let to = ((point + 1) * values.len() / points).max(from + 1);
+            let mean = values[from..to].iter().sum::<f64>() / (to - from) as f64;
+            // What varies by less than a hundredth is flat.
+            let height = if high - low < high.abs() / 100.0 { 0.0 } else { (mean - low) / (high - low) };
+            SPARKS[(height * 7.0).round() as usize]
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_of_heights() {
+        assert_eq!(sparkline(&[0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]), "▁▂▃▄▅▆▇█");
+        assert_eq!(sparkline(&[5e8, 5.01e8, 5e8]), "▁▁▁");
+        assert_eq!(sparkline(&[]), "");
+        assert_eq!(sparkline(&vec![1.0; 1000]).chars().count(), SPARK_POINTS);
+    }
+}

@@ -1,0 +1,62 @@
+//! `leakscope monitor why TARGET`: the verdict, and what each window shows.
+
+use anyhow::Result;
+use leakscope_monitor::evidence;
+use leakscope_monitor::targets::{Known, Metric};
+use leakscope_monitor::units::{show_bytes, show_hours};
+use leakscope_monitor::{Config, State};
+
+use super::status::verdicts;
+use super::{find_target, moment, now, open_history};
+use crate::flags::monitor::WhyArgs;
+
+/// Runs the subcommand.
+///
+/// # Errors
+/// When there is no history, or no such target.
+pub fn main(args: &WhyArgs) -> Result<()> {
+    let config = Config::read(&args.config.config)?;
+    let history = open_history(&config)?;
+    let target = find_target(&history, &args.target)?;
+    let rows = history.all_rows(&target, now())?;
+    let mut known = Known::new(0);
+    known.resume(&rows);
+    println!("{target}: {}", verdicts(&known));
+    // The daemon knows sites and processes; the history has numbers.
+    for finding in State::read_open(&config.state).into_iter().filter(|finding| finding.target == target) {
+        println!("\nalarm since {}: {}", moment(finding.since), finding.title);
+        finding.details.iter().for_each(|line| println!("  {line}"));
+    }
+    for metric in Metric::ALL {
+        let Some(judge) = known.judges.get(&metric) else { continue };
+        let show = |value: f64| if metric.is_bytes() { show_bytes(value) } else { format!("{value:.1}") };
+        println!("\n{}: each window by its quarters, slope with interval, and what speaks against growth", metric.word());
+        for window in judge.windows() {
+            let quarters: Vec<String> = window.quarters.iter().map(|value| show(*value)).collect();
+            let mut against = Vec::new();
+            if window.slope.low <= 0.0 {
+                against.push("the interval holds zero".to_owned());
+            }
+            if !window.rises {
+                against.push("not every quarter rises".to_owned());
+            }
+            if let Some(rest) = window.plateau {
+                against.push(format!("it slows down, towards {}", show(rest)));
+            }
+            println!(
+                "  {:>9}: {}; {}/h ({} to {}){}{}",
+                show_hours(window.seconds / 3600.0),
+                quarters.join(" "),
+                show(window.slope.per_hour),
+                show(window.slope.low),
+                show(window.slope.high),
+                if against.is_empty() { "" } else { "; " },
+                against.join(", ")
+            );
+        }
+        if let Some(finding) = evidence::growth(&target, metric, &known, now()) {
+            finding.details.iter().take(1).for_each(|line| println!("  {line}"));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,23 @@
+//! Samples, verdicts and events over a year in one SQLite file.
+//!
+//! ```text
+//!  every interval   ticks(at, blob)                     all targets of one moment: one row, one transaction
+//!  every hour       chunks(target, scale, start, blob)  scale 10 s: an hour a chunk      kept 2 days
+//!                                                       scale 5 min: a day a chunk       kept 30 days
+//!                                                       scale 1 h: 30 days a chunk       kept 400 days
+//! ```
+//!
+//! A chunk holds rows as differences in variable-length numbers, some bytes a row. The file is in WAL mode and each
+//! commit reaches the disk: whatever ends us, at most the last interval is lost. The hourly step is one transaction.
+//!
+//! One writer at a time; readers may look at any time. Any thread; does I/O only through SQLite.
+#![forbid(unsafe_code)]
+
+mod codec;
+mod error;
+mod rollup;
+mod store;
+
+pub use codec::{METRICS, Row, Values};
+pub use error::HistoryError;
+pub use store::{Event, History, Scale, TargetSample};

@@ -1,0 +1,147 @@
+//! The history against a plain list that is kept beside it, and against being killed.
+
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use leakscope_history::{Event, History, METRICS, Row, Scale, TargetSample, Values};
+
+fn values(resident: u64) -> Values {
+    let mut values = [None; METRICS];
+    values[0] = Some(resident);
+    values[5] = Some(7);
+    values
+}
+
+fn sample(target: &str, life: u16, resident: u64) -> TargetSample {
+    TargetSample { target: target.to_owned(), life, values: values(resident) }
+}
+
+#[test]
+fn what_was_written_is_read_at_every_scale() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("history.sqlite");
+    let (mut history, damaged) = History::open(&path).unwrap();
+    assert_eq!(damaged, None);
+    let start = 1_700_000_000 / 3600 * 3600;
+    let mut kept = Vec::new();
+    for step in 0..3000u64 {
+        let (at, life, resident) = (start + step * 10, u16::from(step > 1000), 1_000_000 + step * step % 777);
+        history.write_tick(at, &[sample("a", life, resident), sample("b", 0, 5)], &[]).unwrap();
+        kept.push((at, life, resident));
+    }
+    let found: Vec<_> = history.rows("a", Scale::Raw, 0, u64::MAX >> 1).unwrap();
+    let facts: Vec<_> = found.iter().map(|row| (row.at, row.life, row.values[0].unwrap())).collect();
+    assert_eq!(facts, kept);
+    let hours = history.rows("a", Scale::Hour, start, start + 3599).unwrap();
+    let first: Vec<u64> = kept.iter().filter(|(at, ..)| *at < start + 3600).map(|kept| kept.2).collect();
+    let mean = (first.iter().sum::<u64>() as f64 / first.len() as f64).round() as u64;
+    let extremes = Some((*first.iter().min().unwrap(), *first.iter().max().unwrap()));
+    assert_eq!(hours, [Row { at: start, life: 0, values: values(mean), extremes }]);
+    assert_eq!(history.rows("c", Scale::Raw, 0, u64::MAX >> 1).unwrap(), []);
+    drop(history);
+    let reader = History::open_read_only(&path).unwrap();
+    assert_eq!(reader.targets(), ["a", "b"]);
+    assert_eq!(reader.all_rows("a", start + 30_000).unwrap().len(), 3000);
+}
+
+#[test]
+fn a_year_fits_and_is_fast() {
+    // In memory: 8,784 commits that reach a disk take a minute, and are not what is measured here.
+    let shm = Path::new("/dev/shm");
+    let folder = if shm.is_dir() { tempfile::tempdir_in(shm) } else { tempfile::tempdir() }.unwrap();
+    let path = folder.path().join("history.sqlite");
+    let (mut history, _) = History::open(&path).unwrap();
+    let start = 1_700_000_000 / 3600 * 3600;
+    // A tick an hour gives a year of hourly rows; what is finer is forgotten as time goes on.
+    let targets: Vec<String> = (0..4).map(|number| format!("name:program{number}")).collect();
+    for step in 0..366 * 24u64 {
+        let samples: Vec<_> =
+            targets.iter().map(|name| sample(name, 0, 1 << 28 | step.wrapping_mul(40_503) & 0xf_ffff)).collect();
+        history.write_tick(start + step * 3600, &samples, &[]).unwrap();
+    }
+    let bytes = std::fs::metadata(&path).unwrap().len();
+    let begin = std::time::Instant::now();
+    let rows = history.rows(&targets[3], Scale::Hour, start, start + 366 * 86_400).unwrap();
+    let took = begin.elapsed();
+    assert_eq!(rows.len(), 366 * 24);
+    assert!(took.as_millis() < 200, "{took:?}");
+    assert!(bytes / targets.len() as u64 * 1000 < 2 << 30, "{bytes} bytes for {} targets", targets.len());
+    let oldest_raw = history.rows(&targets[0], Scale::Raw, 0, u64::MAX >> 1).unwrap()[0].at;
+    assert!(oldest_raw > start + 363 * 86_400);
+}
+
+#[test]
+fn events_and_facts() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut history, _) = History::open(&folder.path().join("h")).unwrap();
+    let event = |at, target: &str| Event { at, target: target.into(), kind: "restart".into(), text: "x'y\"".into() };
+    history.write_tick(10, &[], &[event(9, "a"), event(10, "b")]).unwrap();
+    assert_eq!(history.events(Some("a"), 9).unwrap(), [event(9, "a")]);
+    assert_eq!(history.events(None, 1).unwrap(), [event(10, "b")]);
+    history.set_fact("k", "1").unwrap();
+    history.set_fact("k", "2").unwrap();
+    assert_eq!((history.fact("k").unwrap().as_deref(), history.fact("x").unwrap()), (Some("2"), None));
+}
+
+#[test]
+fn a_damaged_file_is_put_aside() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("history.sqlite");
+    std::fs::write(&path, "this is no database, however long it may be ".repeat(100)).unwrap();
+    let (mut history, aside) = History::open(&path).unwrap();
+    let aside = aside.unwrap();
+    assert!(std::fs::read_to_string(aside).unwrap().starts_with("this is no"));
+    history.write_tick(5, &[sample("a", 0, 1)], &[]).unwrap();
+}
+
+const WRITE_TO: &str = "LEAKSCOPE_TEST_WRITE_TO";
+
+/// Not a test by itself: writes until it is killed, and says each tick that is committed.
+#[test]
+fn writer() {
+    let Some(path) = std::env::var_os(WRITE_TO) else { return };
+    let (mut history, _) = History::open(Path::new(&path)).unwrap();
+    let mut at = history.rows("a", Scale::Raw, 0, u64::MAX >> 1).unwrap().last().map_or(7200, |row| row.at);
+    loop {
+        // Hours go by quickly, so that some of the kills meet the hourly step.
+        at += 400;
+        history.write_tick(at, &[sample("a", 0, at), sample("b", 0, at)], &[]).unwrap();
+        println!("committed {at}");
+    }
+}
+
+#[test]
+fn killed_at_any_moment_nothing_committed_is_lost() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("history.sqlite");
+    let mut last = 0;
+    for round in 0..40u32 {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["writer", "--exact", "--nocapture", "--test-threads=1"])
+            .env(WRITE_TO, &path)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let mut committed = last;
+        for _ in 0..round % 7 + 2 {
+            let line = lines.next().unwrap().unwrap();
+            if let Some((_, at)) = line.split_once("committed ") {
+                committed = at.parse().unwrap();
+            }
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        // What it said between our last look and its end.
+        committed = lines.map_while(Result::ok).filter_map(|l| l.split_once("committed ")?.1.parse().ok()).fold(committed, u64::max);
+        let (history, damaged) = History::open(&path).unwrap();
+        assert_eq!(damaged, None, "round {round}");
+        let rows = history.rows("a", Scale::Raw, 0, u64::MAX >> 1).unwrap();
+        let newest = rows.last().map_or(0, |row| row.at);
+        assert!(newest >= committed, "round {round}: {newest} {committed}");
+        assert!(rows.windows(2).all(|pair| pair[1].at == pair[0].at + 400), "round {round}: a tick twice or none");
+        assert!(rows.iter().all(|row| row.values[0] == Some(row.at)));
+        last = committed;
+    }
+}

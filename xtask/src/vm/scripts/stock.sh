@@ -1,0 +1,2 @@
+section status leakscope kernel status
+section scan leakscope kernel scan --mount
