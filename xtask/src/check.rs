@@ -54,8 +54,21 @@ const LAYERS: &[(&str, Side, u8)] = &[
 ];
 
 /// Crates that hold unsafe code in named modules; everywhere else the word is an error.
-const MAY_BE_UNSAFE: &[&str] =
-    &["ledger", "rt", "preload", "asan", "asan_rt", "shadow", "translate", "guest", "memcheck", "process", "launch", "ebpf", "cli"];
+const MAY_BE_UNSAFE: &[&str] = &[
+    "ledger",
+    "rt",
+    "preload",
+    "asan",
+    "asan_rt",
+    "shadow",
+    "translate",
+    "guest",
+    "memcheck",
+    "process",
+    "launch",
+    "ebpf",
+    "cli",
+];
 
 const LONGEST_FILE_LINES: usize = 800;
 const UNNAMED_MODULES: &[&str] = &["utils.rs", "util.rs", "common.rs", "misc.rs", "helpers.rs"];

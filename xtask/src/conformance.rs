@@ -1,6 +1,8 @@
 //! `conformance`: Memcheck's own regression tests, scored by conformance/memcheck.py and held against the list of
 //! known failures. A known failure that passes is an error too, so that the list cannot grow stale.
 
+pub mod asan;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result, bail};
@@ -48,13 +50,18 @@ const DEFINEDNESS: &str = "definedness";
 /// # Errors
 /// The suite cannot be fetched or built, or a test's verdict is not the expected one.
 pub fn run(words: &[String]) -> Result<()> {
-    build_leakscope()?;
-    match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    match words[..] {
+        ["asan"] => return asan::run(false),
+        ["asan", "--fast"] => return asan::run(true),
+        _ => build_leakscope()?,
+    }
+    match words[..] {
         ["preload"] => preload(false),
         ["preload", "--fast"] => preload(true),
         ["memcheck"] => memcheck(false),
         ["memcheck", "--fast"] => memcheck(true),
-        _ => bail!("usage: cargo xtask conformance memcheck|preload [--fast]"),
+        _ => bail!("usage: cargo xtask conformance memcheck|preload|asan [--fast]"),
     }
 }
 

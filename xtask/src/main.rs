@@ -30,6 +30,8 @@ usage: cargo xtask TASK
   fuzz [--seconds N] [NAME..]    every reader of foreign bytes under libFuzzer, a few seconds each
   check                          layers, file lengths, words, unsafe code, and that the page is built from its sources
   bless                          rewrite the golden files
+  bench monitor [--write]        the verdicts of `monitor` on series whose truth is known, some minutes; --write renews
+                                 docs/monitor.md
   bench fingerprints | reports   only the fingerprints of other builds, or the reports of large recordings
   bench [--only NAME] [--runs N] [--quick] [--peers] [--write]
                                  speed, memory and stacks beside the other tools, about 40 minutes; --only NAME
@@ -37,8 +39,9 @@ usage: cargo xtask TASK
                                  5, or more of what takes less than a second; --quick: about 10 minutes, without the
                                  slow tools; --peers leaves leakscope out; --write renews docs/benchmarks.md and the
                                  README's table
-  conformance memcheck|preload [--fast]
-                                 Memcheck's own tests; preload: those that an interposer can serve
+  conformance memcheck|preload|asan [--fast]
+                                 Memcheck's own tests; preload: those that an interposer can serve; asan: LLVM's tests
+                                 of AddressSanitizer against our run-time library
   vm build | test [NAME..] | run own|stock FILE.sh
                                  kernels of our own choice under software emulation, and the kernel's leak finders in them
   accuracy [NAME..] [--write]    real programs, natively, under leakscope and under Memcheck; --write renews

@@ -3,7 +3,7 @@
 use anyhow::{Result, anyhow, bail};
 
 use crate::step::{build_leakscope, step, step_with};
-use crate::{check, conformance, fuzz, setup};
+use crate::{accuracy, check, conformance, fuzz, setup, vm};
 
 /// Injected libraries have no std and bring their own panic handlers: each is built alone, or the other crates' features
 /// (gimli with std) would come into it. They have no tests of their own; what they are made of is tested in `rt` and
@@ -39,6 +39,8 @@ pub fn run(words: &[String]) -> Result<()> {
     build_leakscope()?;
     conformance::preload(fast)?;
     conformance::memcheck(fast)?;
+    accuracy::run(&["memcheck".to_owned(), "--quick".to_owned()])?;
+    vm::for_tests(fast)?;
     fuzz::all()?;
     // Last, so that what a reader sees at the end is the test runner's own summary.
     let path = path_of_tests()?;
@@ -56,6 +58,7 @@ fn path_of_tests() -> Result<String> {
 /// Some of the long tests, at their full length, one after the other.
 fn alone(names: &[&str]) -> Result<()> {
     build_leakscope()?;
-    let words = ["cargo", "test", "--package", "leakscope-e2e", "--test", "robustness", "--", "--test-threads=1", "--exact"];
+    let words =
+        ["cargo", "test", "--package", "leakscope-e2e", "--test", "robustness", "--", "--test-threads=1", "--exact"];
     step_with(&[&words, names].concat(), FULL)
 }

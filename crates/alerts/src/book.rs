@@ -248,7 +248,8 @@ fn is_between(hour: u8, from: u8, to: u8) -> bool {
 
 /// A finding that says that nothing is wrong, for trials of the channels.
 pub fn sample_finding(at: u64) -> Finding {
-    let series = (0..96).map(|step| (at.saturating_sub((96 - step) * 900), 200e6 + 3e6 * step as f64 + (step * 37 % 11) as f64 * 2e6));
+    let series = (0..96)
+        .map(|step| (at.saturating_sub((96 - step) * 900), 200e6 + 3e6 * step as f64 + (step * 37 % 11) as f64 * 2e6));
     Finding {
         key: "test".to_owned(),
         target: "name:example".to_owned(),
@@ -286,7 +287,10 @@ mod tests {
         let mut say = |found: &[Finding], at| kinds(book.update(found, &policy, at, 12, "m"));
         assert_eq!(say(&[finding("a", 10.0)], 0), [(Kind::Opened, "a".into())]);
         assert_eq!(say(&[finding("a", 11.0)], 10), []);
-        assert_eq!(say(&[finding("a", 20.0), finding("b", 1.0)], 20), [(Kind::Grown, "a".into()), (Kind::Opened, "b".into())]);
+        assert_eq!(
+            say(&[finding("a", 20.0), finding("b", 1.0)], 20),
+            [(Kind::Grown, "a".into()), (Kind::Opened, "b".into())]
+        );
         assert_eq!(say(&[finding("a", 21.0), finding("b", 1.0)], 30), []);
         assert_eq!(say(&[finding("a", 22.0)], 3619), [(Kind::Resolved, "b".into())]);
         assert_eq!(say(&[finding("a", 22.0)], 3620), [(Kind::Repeated, "a".into())]);

@@ -36,7 +36,11 @@ pub fn png(series: &[(u64, f64)]) -> Option<Vec<u8>> {
     let mut area = PathBuilder::new();
     area.move_to(x(first), MARGIN + height);
     for (index, &(at, value)) in series.iter().filter(|(_, value)| value.is_finite()).enumerate() {
-        if index == 0 { line.move_to(x(at), y(value)) } else { line.line_to(x(at), y(value)) }
+        if index == 0 {
+            line.move_to(x(at), y(value))
+        } else {
+            line.line_to(x(at), y(value))
+        }
         area.line_to(x(at), y(value));
     }
     area.line_to(x(last), MARGIN + height);

@@ -175,7 +175,13 @@ mod tests {
         let mut finding = sample_finding(1_700_000_000);
         finding.title = "<script>alert(1)</script>\r\nBcc: all@example.org \"' & <!channel>".into();
         finding.details = vec!["</li><img src=x onerror=y>".into()];
-        Notice { kind: Kind::Opened, machine: "m\n1".into(), at: 1_700_000_000, findings: vec![(Kind::Opened, finding)], withheld: 2 }
+        Notice {
+            kind: Kind::Opened,
+            machine: "m\n1".into(),
+            at: 1_700_000_000,
+            findings: vec![(Kind::Opened, finding)],
+            withheld: 2,
+        }
     }
 
     #[test]
@@ -198,7 +204,10 @@ mod tests {
         notice.findings[0].1.title = "other".into();
         let resolved = alertmanager(&notice, 3600);
         assert_eq!(open[0]["labels"], resolved[0]["labels"]);
-        assert_eq!((&open[0]["endsAt"], &resolved[0]["endsAt"]), (&json!("2023-11-14T23:13:20Z"), &json!("2023-11-14T22:13:20Z")));
+        assert_eq!(
+            (&open[0]["endsAt"], &resolved[0]["endsAt"]),
+            (&json!("2023-11-14T23:13:20Z"), &json!("2023-11-14T22:13:20Z"))
+        );
     }
 
     #[test]

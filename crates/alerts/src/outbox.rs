@@ -108,7 +108,8 @@ impl Outbox {
                 Err(error) => {
                     refusing.push(letter.channel.clone());
                     letter.attempts += 1;
-                    letter.next_at = now + (FIRST_RETRY << letter.attempts.min(10).saturating_sub(1)).min(LONGEST_RETRY);
+                    letter.next_at =
+                        now + (FIRST_RETRY << letter.attempts.min(10).saturating_sub(1)).min(LONGEST_RETRY);
                     delivery.failures.push(error);
                     if letter.notice.at + GIVE_UP < now {
                         let _ = fs::remove_file(&path);

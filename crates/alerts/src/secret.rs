@@ -21,7 +21,9 @@ impl Secret {
     /// When it cannot be read, or is empty.
     pub fn read(&self) -> Result<String, AlertError> {
         let (text, place) = match self {
-            Self::File(path) => (std::fs::read_to_string(path).map_err(|error| error.to_string()), format!("file {}", path.display())),
+            Self::File(path) => {
+                (std::fs::read_to_string(path).map_err(|error| error.to_string()), format!("file {}", path.display()))
+            }
             Self::Variable(name) => {
                 (std::env::var(name).map_err(|error| error.to_string()), format!("environment variable {name}"))
             }

@@ -406,11 +406,18 @@ extern "C" fn __sanitizer_ignore_free_hook(_address: usize) -> c_int {
     0
 }
 
+#[unsafe(no_mangle)]
+extern "C" fn __sanitizer_on_print(_text: *const c_char) {}
+
 /// Looks for functions that the program defines in place of ours.
 pub fn find_hooks() {
     let summary = originals::lookup(c"__sanitizer_report_error_summary");
     if summary != __sanitizer_report_error_summary as *const () as usize {
         hooks::ON_SUMMARY.store(summary, Relaxed);
+    }
+    let on_print = originals::lookup(c"__sanitizer_on_print");
+    if on_print != __sanitizer_on_print as *const () as usize {
+        output::ON_PRINT.store(on_print, Relaxed);
     }
     let ours = [
         (c"__sanitizer_malloc_hook", __sanitizer_malloc_hook as *const () as usize),

@@ -2,7 +2,6 @@
 forward! {
     __b64_ntop
     __b64_pton
-    __cxa_atexit
     __lxstat
     __lxstat64
     __strxfrm_l
@@ -149,8 +148,6 @@ forward! {
     mcheck_pedantic
     mincore
     mktime
-    mlock
-    mlockall
     modf
     modff
     modfl
@@ -158,8 +155,6 @@ forward! {
     mprotect
     msgrcv
     msgsnd
-    munlock
-    munlockall
     name_to_handle_at
     open_by_handle_at
     open_memstream
@@ -174,7 +169,6 @@ forward! {
     process_vm_readv
     process_vm_writev
     pthread_attr_getaffinity_np
-    pthread_attr_getdetachstate
     pthread_attr_getguardsize
     pthread_attr_getinheritsched
     pthread_attr_getschedparam
@@ -185,8 +179,6 @@ forward! {
     pthread_barrierattr_getpshared
     pthread_condattr_getclock
     pthread_condattr_getpshared
-    pthread_detach
-    pthread_exit
     pthread_getaffinity_np
     pthread_getcpuclockid
     pthread_getname_np

@@ -91,12 +91,7 @@ default_texts! {
     __ubsan_default_options
 }
 
-/// Asks the program's `__lsan_is_turned_off`.
+/// Looks for the program's `__lsan_is_turned_off`.
 pub fn look_for_switch() {
-    let function = originals::lookup(c"__lsan_is_turned_off");
-    if function != 0 {
-        // SAFETY: the interface says that it has this type.
-        let function: extern "C" fn() -> c_int = unsafe { core::mem::transmute(function) };
-        leaks::IS_TURNED_OFF.store(function() != 0, Relaxed);
-    }
+    leaks::IS_TURNED_OFF.store(originals::lookup(c"__lsan_is_turned_off"), Relaxed);
 }

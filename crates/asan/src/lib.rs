@@ -40,7 +40,7 @@ mod threads;
 mod waits;
 mod wide;
 
-use leakscope_asan_rt::arena::Arena;
+use leakscope_asan_rt::arena::Global;
 
 // The precompiled `alloc` names a personality although nothing unwinds: this one lets foreign exceptions pass.
 core::arch::global_asm!(
@@ -59,7 +59,7 @@ core::arch::global_asm!(
 );
 
 #[global_allocator]
-static ARENA: Arena = Arena::new();
+static GLOBAL: Global = Global;
 
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! {

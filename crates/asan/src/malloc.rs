@@ -45,6 +45,15 @@ const fn request(bytes: usize, alignment: usize) -> Request {
     Request { bytes, alignment, kind: AllocKind::Malloc, zeroed: false, may_fail: true }
 }
 
+/// Fails for an alignment that is none.
+#[cold]
+fn refuse_alignment(report: impl FnOnce()) -> *mut u8 {
+    let nothing = heap::refuse(&request(0, 0), report);
+    // SAFETY: errno is the calling thread's.
+    unsafe { *libc::__errno_location() = libc::EINVAL };
+    nothing
+}
+
 macro_rules! caller {
     ($hook:ident, $rsp:ident, $rbp:ident) => {
         Caller { hook: $hook as *const () as usize, rsp: $rsp, rbp: $rbp }
@@ -87,7 +96,7 @@ unsafe extern "C" fn memalign_body(alignment: usize, bytes: usize, rsp: usize, r
     init::ensure();
     let caller = caller!(memalign, rsp, rbp);
     if !alignment.is_power_of_two() {
-        return heap::refuse(&request(0, 0), || report::invalid_alignment(&caller, alignment));
+        return refuse_alignment(|| report::invalid_alignment(&caller, alignment));
     }
     heap::allocate(&caller, request(bytes, alignment))
 }
@@ -96,8 +105,7 @@ unsafe extern "C" fn aligned_alloc_body(alignment: usize, bytes: usize, rsp: usi
     init::ensure();
     let caller = caller!(aligned_alloc, rsp, rbp);
     if !alignment.is_power_of_two() || bytes & (alignment - 1) != 0 {
-        let request = request(0, 0);
-        return heap::refuse(&request, || report::invalid_aligned_alloc(&caller, alignment, bytes));
+        return refuse_alignment(|| report::invalid_aligned_alloc(&caller, alignment, bytes));
     }
     heap::allocate(&caller, request(bytes, alignment))
 }

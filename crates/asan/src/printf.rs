@@ -7,6 +7,8 @@
 use crate::hook::{check_read, check_write, is_checking, length_of, length_up_to, originals};
 use alloc::vec::Vec;
 use core::ffi::{c_char, c_int, c_void};
+use core::sync::atomic::AtomicBool;
+use core::sync::atomic::Ordering::Relaxed;
 use leakscope_asan_rt::options::options;
 
 type Text = *const c_char;
@@ -159,7 +161,7 @@ unsafe fn check_arguments(hook: usize, name: &str, format: Text, mut list: VaLis
     while let Some(at) = format.rest.iter().position(|&byte| byte == b'%') {
         format.rest = format.rest.get(at + 1..).unwrap_or(&[]);
         // SAFETY: the program's arguments fit its format.
-        let Some(taken) = (unsafe { conversion(&mut format, &mut list) }) else { return };
+        let Some(taken) = (unsafe { conversion(&mut format, &mut list) }) else { return warn(bytes, format.rest) };
         // SAFETY: as above.
         unsafe {
             match taken {
@@ -175,6 +177,21 @@ unsafe fn check_arguments(hook: usize, name: &str, format: Text, mut list: VaLis
             }
         }
     }
+}
+
+/// Tells once that a format was not understood; its arguments are not checked.
+#[cold]
+fn warn(format: &[u8], rest: &[u8]) {
+    static WAS_TOLD: AtomicBool = AtomicBool::new(false);
+    if WAS_TOLD.swap(true, Relaxed) {
+        return;
+    }
+    let read = format.get(..format.len() - rest.len()).unwrap_or(&[]);
+    let start = read.iter().rposition(|&byte| byte == b'%').unwrap_or(0);
+    leakscope_asan_rt::out_pid!(
+        "AddressSanitizer: WARNING: unexpected format specifier in printf interceptor: {} (reported once per process)\n",
+        alloc::string::String::from_utf8_lossy(read.get(start..).unwrap_or(&[]))
+    );
 }
 
 fn check_string(hook: usize, name: &str, text: usize, precision: Option<i64>, is_wide: bool) {

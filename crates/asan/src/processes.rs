@@ -33,7 +33,7 @@ unsafe extern "C" fn in_parent() {
 
 unsafe extern "C" fn in_child() {
     heap::unlock_all();
-    crate::ARENA.after_fork_in_child();
+    leakscope_asan_rt::arena::ARENA.after_fork_in_child();
     depot::after_fork_in_child();
     globals::after_fork_in_child();
     symbolize::after_fork_in_child();
@@ -167,6 +167,18 @@ macro_rules! maps {
 }
 
 maps! { mmap mmap64 }
+
+macro_rules! locks {
+    ($($name:ident)*) => { $(
+        /// The shadow cannot be kept in memory: locking does nothing.
+        #[unsafe(no_mangle)]
+        extern "C" fn $name() -> c_int {
+            0
+        }
+    )* };
+}
+
+locks! { mlock munlock mlockall munlockall }
 
 fn clean(start: usize, bytes: usize) {
     let bytes = bytes.next_multiple_of(4096);

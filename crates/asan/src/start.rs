@@ -11,6 +11,26 @@ originals! {
     fn __cxa_atexit(function: extern "C" fn(*mut c_void), argument: *mut c_void, object: *mut c_void) -> c_int;
 }
 
+/// What the program registers runs when initialisation is over, however early the end comes.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn __cxa_atexit(
+    function: extern "C" fn(*mut c_void),
+    argument: *mut c_void,
+    object: *mut c_void,
+) -> c_int {
+    extern "C" fn stop(_: *mut c_void) {
+        leakscope_asan_rt::globals::stop_init_order_checking();
+    }
+    // SAFETY: the program's call, and a function of ours that runs before the program's.
+    unsafe {
+        let result = real::__cxa_atexit(function, argument, object);
+        if leakscope_asan_rt::options::options().check_initialization_order {
+            real::__cxa_atexit(stop, core::ptr::null_mut(), core::ptr::null_mut());
+        }
+        result
+    }
+}
+
 /// Called by instrumented code before anything else of the program; often more than once.
 #[unsafe(no_mangle)]
 extern "C" fn __asan_init() {

@@ -24,6 +24,8 @@ originals! {
     fn pthread_setname_np(thread: libc::pthread_t, name: *const c_char) -> c_int;
     fn pthread_join(thread: libc::pthread_t, result: *mut *mut c_void) -> c_int;
     fn pthread_detach(thread: libc::pthread_t) -> c_int;
+    fn pthread_exit(result: *mut c_void) -> !;
+    fn pthread_attr_getdetachstate(attributes: *const libc::pthread_attr_t, state: *mut c_int) -> c_int;
     fn pthread_getattr_np(thread: libc::pthread_t, attributes: *mut libc::pthread_attr_t) -> c_int;
 }
 
@@ -86,21 +88,75 @@ unsafe extern "C" fn asan_thread_start(birth: *mut c_void) -> *mut c_void {
     // A stack that is known to be the thread's: glibc's own record, without an allocation (it has no affinity to ask).
     let here = 0u8;
     let stack = stack_of(&raw const here as u64).unwrap_or_default();
+    if context.handle.load(Relaxed) == WAITED_FOR {
+        // SAFETY: takes no arguments.
+        context.handle.store(unsafe { libc::pthread_self() } as usize, Release);
+    }
     if thread::begin(context, stack) {
         let record = thread::current();
         // SAFETY: the key is ours; the record is the calling thread's.
         unsafe {
+            (*record).entry_sp.store(&raw const here as usize, Relaxed);
             libc::pthread_setspecific(KEY.load(Acquire), record.cast());
             thread::set_stack(&*record, own_stack());
             thread::clear_stack_shadow_below(&*record, &raw const here as usize);
         }
         signals::set_signal_stack();
     }
-    for word in &context.pending {
-        word.store(0, Relaxed);
-    }
+    context.pending[0].store(0, Relaxed);
     // SAFETY: what the program passed to pthread_create.
-    unsafe { start(argument) }
+    let result = unsafe { start(argument) };
+    keep_result(result);
+    result
+}
+
+/// Until somebody joins the thread only we hold what it returned.
+fn keep_result(result: *mut c_void) {
+    let record = thread::current();
+    if record.is_null() {
+        return;
+    }
+    // SAFETY: the calling thread's record.
+    let context = unsafe { &*(*record).context };
+    if context.handle.load(Acquire) != 0 {
+        context.pending[1].store(result as usize, Release);
+    }
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn pthread_exit(result: *mut c_void) -> ! {
+    keep_result(result);
+    // SAFETY: the program's call.
+    unsafe { real::pthread_exit(result) }
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn pthread_detach(which: libc::pthread_t) -> c_int {
+    thread::forget_handle(which as usize);
+    // SAFETY: the program's call.
+    unsafe { real::pthread_detach(which) }
+}
+
+/// In place of a handle that is not known yet.
+const WAITED_FOR: usize = 1;
+
+fn is_detached(attributes: *const libc::pthread_attr_t) -> bool {
+    let mut state = 0;
+    // SAFETY: the program's attributes, if there are any.
+    !attributes.is_null()
+        && unsafe { pthread_attr_getdetachstate(attributes, &raw mut state) } == 0
+        && state == libc::PTHREAD_CREATE_DETACHED
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn pthread_attr_getdetachstate(attributes: *const libc::pthread_attr_t, state: *mut c_int) -> c_int {
+    // SAFETY: the program's call.
+    let result = unsafe { real::pthread_attr_getdetachstate(attributes, state) };
+    if result == 0 {
+        let hook = pthread_attr_getdetachstate as *const () as usize;
+        crate::hook::check_write(hook, "pthread_attr_getdetachstate", state as usize, 4);
+    }
+    result
 }
 
 #[unsafe(no_mangle)]
@@ -116,6 +172,9 @@ unsafe extern "C" fn pthread_create(
     let context = thread::new_context(thread::current_number(), caller.stack());
     // Until the thread runs nothing else may hold what it was given.
     context.pending[0].store(argument as usize, Relaxed);
+    if !is_detached(attributes) {
+        context.handle.store(WAITED_FOR, Release);
+    }
     let birth = Box::into_raw(Box::new(Birth { context, start, argument }));
     // The thread's own block and its storage live as long as it does: they are no leaks.
     let record = thread::current();
@@ -131,6 +190,7 @@ unsafe extern "C" fn pthread_create(
         unsafe { (*record).leaks_off.fetch_sub(1, Relaxed) };
     }
     if result != 0 {
+        context.handle.store(0, Relaxed);
         context.alive.store(false, Relaxed);
         context.pending[0].store(0, Relaxed);
         // SAFETY: no thread was made.
@@ -163,6 +223,9 @@ pub fn name_current(name: &CStr) {
 unsafe extern "C" fn pthread_join(which: libc::pthread_t, result: *mut *mut c_void) -> c_int {
     // SAFETY: the program's call.
     let code = unsafe { real::pthread_join(which, result) };
+    if code == 0 {
+        thread::forget_handle(which as usize);
+    }
     if code != 0 && options().detect_invalid_join && init::is_ready() {
         let what = match code {
             libc::ESRCH => "non-existent",

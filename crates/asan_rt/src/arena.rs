@@ -55,6 +55,31 @@ fn out_of_memory() -> ! {
     crate::sys::exit_now(1)
 }
 
+/// The one heap of our own.
+pub static ARENA: Arena = Arena::new();
+
+/// What the injected library names as its `#[global_allocator]`: [`ARENA`].
+pub struct Global;
+
+// SAFETY: everything is the arena's.
+unsafe impl GlobalAlloc for Global {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the caller's.
+        unsafe { ARENA.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        // SAFETY: the caller's.
+        unsafe { ARENA.dealloc(block, layout) }
+    }
+}
+
+/// Runs `body`, during which nobody else allocates here; it must not allocate itself.
+pub fn with_arena_locked<R>(body: impl FnOnce() -> R) -> R {
+    let _held = ARENA.lock.lock();
+    body()
+}
+
 fn class_of(bytes: usize) -> usize {
     (bytes.next_power_of_two().trailing_zeros().max(SMALLEST_LOG2) - SMALLEST_LOG2) as usize
 }

@@ -13,7 +13,7 @@ use leakscope_rt::memory::{Lock, map_zeroed};
 
 /// Most frames of a stack.
 pub const MOST_FRAMES: usize = 255;
-const BUCKETS: usize = 1 << 16;
+const BUCKETS: usize = 1 << 18;
 /// Address space for records; what is not written costs nothing.
 const RESERVED_BYTES: usize = 4 << 30;
 const HEADER_BYTES: usize = 16;
@@ -25,31 +25,54 @@ static USED_UNITS: AtomicUsize = AtomicUsize::new(1);
 static LOCK: Lock = Lock::new();
 
 /// Layouts that were seen lately: signature to stack. See `leakscope_rt::unwind`.
-const REMEMBERED: usize = 1 << 15;
-static SIGNATURES: [[AtomicU64; 2]; REMEMBERED] = [const { [AtomicU64::new(0), AtomicU64::new(0)] }; REMEMBERED];
+const REMEMBERED: usize = 1 << 17;
+const WAYS: usize = 4;
+
+#[repr(C, align(64))]
+struct Line([[AtomicU64; 2]; WAYS]);
+
+static SIGNATURES: [Line; REMEMBERED / WAYS] =
+    [const { Line([const { [AtomicU64::new(0), AtomicU64::new(0)] }; WAYS]) }; REMEMBERED / WAYS];
 
 fn mix(number: u64) -> u64 {
     number.wrapping_mul(0xD6E8_FEB8_6659_FD93)
 }
 
-fn slot_of(signature: u64) -> Option<&'static [AtomicU64; 2]> {
-    SIGNATURES.get((mix(signature) >> 40) as usize % REMEMBERED)
+#[inline(always)]
+fn line_of(signature: u64) -> Option<&'static Line> {
+    SIGNATURES.get((mix(signature) >> 40) as usize % (REMEMBERED / WAYS))
 }
 
 /// The stack that was remembered for a signature.
 #[inline(always)]
 pub fn recall(signature: NonZeroU64, salt: u64) -> Option<u32> {
-    let [check, value] = slot_of(signature.get() ^ salt)?;
-    let value = value.load(Relaxed);
-    (value != 0 && check.load(Relaxed) ^ mix(value) == signature.get() ^ salt).then_some(value as u32)
+    let key = signature.get() ^ salt;
+    for [check, value] in &line_of(key)?.0 {
+        let value = value.load(Relaxed);
+        if check.load(Relaxed) ^ mix(value) == key && value != 0 {
+            return Some(value as u32);
+        }
+    }
+    None
+}
+
+/// Starts to load what [`recall`] needs.
+#[inline(always)]
+pub fn prefetch(signature: NonZeroU64, salt: u64) {
+    if let Some(line) = line_of(signature.get() ^ salt) {
+        leakscope_rt::memory::prefetch(core::ptr::from_ref(line));
+    }
 }
 
 /// Remembers a stack for a signature.
 pub fn remember(signature: NonZeroU64, salt: u64, stack: u32) {
-    let Some([check, value]) = slot_of(signature.get() ^ salt) else { return };
+    let key = signature.get() ^ salt;
+    let Some(line) = line_of(key) else { return };
+    let vacant = line.0.iter().find(|[_, value]| value.load(Relaxed) == 0);
+    let Some([check, value]) = vacant.or_else(|| line.0.get((mix(key) >> 30) as usize % WAYS)) else { return };
     let word = u64::from(stack);
     value.store(word, Relaxed);
-    check.store(signature.get() ^ salt ^ mix(word), Relaxed);
+    check.store(key ^ mix(word), Relaxed);
 }
 
 fn hash(frames: &[u64]) -> u64 {
@@ -140,7 +163,7 @@ pub fn intern(frames: &[u64]) -> u32 {
         return 0;
     }
     let hash = hash(frames);
-    let Some(bucket) = BUCKET.get((hash >> 48) as usize % BUCKETS) else { return 0 };
+    let Some(bucket) = BUCKET.get((hash >> 40) as usize % BUCKETS) else { return 0 };
     if let Some(known) = find(hash, bucket.load(Acquire), frames.len()) {
         return known;
     }
@@ -182,6 +205,12 @@ pub fn frames(number: u32) -> Vec<u64> {
     let (_, count, bytes) = record.rest();
     // SAFETY: the record's bytes.
     decode(unsafe { core::slice::from_raw_parts(record.0.add(HEADER_BYTES), bytes) }, count)
+}
+
+/// Runs `body`, during which nobody adds a stack.
+pub fn with_lock<R>(body: impl FnOnce() -> R) -> R {
+    let _held = LOCK.lock();
+    body()
 }
 
 /// Opens the lock in a forked child, whoever held it.

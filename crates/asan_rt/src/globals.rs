@@ -133,18 +133,17 @@ pub unsafe fn register(caller: &Caller, first: *const Global, count: usize) -> V
         if options().report_globals >= 2 {
             crate::report::globals::describe(&registered, "Added");
         }
-        if !global.start.is_multiple_of(8) || !global.bytes_with_redzone.is_multiple_of(8) {
+        let is_aligned = global.start.is_multiple_of(8) && global.bytes_with_redzone.is_multiple_of(8);
+        if !is_aligned {
+            // Another object's definition took the place of this one: nothing to poison, but to tell.
             crate::report::globals::misaligned(&registered);
-            // Another object's definition took the place of this one.
-            clashes.extend(list.iter().find(|old| old.global.name() == global.name()).map(|old| (*old, registered)));
-            continue;
         }
         if options().detect_odr_violation > 0
             && let Some(other) = clash_of(list, &registered)
         {
             clashes.push((other, registered));
         }
-        if options().poison_heap {
+        if options().poison_heap && is_aligned {
             poison_redzone(&global);
         }
         list.push(registered);
@@ -194,11 +193,10 @@ pub unsafe fn unregister(first: *const Global, count: usize) {
             // SAFETY: the compiler's byte.
             unsafe { *(global.odr_indicator as *mut u8) = 0 };
         }
-        if !global.start.is_multiple_of(8) || !global.bytes_with_redzone.is_multiple_of(8) {
-            continue;
+        if global.start.is_multiple_of(8) && global.bytes_with_redzone.is_multiple_of(8) {
+            // SAFETY: the variable is going away.
+            unsafe { shadow_map::fill(global.start, global.bytes_with_redzone, 0) };
         }
-        // SAFETY: the variable is going away.
-        unsafe { shadow_map::fill(global.start, global.bytes_with_redzone, 0) };
         if let Some(place) = list.iter().rposition(|registered| registered.at == at as usize) {
             let registered = list.swap_remove(place);
             if options().report_globals >= 2 {
@@ -278,15 +276,18 @@ pub fn after_initialisers() {
     }
 }
 
-/// main begins: no variable is uninitialised any more.
+/// The time of initialisation is over: every variable may be used.
 pub fn stop_init_order_checking() {
-    if !options().check_initialization_order {
+    if !options().check_initialization_order || !options().poison_heap {
         return;
     }
     let held = LIST.lock.lock();
-    for registered in LIST.all(&held) {
-        registered.initialised = true;
+    for registered in LIST.all(&held).iter().filter(|registered| registered.global.is_dynamic != 0) {
+        // SAFETY: a registered variable.
+        unsafe { shadow_map::fill(registered.global.start, registered.global.bytes.next_multiple_of(8), 0) };
+        poison_redzone(&registered.global);
     }
+    crate::options::change(|options| options.check_initialization_order = false);
 }
 
 /// The variables near an address, redzones included: for reports.

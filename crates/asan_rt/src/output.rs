@@ -102,6 +102,14 @@ fn fd() -> i32 {
 pub fn print(text: &str) {
     let _held = HELD.lock.lock();
     sys::write_all(fd(), text.as_bytes());
+    let hook = ON_PRINT.load(Relaxed);
+    if hook != 0
+        && let Ok(text) = alloc::ffi::CString::new(text)
+    {
+        // SAFETY: the program's function of this type.
+        let hook: extern "C" fn(*const core::ffi::c_char) = unsafe { core::mem::transmute(hook) };
+        hook(text.as_ptr());
+    }
     // SAFETY: the lock is held.
     let kept = unsafe { &mut *HELD.kept.get() };
     kept.push_str(text);

@@ -160,10 +160,12 @@ pub unsafe fn fill_bytes(mut at: usize, mut count: usize, value: u8) {
             at += 4;
             count -= 4;
         }
-        while count > 0 {
-            core::ptr::write_volatile(at as *mut u8, value);
-            at += 1;
-            count -= 1;
+        if count & 2 != 0 {
+            (at as *mut u16).write_unaligned(wide as u16);
+            at += 2;
+        }
+        if count & 1 != 0 {
+            (at as *mut u8).write(value);
         }
     }
 }

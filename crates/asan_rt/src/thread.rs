@@ -28,8 +28,11 @@ pub struct Context {
     pub alive: AtomicBool,
     /// Its record while it runs.
     pub thread: AtomicPtr<Thread>,
-    /// What pthread_create was given, while nothing else may hold it: roots of the leak check.
+    /// What pthread_create was given, and what the thread returned, while nothing else may hold them: roots of the leak
+    /// check.
     pub pending: [AtomicUsize; 2],
+    /// pthread_t, until it is joined or detached; 0 otherwise.
+    pub handle: AtomicUsize,
     name: Lock,
     name_text: UnsafeCell<String>,
 }
@@ -66,6 +69,8 @@ pub struct Thread {
     pub stack_high: AtomicUsize,
     /// Its stack for use-after-return.
     pub fake_stack: AtomicPtr<FakeStack>,
+    /// Stack pointer when the program's own code began; 0 when unknown. Above lies its thread-local storage.
+    pub entry_sp: AtomicUsize,
     /// How often the leak check was switched off for it.
     pub leaks_off: AtomicUsize,
     /// Free blocks at hand.
@@ -115,6 +120,14 @@ pub fn context(number: u32) -> Option<&'static Context> {
     unsafe { context.as_ref() }
 }
 
+/// Nobody waits for this thread's result any more.
+pub fn forget_handle(handle: usize) {
+    for context in all().filter(|context| context.handle.load(Acquire) == handle) {
+        context.handle.store(0, Release);
+        context.pending[1].store(0, Relaxed);
+    }
+}
+
 /// How many threads there were.
 pub fn count() -> u32 {
     COUNT.load(Acquire).min(MOST as u32)
@@ -136,6 +149,7 @@ pub fn new_context(parent: u32, stack: u32) -> &'static Context {
         alive: AtomicBool::new(true),
         thread: AtomicPtr::new(core::ptr::null_mut()),
         pending: [AtomicUsize::new(0), AtomicUsize::new(0)],
+        handle: AtomicUsize::new(0),
         name: Lock::new(),
         name_text: UnsafeCell::new(String::new()),
     }));

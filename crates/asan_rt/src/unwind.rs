@@ -22,6 +22,10 @@ pub struct Caller {
     pub rbp: usize,
 }
 
+/// What [`Caller::prepare`] found.
+#[derive(Clone, Copy)]
+pub struct Prepared(Option<core::num::NonZeroU64>);
+
 impl Caller {
     /// A caller whose registers were not kept: its stack is found by walking through our own frames.
     #[must_use]
@@ -49,6 +53,34 @@ impl Caller {
         // SAFETY: `preserved` is ours.
         unsafe { preserved_registers(&raw mut preserved) };
         (preserved.words[1] as usize, preserved.rsp as usize)
+    }
+
+    /// Begins to look for the number of this stack: what [`Caller::stack_of`] needs is on its way into the cache
+    /// while other work is done.
+    #[inline(always)]
+    #[must_use]
+    pub fn prepare(&self) -> Prepared {
+        let thread = thread::current();
+        if self.rsp == 0 || thread.is_null() {
+            return Prepared(None);
+        }
+        let registers = Registers { rsp: self.rsp as u64, rbp: self.rbp as u64 };
+        // SAFETY: the calling thread's own record; its caller is suspended in the hook.
+        let signature = unsafe { UNWINDER.signature(&raw const (*thread).unwind, registers) };
+        if let Some(signature) = signature {
+            depot::prefetch(signature, self.hook as u64);
+        }
+        Prepared(signature)
+    }
+
+    /// The number of the stack that [`Caller::prepare`] began with.
+    #[inline(always)]
+    #[must_use]
+    pub fn stack_of(&self, prepared: Prepared) -> u32 {
+        match prepared.0.and_then(|signature| depot::recall(signature, self.hook as u64)) {
+            Some(stack) => stack,
+            None => self.stack(),
+        }
     }
 
     /// The number of this stack, as deep as `malloc_context_size` says. Quick when the stack was seen before.

@@ -2,10 +2,12 @@
 //!
 //! Options that Memcheck users know keep their names and their meaning.
 
+pub mod asan;
 mod gate;
 pub mod ignored;
 mod import;
 pub mod kernel;
+pub mod monitor;
 mod report;
 pub mod trace;
 pub mod values;
@@ -23,6 +25,7 @@ pub use gate::{
 };
 pub use import::{ImportArgs, MtraceArgs};
 pub use kernel::KernelArgs;
+pub use monitor::MonitorArgs;
 pub use report::{DiffArgs, Format, ReportArgs};
 
 use ignored::Ignored;
@@ -48,6 +51,9 @@ pub enum Command {
     /// Run a program in a simulated CPU and report wrong accesses, wrong frees and leaks, as Valgrind's Memcheck does
     #[command(args_override_self = true, after_help = MEMCHECK_HELP)]
     Memcheck(Box<RunArgs>),
+    /// Build programs with the compilers' -fsanitize=address, and run them with leakscope's run-time library
+    #[command(after_help = asan::ASAN_HELP)]
+    Asan(asan::AsanArgs),
     /// Check a running program for leaks now; it must have been started by `leakscope run`
     #[command(args_override_self = true)]
     Snapshot(Box<SnapshotArgs>),
@@ -78,6 +84,9 @@ pub enum Command {
     /// Leaks of the kernel: what it offers, and kmemleak made usable; needs root
     #[command(args_override_self = true)]
     Kernel(Box<KernelArgs>),
+    /// Watch machines in production: which program leaks, since when, how long until it hurts
+    #[command(args_override_self = true)]
+    Monitor(Box<MonitorArgs>),
     /// Run cargo's tests under leakscope, and judge all of them together
     #[command(args_override_self = true, after_help = gate::CARGO_HELP)]
     Cargo(Box<CargoArgs>),

@@ -3,6 +3,7 @@
 //! Layers: `flags` (the words) -> `plan` (decisions) -> one file per subcommand. Exit codes: 0 or the
 //! target's own, `--error-exitcode` on findings, 2 when the usage is wrong or the tool failed.
 
+mod asan;
 mod baseline;
 mod cargo_test;
 mod defaults;
@@ -16,6 +17,7 @@ mod import;
 mod kernel;
 mod log_name;
 mod memcheck;
+mod monitor;
 mod mtrace;
 mod output;
 mod plan;
@@ -120,6 +122,7 @@ fn dispatch(cli: &Cli, matches: &ArgMatches) -> Result<ExitCode> {
     match &cli.command {
         Command::Run(args) => run::main(args, matches),
         Command::Memcheck(args) => memcheck::main(args, matches),
+        Command::Asan(args) => asan::main(args),
         Command::Snapshot(args) => snapshot::main(args, matches),
         Command::Trace(args) => trace::main(args, matches),
         Command::Report(args) => report::main(args, matches),
@@ -130,6 +133,7 @@ fn dispatch(cli: &Cli, matches: &ArgMatches) -> Result<ExitCode> {
         Command::Baseline(args) => baseline::main(args, matches),
         Command::Suppressions(args) => suppressions::main(args, matches),
         Command::Kernel(args) => kernel::main(args, matches),
+        Command::Monitor(args) => monitor::main(args),
         Command::Cargo(args) => cargo_test::main(args, matches),
     }
 }

@@ -76,8 +76,9 @@ fn test_alert(config: &Config) -> Result<ExitCode> {
 /// The history that a configuration's daemon writes.
 fn open_history(config: &Config) -> Result<History> {
     let path = State::history_path(&config.state);
-    History::open_read_only(&path)
-        .with_context(|| format!("nothing has been watched yet in {}; start `leakscope monitor run`", config.state.display()))
+    History::open_read_only(&path).with_context(|| {
+        format!("nothing has been watched yet in {}; start `leakscope monitor run`", config.state.display())
+    })
 }
 
 /// A target of the history, also by the end of its name.

@@ -30,10 +30,17 @@ pub fn main(args: &TraceArgs, matches: &ArgMatches) -> Result<ExitCode> {
         (None, None) => bail!("which program? give a PID or --comm NAME"),
     };
     let sample_bytes = args.watch.sample.unwrap_or(USUAL_SAMPLE_BYTES);
-    let config =
-        Config { pids: pids.clone(), limits: limits(&args.watch, sample_bytes), by_frame_pointers: args.frame_pointers };
+    let config = Config {
+        pids: pids.clone(),
+        limits: limits(&args.watch, sample_bytes),
+        by_frame_pointers: args.frame_pointers,
+    };
     let interrupts = Interrupts::block().context("cannot wait for signals")?;
     let mut tracer = Tracer::start(&config)?;
+    if !reports.is_quiet() {
+        let pids: Vec<String> = pids.iter().map(u32::to_string).collect();
+        eprintln!("leakscope: tracing process {}; Ctrl-C ends it and reports", pids.join(", "));
+    }
     let mut session = Session::new(&args.watch, sample_bytes);
     session.notes.extend(tracer.functions().iter().map(|functions| format!("watched in {functions}")));
     let mut target = Target::User;
@@ -54,6 +61,7 @@ pub fn main(args: &TraceArgs, matches: &ArgMatches) -> Result<ExitCode> {
         name_groups(&mut last.groups, pid, &process);
         recorded.push(process);
     }
+    last.groups = merge_named(std::mem::take(&mut last.groups));
     let has_errors = reports.write(recorded)?;
     tracing::print_last(&args.watch, &reports, &last, &session)?;
     Ok(reports.exit_code(has_errors))
@@ -93,8 +101,10 @@ fn find(comm: &str) -> Result<Vec<u32>> {
 fn read_facts(pid: u32) -> TraceFacts {
     let text = |name: &str| std::fs::read(format!("/proc/{pid}/{name}")).unwrap_or_default();
     let words = text("cmdline");
-    let command_line =
-        words.split(|&byte| byte == 0).filter(|word| !word.is_empty()).map(|word| String::from_utf8_lossy(word).into_owned());
+    let command_line = words
+        .split(|&byte| byte == 0)
+        .filter(|word| !word.is_empty())
+        .map(|word| String::from_utf8_lossy(word).into_owned());
     let executable = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
     let mappings = user::mappings(pid).unwrap_or_default();
     let mut paths: HashMap<String, String> = HashMap::new();
@@ -109,6 +119,23 @@ fn read_facts(pid: u32) -> TraceFacts {
         mappings: mappings.collect(),
         ..TraceFacts::default()
     }
+}
+
+/// Merges groups whose stacks have the same names: a loop that the compiler unrolled is one place.
+fn merge_named(groups: Vec<Group>) -> Vec<Group> {
+    let mut merged: Vec<Group> = Vec::new();
+    let mut known: HashMap<(u32, Vec<String>), usize> = HashMap::new();
+    for group in groups {
+        match known.get(&(group.tgid, group.names.clone())) {
+            Some(&at) => merged[at].merge(&group),
+            None => {
+                known.insert((group.tgid, group.names.clone()), merged.len());
+                merged.push(group);
+            }
+        }
+    }
+    merged.sort_by(|a, b| b.live.bytes.value.total_cmp(&a.live.bytes.value));
+    merged
 }
 
 /// Gives groups the names that the recording has.

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result};
 use clap::ArgMatches;
 use leakscope_ebpf::interrupts::Interrupts;
-use leakscope_ebpf::{Budget, Counters, Decision, Kind, Owner, Snapshot, Watch};
+use leakscope_ebpf::{Budget, Counters, Decision, Kind, LiveSite, Owner, SAMPLE_NS, Snapshot, Watch};
 use leakscope_findings::ProcessRecording;
 use leakscope_findings::recording::Sample;
 use leakscope_import::TraceFacts;
@@ -54,6 +54,8 @@ pub struct Resolved {
     pub has_guard_page: bool,
     /// Whether it was allocated in an interrupt: who ran then is not to blame.
     pub is_interrupt: bool,
+    /// The allocator that wanted it, where pages were allocated for another one's blocks.
+    pub backs: Option<&'static str>,
 }
 
 impl Target {
@@ -114,9 +116,23 @@ pub struct Group {
     pub growth: Option<f64>,
     /// Whether it was allocated in an interrupt.
     pub is_interrupt: bool,
+    /// The allocator whose blocks these pages hold.
+    pub backs: Option<&'static str>,
 }
 
 impl Group {
+    /// Adds what another group of the same stack has.
+    pub fn merge(&mut self, other: &Self) {
+        self.live.merge(&other.live);
+        self.sampled += other.sampled;
+        self.allocated_bytes += other.allocated_bytes;
+        self.allocated_blocks += other.allocated_blocks;
+        self.oldest_ns = self.oldest_ns.max(other.oldest_ns);
+        self.youngest_ns = self.youngest_ns.min(other.youngest_ns);
+        self.missed_frees += other.missed_frees;
+        self.growth = self.growth.zip(other.growth).map(|(own, other)| own + other);
+    }
+
     /// Who, since when, how sure: a sentence.
     pub fn note(&self) -> String {
         let mut text = String::new();
@@ -126,12 +142,16 @@ impl Group {
             text += &format!("allocated by {}", self.owner);
         }
         let (oldest, youngest) = (self.oldest_ns / 1_000_000_000, self.youngest_ns / 1_000_000_000);
-        text += &if oldest == youngest { format!(", {oldest} s old") } else { format!(", {youngest} to {oldest} s old") };
+        text +=
+            &if oldest == youngest { format!(", {oldest} s old") } else { format!(", {youngest} to {oldest} s old") };
         if !self.cache.is_empty() {
             text += &format!("; slab cache {}", self.cache);
         }
         if !matches!(self.module.as_str(), "" | "vmlinux") {
             text += &format!("; in module {}", self.module);
+        }
+        if let Some(allocator) = self.backs {
+            text += &format!("; pages for blocks of {allocator}");
         }
         if self.live.bytes.variance > 0.0 {
             text += &format!("; estimated from {} samples, +-{:.0} bytes", self.sampled, self.live.bytes.margin());
@@ -185,6 +205,8 @@ pub struct Session<'a> {
     series: Vec<Sample>,
     started: Instant,
     started_realtime_ns: u64,
+    /// Whether it was said that the budget cannot be kept.
+    is_over: bool,
     /// What the user should know, one sentence each.
     pub notes: Vec<String>,
     /// What tracing took of the processors when it was last measured, percent.
@@ -209,6 +231,7 @@ impl<'a> Session<'a> {
             started_realtime_ns: SystemTime::now()
                 .duration_since(UNIX_EPOCH)
                 .map_or(0, |time| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)),
+            is_over: false,
             notes: Vec::new(),
             percent: None,
         }
@@ -255,32 +278,37 @@ impl<'a> Session<'a> {
     /// Measures what tracing costs and keeps it within the budget; gives whether somebody interrupted.
     fn measure(&mut self, tracer: &mut dyn Watch, interrupts: &Interrupts, slice: Duration) -> Result<bool> {
         let statistics = tracer.measure()?;
-        let before = tracer.counters()?.run_time_ns();
+        let before = tracer.counters()?;
         let since = Instant::now();
         let is_stopped = interrupts.wait(slice);
-        let after = tracer.counters()?.run_time_ns();
+        let after = tracer.counters()?;
         let elapsed = since.elapsed().as_nanos() as f64;
         drop(statistics);
         let processors = std::thread::available_parallelism().map_or(1, usize::from) as f64;
         if elapsed < 1e6 {
             return Ok(is_stopped);
         }
-        let percent = after.saturating_sub(before) as f64 / (elapsed * processors) * 100.0;
+        let run_ns = after.run_time_ns().saturating_sub(before.run_time_ns()) as f64;
+        let percent = run_ns / (elapsed * processors) * 100.0;
+        let sampled_share = after.samples_since(&before, tracer.sample_bytes()) * SAMPLE_NS / run_ns.max(1.0);
         self.percent = Some(percent);
         let Some(budget) = &mut self.budget else { return Ok(is_stopped) };
-        let (sentence, rate) = match budget.decide(percent, tracer.sample_bytes()) {
+        let (sentence, rate) = match budget.decide(percent, sampled_share, tracer.sample_bytes()) {
             Decision::Keep => return Ok(is_stopped),
-            Decision::SampleLess(bytes) => {
-                (format!("tracing took {percent:.1} % of the processors: from now on one sample in {} KiB", bytes >> 10), bytes)
-            }
-            Decision::SampleMore(bytes) => {
-                (format!("tracing takes {percent:.1} % of the processors: one sample in {} KiB again", bytes >> 10), bytes)
-            }
+            Decision::SampleLess(bytes) => (
+                format!("tracing took {percent:.1} % of the processors: from now on one sample in {} KiB", bytes >> 10),
+                bytes,
+            ),
+            Decision::SampleMore(bytes) => (
+                format!("tracing takes {percent:.1} % of the processors: one sample in {} KiB again", bytes >> 10),
+                bytes,
+            ),
             Decision::OverBudget => {
                 let sentence = format!(
-                    "tracing takes {percent:.1} % of the processors even with hardly a sample; trace fewer kinds of memory"
+                    "tracing took {percent:.1} % of the processors, and fewer samples would not change that: the kernel \
+                     allocates too often; trace fewer kinds of memory (--pages is the most)"
                 );
-                if !self.notes.contains(&sentence) {
+                if !std::mem::replace(&mut self.is_over, true) {
                     self.say(sentence);
                 }
                 return Ok(is_stopped);
@@ -346,36 +374,9 @@ impl<'a> Session<'a> {
             }
             let key = (site.kind, site.site.cache.clone(), site.site.tgid, resolved.addresses.clone());
             match groups.get_mut(&key) {
-                Some(group) => {
-                    group.live.merge(&live);
-                    group.sampled += site.sampled;
-                    group.allocated_bytes += site.sums.bytes;
-                    group.allocated_blocks += site.sums.blocks;
-                    group.oldest_ns = group.oldest_ns.max(site.oldest_ns);
-                    group.youngest_ns = group.youngest_ns.min(site.youngest_ns);
-                    group.missed_frees += site.sums.missed_frees;
-                }
+                Some(group) => group.merge(&group_of(site, resolved, live, names)),
                 None => {
-                    let group = Group {
-                        kind: site.kind,
-                        cache: site.site.cache.clone(),
-                        addresses: resolved.addresses.clone(),
-                        tgid: site.site.tgid,
-                        names: resolved.names.clone(),
-                        function: resolved.function.clone(),
-                        module: resolved.module.clone(),
-                        live,
-                        sampled: site.sampled,
-                        allocated_bytes: site.sums.bytes,
-                        allocated_blocks: site.sums.blocks,
-                        oldest_ns: site.oldest_ns,
-                        youngest_ns: site.youngest_ns,
-                        owner: process_name(names, site.tgid),
-                        missed_frees: site.sums.missed_frees,
-                        growth: None,
-                        is_interrupt: resolved.is_interrupt,
-                    };
-                    groups.insert(key, group);
+                    groups.insert(key, group_of(site, resolved, live, names));
                 }
             }
         }
@@ -409,6 +410,29 @@ impl<'a> Session<'a> {
             problems,
             ..TraceFacts::default()
         }
+    }
+}
+
+fn group_of(site: &LiveSite, resolved: &Resolved, live: Owner, names: &BTreeMap<u32, String>) -> Group {
+    Group {
+        kind: site.kind,
+        cache: site.site.cache.clone(),
+        addresses: resolved.addresses.clone(),
+        tgid: site.site.tgid,
+        names: resolved.names.clone(),
+        function: resolved.function.clone(),
+        module: resolved.module.clone(),
+        live,
+        sampled: site.sampled,
+        allocated_bytes: site.sums.bytes,
+        allocated_blocks: site.sums.blocks,
+        oldest_ns: site.oldest_ns,
+        youngest_ns: site.youngest_ns,
+        owner: process_name(names, site.tgid),
+        missed_frees: site.sums.missed_frees,
+        growth: None,
+        is_interrupt: resolved.is_interrupt,
+        backs: resolved.backs.filter(|_| site.kind == Kind::Pages),
     }
 }
 

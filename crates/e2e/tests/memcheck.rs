@@ -130,7 +130,8 @@ fn variables_are_named() {
             let caller = format!("(variables.c:{})", number + 1);
             let at = lines.iter().position(|line| line.starts_with("by ") && line.ends_with(&caller));
             let at = at.unwrap_or_else(|| panic!("{caller} is not in {}", finished.stderr));
-            let said = lines[at..].iter().skip_while(|line| line.starts_with("by ")).take_while(|line| !line.is_empty());
+            let said =
+                lines[at..].iter().skip_while(|line| line.starts_with("by ")).take_while(|line| !line.is_empty());
             let said: Vec<&str> = said.copied().filter(|line| !line.starts_with("at 0x")).collect();
             assert!(fits(expected, &said.join(" ")), "{option}: {expected}\n{}", said.join(" "));
             compared += 1;
@@ -139,7 +140,8 @@ fn variables_are_named() {
     }
 }
 
-/// Each flaw of an array is found, and its twin without it is left alone, at every level of optimisation.
+/// Each flaw of an array is found that the table does not except, and every twin without one is left alone, with
+/// optimisation and without.
 #[test]
 fn arrays_that_are_overrun_are_found() {
     let source = std::fs::read_to_string(fixtures_dir().join("memcheck/arrays.c")).unwrap();
@@ -153,6 +155,9 @@ fn arrays_that_are_overrun_are_found() {
         for row in &rows {
             let (case, error) = (row[0], row[1]);
             for twin in [&[][..], &["clean"]] {
+                if error == "-" && twin.is_empty() {
+                    continue;
+                }
                 let file = scratch.path().join("report.xml");
                 let run = start(Tool::Leakscope)
                     .args(["-q", "--leak-check=no", "--check-arrays=yes", "--xml=yes"])
@@ -162,9 +167,10 @@ fn arrays_that_are_overrun_are_found() {
                     .args(twin);
                 let finished = run.limit(Duration::from_secs(60)).finish().unwrap();
                 let text = std::fs::read_to_string(&file).unwrap();
-                let report = parse_report(&text).unwrap_or_else(|error| panic!("{case}: {error:#} {}", finished.stderr));
+                let report =
+                    parse_report(&text).unwrap_or_else(|error| panic!("{case}: {error:#} {}", finished.stderr));
                 let kinds: Vec<&str> = report.errors.iter().map(|error| error.kind.as_str()).collect();
-                let expected: &[&str] = if twin.is_empty() && error != "-" { &[error] } else { &[] };
+                let expected: &[&str] = if twin.is_empty() { &[error] } else { &[] };
                 // After a flaw, what follows may be wrong, too.
                 assert_eq!(kinds.get(..1).unwrap_or_default(), expected, "{case} {twin:?} {flags:?}: {text}");
             }

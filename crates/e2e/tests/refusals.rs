@@ -161,14 +161,23 @@ fn too_little_address_space() {
         let finished = limited(limit, &memcheck);
         assert_ne!(finished.ending, Ending::Exit(0), "{}", finished.stderr);
         let said = &finished.stderr;
-        assert!(said.contains("48 TB") && said.contains("address space") && said.contains(&format!("{name} unlimited")), "{said}");
+        assert!(
+            said.contains("48 TB") && said.contains("address space") && said.contains(&format!("{name} unlimited")),
+            "{said}"
+        );
         assert_eq!(said.lines().count(), 1, "{said}");
     }
     // A soft limit is the program's own: the engine takes none of it.
     let finished = limited("ulimit -S -v 4000000; ulimit -S -d 400000", &memcheck);
     assert_eq!((finished.ending, &finished.stdout[..]), (Ending::Exit(0), &b"lives\n"[..]), "{}", finished.stderr);
-    let reading = format!("{} memcheck -q --leak-check=no -- /bin/bash -c 'ulimit -v; ulimit -d; bash -c \"ulimit -v\"'; :", leakscope_bin().display());
-    let finished = Run::new("bash").args(["-c", &format!("ulimit -S -v 4000000; ulimit -S -d 400000; {reading}")]).finish().unwrap();
+    let reading = format!(
+        "{} memcheck -q --leak-check=no -- /bin/bash -c 'ulimit -v; ulimit -d; bash -c \"ulimit -v\"'; :",
+        leakscope_bin().display()
+    );
+    let finished = Run::new("bash")
+        .args(["-c", &format!("ulimit -S -v 4000000; ulimit -S -d 400000; {reading}")])
+        .finish()
+        .unwrap();
     assert_eq!(String::from_utf8_lossy(&finished.stdout), "4000000\n400000\n4000000\n", "{}", finished.stderr);
 }
 

@@ -18,7 +18,7 @@
 #include "calls.h"
 
 #define MOST_FRAMES 64
-#define FILTER_BITS 16
+#define FILTER_BITS 12
 #define WEIGHT_ONE 65536ULL
 
 /* Kinds of memory; also the numbers of the sites "stack not kept". */

@@ -92,14 +92,13 @@ INLINE int on_alloc(void *ctx, u32 program, u32 kind, u64 address, u64 requested
 		if (stale)
 			supersede(key, stale);
 	}
-	if (!is_wanted())
-		return 0;
 	state->events++;
 	state->bytes += usable;
-	if (prints_events)
+	/* Whom it is for is asked of samples only: a call of a helper costs more than all of the rest. */
+	if (prints_events && is_wanted())
 		print_event(state, kind, 0, address, requested, usable, call_site, order);
 	u64 weight = sampled(state, usable);
-	if (!weight)
+	if (!weight || !is_wanted())
 		return 0;
 	struct block block = {
 		.requested = requested, .usable = usable, .weight = weight, .order = order, .kind = kind,

@@ -8,7 +8,8 @@ fn main() {
     let mut words = std::env::args().skip(1);
     let sample_bytes = words.next().expect("rate").parse().expect("a number");
     let kinds = words.next().expect("kinds");
-    let kinds = Kind::KERNEL.into_iter().filter(|kind| kinds == "all" || kinds.split(',').any(|k| k == kind.name())).collect();
+    let kinds =
+        Kind::KERNEL.into_iter().filter(|kind| kinds == "all" || kinds.split(',').any(|k| k == kind.name())).collect();
     let command: Vec<String> = words.collect();
     let blocks = if sample_bytes == 0 { 1 << 20 } else { 1 << 18 };
     let config = Config {
@@ -17,7 +18,13 @@ fn main() {
         limits: Limits { sample_bytes, blocks, sites: 16384, events_per_second: 0 },
     };
     let started = std::time::Instant::now();
-    let mut tracer = match Tracer::start(&config) { Ok(t) => t, Err(e) => { eprintln!("{e}"); std::process::exit(2) } };
+    let mut tracer = match Tracer::start(&config) {
+        Ok(t) => t,
+        Err(e) => {
+            eprintln!("{e}");
+            std::process::exit(2)
+        }
+    };
     eprintln!("start {:?} notes {:?}", started.elapsed(), tracer.notes());
     let stats = std::env::var_os("STATS").map(|_| tracer.measure().unwrap());
     let started = std::time::Instant::now();
@@ -29,12 +36,36 @@ fn main() {
     let snapshot = tracer.snapshot(0).unwrap();
     eprintln!("snapshot {:?}", at.elapsed());
     for program in &counters.programs {
-        eprintln!("{:14} events {:9} bytes {:12} unknown {:8} missed {} runs {:9} ns/run {:6.0}", program.name, program.events, program.bytes, program.unknown, program.missed, program.runs, program.run_time_ns as f64 / program.runs.max(1) as f64);
+        eprintln!(
+            "{:14} events {:9} bytes {:12} unknown {:8} missed {} runs {:9} ns/run {:6.0}",
+            program.name,
+            program.events,
+            program.bytes,
+            program.unknown,
+            program.missed,
+            program.runs,
+            program.run_time_ns as f64 / program.runs.max(1) as f64
+        );
     }
     eprintln!("{:?}", counters.lost);
-    eprintln!("took {took:?}, run time {:.3} s; {} sites {} blocks", counters.run_time_ns() as f64 / 1e9, snapshot.sites.len(), snapshot.tracked);
-    for (kind, owner) in &snapshot.all { eprintln!("{} {:.0} blocks {:.0} +- {:.0} bytes", kind.name(), owner.blocks.value, owner.usable.value, owner.usable.margin()); }
+    eprintln!(
+        "took {took:?}, run time {:.3} s; {} sites {} blocks",
+        counters.run_time_ns() as f64 / 1e9,
+        snapshot.sites.len(),
+        snapshot.tracked
+    );
+    for (kind, owner) in &snapshot.all {
+        eprintln!(
+            "{} {:.0} blocks {:.0} +- {:.0} bytes",
+            kind.name(),
+            owner.blocks.value,
+            owner.usable.value,
+            owner.usable.margin()
+        );
+    }
     if std::env::var_os("SITES").is_some() {
-        for site in snapshot.sites.iter().take(5) { eprintln!("{:?}", site); }
+        for site in snapshot.sites.iter().take(5) {
+            eprintln!("{:?}", site);
+        }
     }
 }

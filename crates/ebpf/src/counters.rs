@@ -95,6 +95,20 @@ impl Counters {
         of_kind.fold((0, 0), |(events, unknown), program| (events + program.events, unknown + program.unknown))
     }
 
+    /// Allocations that were sampled since `before`, estimated from their bytes and the rate.
+    pub fn samples_since(&self, before: &Self, sample_bytes: u64) -> f64 {
+        let sums = |of: &Self| {
+            let allocations = of.programs.iter().filter(|program| !program.is_release);
+            allocations.fold((0, 0), |(events, bytes), program| (events + program.events, bytes + program.bytes))
+        };
+        let (now, then) = (sums(self), sums(before));
+        let events = now.0.saturating_sub(then.0) as f64;
+        match sample_bytes {
+            0 => events,
+            rate => (now.1.saturating_sub(then.1) as f64 / rate as f64).min(events),
+        }
+    }
+
     /// Nanoseconds in all programs while run time was measured.
     pub fn run_time_ns(&self) -> u64 {
         self.programs.iter().map(|program| program.run_time_ns).sum()

@@ -93,9 +93,11 @@ impl Tracer {
         let page_bytes = types.index.struct_bytes("page").filter(|bytes| bytes.is_power_of_two()).unwrap_or(0);
         let processors = aya::util::nr_cpus().map_or(1, |count| count as u32);
         let mut loader = load::loader(&types.btf, &config.filter, &config.limits);
-        loader
-            .set_global("processors", load::leaked(processors), true)
-            .set_global("page_struct_bytes", load::leaked(page_bytes), true);
+        loader.set_global("processors", load::leaked(processors), true).set_global(
+            "page_struct_bytes",
+            load::leaked(page_bytes),
+            true,
+        );
         let ebpf = load::load(&mut loader, object)?;
         let maps = Maps::new(&ebpf, &config.limits)?;
         let kinds = config.kinds.iter().copied().filter(|kind| !absent.contains(kind)).collect();
@@ -111,7 +113,8 @@ impl Tracer {
             started_ns: load::monotonic_ns(),
         };
         // Releases first: a block whose allocation is seen must not be released unseen.
-        for choice in choices.iter().filter(|choice| choice.is_release).chain(choices.iter().filter(|c| !c.is_release)) {
+        for choice in choices.iter().filter(|choice| choice.is_release).chain(choices.iter().filter(|c| !c.is_release))
+        {
             tracer.attach(choice, &types)?;
         }
         Ok(tracer)
@@ -320,13 +323,8 @@ fn object_releases(index: &Index) -> Vec<Choice> {
     if index.tracepoint("kmem_cache_free").is_some() {
         found.push(release("slab_free", "kmem_cache_free", number::SLAB_FREE, Kind::Slab));
     }
-    let entry = |program, name, number| Choice {
-        program,
-        hook: Hook::Entry(name),
-        number,
-        kind: Kind::Slab,
-        is_release: true,
-    };
+    let entry =
+        |program, name, number| Choice { program, hook: Hook::Entry(name), number, kind: Kind::Slab, is_release: true };
     if index.function("kmem_cache_free_bulk").is_some_and(|parameters| parameters.len() == 3) {
         found.push(entry("bulk_free", "kmem_cache_free_bulk", number::BULK_FREE));
     }

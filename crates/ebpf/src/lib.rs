@@ -33,7 +33,7 @@ use std::io;
 
 pub use counters::{Counters, Lost, ProgramCounters};
 pub use layout::MOST_FRAMES;
-pub use overhead::{Budget, Decision};
+pub use overhead::{Budget, Decision, SAMPLE_NS};
 pub use snapshot::{Estimate, LiveSite, Owner, Site, SiteSums, Snapshot};
 pub use watch::Watch;
 
@@ -148,7 +148,9 @@ pub enum Error {
 impl std::fmt::Display for Error {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::NotBuilt(why) => write!(f, "this leakscope was built without its BPF programs: {why}; then build again"),
+            Self::NotBuilt(why) => {
+                write!(f, "this leakscope was built without its BPF programs: {why}; then build again")
+            }
             Self::NotAllowed(what) => {
                 write!(f, "{what} needs root, or the capabilities CAP_BPF and CAP_PERFMON; run it with sudo")
             }
@@ -163,7 +165,10 @@ impl std::fmt::Display for Error {
                  lockdown=integrity or without Secure Boot's lockdown",
             ),
             Self::NoTracepoints(names) => {
-                write!(f, "this kernel has no tracepoints for {names}; leave that out, or see `leakscope kernel status`")
+                write!(
+                    f,
+                    "this kernel has no tracepoints for {names}; leave that out, or see `leakscope kernel status`"
+                )
             }
             Self::Load { what, reason } => write!(f, "the kernel does not take {what}: {reason}"),
             Self::Command { what, error } => write!(f, "bpf(2) {what}: {error}"),

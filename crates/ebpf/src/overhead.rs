@@ -14,9 +14,15 @@ pub enum Decision {
     SampleLess(u64),
     /// Sample more again.
     SampleMore(u64),
-    /// The rate is at its end, and the programs still cost too much.
+    /// Fewer samples would not help: the programs cost too much even when they only look.
     OverBudget,
 }
+
+/// Below this share of the cost, fewer samples change next to nothing.
+const WORTHWHILE_SHARE: f64 = 0.25;
+
+/// What a sample takes at most, nanoseconds: its stack, and its entry in the table.
+pub const SAMPLE_NS: f64 = 5000.0;
 
 /// Decides from measurements.
 #[derive(Clone, Debug)]
@@ -39,10 +45,10 @@ impl Budget {
         Self { max_percent, wanted: wanted_sample_bytes, over: 0 }
     }
 
-    /// Decides, given what tracing cost in the last measurement and the current rate.
-    pub fn decide(&mut self, percent: f64, sample_bytes: u64) -> Decision {
+    /// Decides, given what tracing cost in the last measurement, which share of that samples took, and the current rate.
+    pub fn decide(&mut self, percent: f64, sampled_share: f64, sample_bytes: u64) -> Decision {
         if percent > self.max_percent {
-            if sample_bytes >= MOST_SAMPLE_BYTES {
+            if sample_bytes >= MOST_SAMPLE_BYTES || sampled_share < WORTHWHILE_SHARE {
                 return Decision::OverBudget;
             }
             // In proportion, and at least twofold.
@@ -73,20 +79,26 @@ mod tests {
     #[test]
     fn the_rate_follows_the_cost_and_comes_back() {
         let mut budget = Budget::new(2.0, 65536);
-        assert_eq!(budget.decide(1.9, 65536), Decision::Keep);
-        assert_eq!(budget.decide(8.0, 65536), Decision::SampleLess(262_144));
-        assert_eq!(budget.decide(1.0, 262_144), Decision::Keep, "between a quarter and all of the budget");
-        assert_eq!(budget.decide(0.4, 262_144), Decision::SampleMore(131_072));
-        assert_eq!(budget.decide(0.4, 131_072), Decision::SampleMore(65536));
-        assert_eq!(budget.decide(0.4, 65536), Decision::Keep, "never more than was asked for");
+        assert_eq!(budget.decide(1.9, 1.0, 65536), Decision::Keep);
+        assert_eq!(budget.decide(8.0, 0.9, 65536), Decision::SampleLess(262_144));
+        assert_eq!(budget.decide(1.0, 1.0, 262_144), Decision::Keep, "between a quarter and all of the budget");
+        assert_eq!(budget.decide(0.4, 0.1, 262_144), Decision::SampleMore(131_072));
+        assert_eq!(budget.decide(0.4, 0.1, 131_072), Decision::SampleMore(65536));
+        assert_eq!(budget.decide(0.4, 0.1, 65536), Decision::Keep, "never more than was asked for");
         assert_eq!(budget.times_over(), 1);
     }
 
     #[test]
     fn exact_tracing_becomes_sampling_and_exact_again() {
         let mut budget = Budget::new(2.0, 0);
-        assert_eq!(budget.decide(4.0, 0), Decision::SampleLess(16384));
-        assert_eq!(budget.decide(0.1, 16384), Decision::SampleMore(0));
+        assert_eq!(budget.decide(4.0, 1.0, 0), Decision::SampleLess(16384));
+        assert_eq!(budget.decide(0.1, 1.0, 16384), Decision::SampleMore(0));
+    }
+
+    #[test]
+    fn samples_that_cost_little_are_not_taken_away() {
+        let mut budget = Budget::new(2.0, 65536);
+        assert_eq!(budget.decide(3.0, 0.1, 65536), Decision::OverBudget);
     }
 
     #[test]
@@ -94,7 +106,7 @@ mod tests {
         let mut budget = Budget::new(0.01, 0);
         let mut rate = 0;
         for _ in 0..32 {
-            match budget.decide(100.0, rate) {
+            match budget.decide(100.0, 1.0, rate) {
                 Decision::SampleLess(next) => {
                     assert!(next > rate);
                     rate = next;

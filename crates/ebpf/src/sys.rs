@@ -166,11 +166,8 @@ pub(crate) struct Runs {
 pub(crate) fn runs(program: BorrowedFd<'_>) -> io::Result<Runs> {
     // `struct bpf_prog_info` grows; older kernels fill less of it.
     let mut info = [0u64; 29];
-    let mut attribute = Info {
-        fd: program.as_raw_fd() as u32,
-        bytes: size_of_val(&info) as u32,
-        address: info.as_mut_ptr() as u64,
-    };
+    let mut attribute =
+        Info { fd: program.as_raw_fd() as u32, bytes: size_of_val(&info) as u32, address: info.as_mut_ptr() as u64 };
     bpf(OBJ_GET_INFO_BY_FD, &mut attribute)?;
     let [run_time_ns, runs, misses] = [info[24], info[25], info[26]];
     Ok(Runs { run_time_ns, runs, misses })

@@ -131,7 +131,11 @@ impl Tracer {
         let attached = self.program(name)?.attach(None, probe.offset, &probe.path, i32::try_from(pid).ok());
         attached.map(drop).map_err(|error| {
             let path = probe.path.display();
-            Error::Target(format!("{} in {path}: the kernel does not attach there: {}", probe.name, load::chain(&error)))
+            Error::Target(format!(
+                "{} in {path}: the kernel does not attach there: {}",
+                probe.name,
+                load::chain(&error)
+            ))
         })
     }
 
@@ -151,7 +155,8 @@ impl Tracer {
 
 fn take_ring(ebpf: &mut Ebpf) -> Result<RingBuf<aya::maps::MapData>, Error> {
     let what = || "the ring of stacks".to_owned();
-    let map = ebpf.take_map("stack_copies").ok_or_else(|| Error::Load { what: what(), reason: "missing".to_owned() })?;
+    let map =
+        ebpf.take_map("stack_copies").ok_or_else(|| Error::Load { what: what(), reason: "missing".to_owned() })?;
     RingBuf::try_from(map).map_err(|error| Error::Load { what: what(), reason: load::chain(&error) })
 }
 

@@ -280,11 +280,21 @@ fn nothing_stays_attached() {
 
 /// Programs with a name of ours that the kernel has.
 fn programs_of_ours() -> usize {
-    const NAMES: [&str; 8] =
-        ["kmalloc_plain", "slab_cache", "slab_plain", "page_alloc", "page_free", "kfree_plain", "slab_free", "vmap_alloc"];
+    const NAMES: [&str; 8] = [
+        "kmalloc_plain",
+        "slab_cache",
+        "slab_plain",
+        "page_alloc",
+        "page_free",
+        "kfree_plain",
+        "slab_free",
+        "vmap_alloc",
+    ];
     aya::programs::loaded_programs()
         .filter_map(Result::ok)
-        .filter(|program| program.name_as_str().is_some_and(|name| NAMES.contains(&name) || name.starts_with("percpu_")))
+        .filter(|program| {
+            program.name_as_str().is_some_and(|name| NAMES.contains(&name) || name.starts_with("percpu_"))
+        })
         .count()
 }
 

@@ -61,8 +61,8 @@ mod task;
 mod thread;
 
 pub use cpu::Cpu;
-pub use limits::lift_limits;
 pub use leakscope_syscalls::{Access, Param, Region};
+pub use limits::lift_limits;
 pub use monitor::{Call, Ending, ExecPlan, ExecRequest, Monitor, ThreadStart};
 pub use process::{Error, Process, Setup, ThreadView, View};
 pub use space::{Backing, Mapping, Space};

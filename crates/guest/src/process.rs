@@ -191,6 +191,16 @@ impl View {
         })
     }
 
+    /// The registers of a thread that waits for its turn; `None` for the one whose turn it is.
+    #[must_use]
+    pub fn waiting(&self, tid: i32) -> Option<&Guest> {
+        self.process().threads.iter().find_map(|&thread| {
+            // SAFETY: threads take themselves out of the list before they end.
+            let thread = unsafe { &*thread };
+            if thread.tid() == tid { crate::thread::saved_registers(thread) } else { None }
+        })
+    }
+
     /// What the target was started with.
     #[must_use]
     pub fn setup(&self) -> &Setup {

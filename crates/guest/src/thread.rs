@@ -189,6 +189,13 @@ pub(crate) fn registers<'a, C: Cpu>(cpu: &'a C, thread: &'a Thread) -> &'a Guest
     unsafe { &*thread.saved.get() }
 }
 
+/// With the baton held: the registers of a thread whose turn it is not.
+pub(crate) fn saved_registers(thread: &Thread) -> Option<&Guest> {
+    let is_owner = ptr::eq(OWNER.load(Ordering::Relaxed), thread);
+    // SAFETY: written by `take_over` only, with the baton held.
+    (!is_owner).then(|| unsafe { &*thread.saved.get() })
+}
+
 /// With the baton held: nobody needs the registers in the CPU any more.
 pub(crate) fn forget_owner(thread: &Thread) {
     let me = ptr::from_ref(thread).cast_mut();

@@ -158,7 +158,8 @@ mod tests {
                     at += next() % 4000;
                     let values: Values = std::array::from_fn(|_| (next() % 3 != 0).then(&mut next));
                     let mean = values[0].unwrap_or(0);
-                    let extremes = (values[0].is_some() && next() % 2 == 0).then(|| (mean / 2, mean.saturating_add(next())));
+                    let extremes =
+                        (values[0].is_some() && next() % 2 == 0).then(|| (mean / 2, mean.saturating_add(next())));
                     Row { at, life: next() as u16, values, extremes }
                 })
                 .collect();

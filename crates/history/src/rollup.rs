@@ -9,12 +9,7 @@ pub fn rollup(rows: &[Row], seconds: u64) -> Vec<Row> {
             let values = std::array::from_fn(|metric| mean(stretch, metric));
             let lowest = stretch.iter().filter_map(|row| row.extremes.map(|(low, _)| low).or(row.values[0])).min();
             let highest = stretch.iter().filter_map(|row| row.extremes.map(|(_, high)| high).or(row.values[0])).max();
-            Row {
-                at: stretch[0].at / seconds * seconds,
-                life: stretch[0].life,
-                values,
-                extremes: lowest.zip(highest),
-            }
+            Row { at: stretch[0].at / seconds * seconds, life: stretch[0].life, values, extremes: lowest.zip(highest) }
         })
         .collect()
 }

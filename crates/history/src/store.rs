@@ -283,13 +283,14 @@ impl History {
             .map_err(&attempt)?;
         let mut found = query.query(params![id, scale.number(), first, to]).map_err(&attempt)?;
         while let Some(chunk) = found.next().map_err(&attempt)? {
-            let (start, data): (u64, Vec<u8>) =
-                (chunk.get(0).map_err(&attempt)?, chunk.get(1).map_err(&attempt)?);
+            let (start, data): (u64, Vec<u8>) = (chunk.get(0).map_err(&attempt)?, chunk.get(1).map_err(&attempt)?);
             rows.extend(decode(start, &data));
         }
         // The hour that is not over.
-        let mut query =
-            self.connection.prepare_cached("SELECT at, data FROM ticks WHERE at <= ?1 ORDER BY at").map_err(&attempt)?;
+        let mut query = self
+            .connection
+            .prepare_cached("SELECT at, data FROM ticks WHERE at <= ?1 ORDER BY at")
+            .map_err(&attempt)?;
         let mut found = query.query([to]).map_err(&attempt)?;
         let mut recent = Vec::new();
         while let Some(tick) = found.next().map_err(&attempt)? {
@@ -335,17 +336,20 @@ impl History {
         found.and_then(Iterator::collect).map_err(&attempt)
     }
 
-    /// Keeps a text under a key.
+    /// Keeps texts under keys, all or none.
     ///
     /// # Errors
     /// When SQLite refuses.
-    pub fn set_fact(&mut self, key: &str, value: &str) -> Result<(), HistoryError> {
-        let attempt = self.attempt("write a fact");
-        self.connection
-            .prepare_cached("INSERT OR REPLACE INTO facts (key, value) VALUES (?1, ?2)")
-            .and_then(|mut insert| insert.execute([key, value]))
-            .map(|_| ())
-            .map_err(attempt)
+    pub fn set_facts(&mut self, facts: &[(String, &str)]) -> Result<(), HistoryError> {
+        let attempt = self.attempt("write facts");
+        let transaction = self.connection.transaction().map_err(&attempt)?;
+        for (key, value) in facts {
+            transaction
+                .prepare_cached("INSERT OR REPLACE INTO facts (key, value) VALUES (?1, ?2)")
+                .and_then(|mut insert| insert.execute([key.as_str(), value]))
+                .map_err(&attempt)?;
+        }
+        transaction.commit().map_err(&attempt)
     }
 
     /// The text under a key.

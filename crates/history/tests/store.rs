@@ -79,8 +79,7 @@ fn events_and_facts() {
     history.write_tick(10, &[], &[event(9, "a"), event(10, "b")]).unwrap();
     assert_eq!(history.events(Some("a"), 9).unwrap(), [event(9, "a")]);
     assert_eq!(history.events(None, 1).unwrap(), [event(10, "b")]);
-    history.set_fact("k", "1").unwrap();
-    history.set_fact("k", "2").unwrap();
+    history.set_facts(&[("k".to_owned(), "1"), ("k".to_owned(), "2")]).unwrap();
     assert_eq!((history.fact("k").unwrap().as_deref(), history.fact("x").unwrap()), (Some("2"), None));
 }
 
@@ -134,7 +133,10 @@ fn killed_at_any_moment_nothing_committed_is_lost() {
         child.kill().unwrap();
         child.wait().unwrap();
         // What it said between our last look and its end.
-        committed = lines.map_while(Result::ok).filter_map(|l| l.split_once("committed ")?.1.parse().ok()).fold(committed, u64::max);
+        committed = lines
+            .map_while(Result::ok)
+            .filter_map(|l| l.split_once("committed ")?.1.parse().ok())
+            .fold(committed, u64::max);
         let (history, damaged) = History::open(&path).unwrap();
         assert_eq!(damaged, None, "round {round}");
         let rows = history.rows("a", Scale::Raw, 0, u64::MAX >> 1).unwrap();

@@ -6,7 +6,7 @@
 //! functions of the checker and of the allocator, which are taken off.
 
 use leakscope_findings::recording::{Access, AuxiliaryStack};
-use leakscope_kernel::alloc::{allocator, is_entry, split_front};
+use leakscope_kernel::alloc::{allocator, is_entry, split_frames};
 use leakscope_kernel::dump::{Frame, decode_frame, without_prefix};
 use leakscope_model::{AllocFn, ErrorKind, MisuseKind, Tool};
 
@@ -74,7 +74,17 @@ fn head(text: &str) -> Option<Open> {
     let (_, what) = rest.rsplit_once("): ").filter(|(taint, _)| taint.to_ascii_lowercase().contains("tainted"))?;
     let is_name = !cache.is_empty() && !cache.contains([' ', ':']);
     let words = vec![format!("cache {cache}")];
-    is_name.then(|| Open { tool: Some(Tool::SlubDebug), what: what.trim().to_owned(), words, ..Open::default() })
+    let block = (0, cache_bytes(cache));
+    is_name.then(|| Open { tool: Some(Tool::SlubDebug), what: what.trim().to_owned(), words, block, ..Open::default() })
+}
+
+/// Bytes of the objects of `kmalloc-64`, `kmalloc-cg-1k`; 0 of other caches.
+fn cache_bytes(cache: &str) -> u64 {
+    let size = cache.strip_prefix("kmalloc-").and_then(|rest| rest.rsplit('-').next()).unwrap_or_default();
+    match size.strip_suffix('k') {
+        Some(kilobytes) => kilobytes.parse::<u64>().map_or(0, |kilobytes| kilobytes.saturating_mul(1024)),
+        None => size.parse().unwrap_or(0),
+    }
 }
 
 /// Whether a text has the head of a report in it.
@@ -143,8 +153,13 @@ impl Open {
 
     fn note(&mut self, words: &str) {
         let length: usize = self.words.iter().map(String::len).sum();
-        if length + words.len() < LONGEST_WORDS && !words.is_empty() {
-            self.words.push(words.to_owned());
+        if length + words.len() >= LONGEST_WORDS || words.is_empty() {
+            return;
+        }
+        match self.words.last_mut().filter(|last| last.ends_with(" of")) {
+            // KASAN breaks its sentence there.
+            Some(last) => *last += &format!(" a {words}"),
+            None => self.words.push(words.to_owned()),
         }
     }
 
@@ -153,7 +168,9 @@ impl Open {
         let lower = text.strip_prefix("INFO: ").unwrap_or(text);
         if lower.starts_with("Call Trace:") || lower.starts_with("Call trace:") || lower.starts_with("Stack:") {
             self.part = if self.has_error { Part::None } else { Part::Error };
-        } else if let Some((_, rest)) = lower.split_once("llocated by task ").or_else(|| lower.split_once("llocated in ")) {
+        } else if let Some((_, rest)) =
+            lower.split_once("llocated by task ").or_else(|| lower.split_once("llocated in "))
+        {
             self.begin(Part::Allocation, lower.contains(" age=").then_some(rest));
         } else if let Some((_, rest)) = lower.split_once("reed by task ").or_else(|| lower.split_once("reed in ")) {
             self.begin(Part::Release, lower.contains(" age=").then_some(rest));
@@ -208,6 +225,7 @@ impl Open {
         let (_, rest) = text.split_once(" of size ")?;
         let (bytes, rest) = leading_decimal(rest)?;
         (self.access, self.access_bytes) = (access, bytes);
+        self.note(&format!("{} of size {bytes}", if access == Access::Read { "read" } else { "write" }));
         if let Some((_, rest)) = rest.split_once("at addr ") {
             self.address = hex(rest.split(' ').next()?)?;
         }
@@ -232,7 +250,8 @@ impl Open {
 
     /// `Use-after-free read at 0xff (in kfence-#97):`, `kfence-#97: 0xff-0xff, size=64, cache=kmalloc-64`.
     fn kfence_line(&mut self, text: &str) -> Option<()> {
-        const BEGINNINGS: [&str; 5] = ["Out-of-bounds ", "Use-after-free ", "Corrupted memory ", "Invalid ", "Invalid free "];
+        const BEGINNINGS: [&str; 5] =
+            ["Out-of-bounds ", "Use-after-free ", "Corrupted memory ", "Invalid ", "Invalid free "];
         if BEGINNINGS.iter().any(|front| text.starts_with(front)) && self.error.is_empty() {
             let (_, address) = text.split_once("0x")?;
             self.address = hex(address.split([' ', ':']).next()?)?;
@@ -292,7 +311,8 @@ impl Open {
         let named = self.place.as_ref().and_then(|place| {
             self.error.iter().position(|frame| (&frame.function, &frame.module) == (&place.function, &place.module))
         });
-        let first = named.unwrap_or_else(|| fronts(&self.error, |function| is_checker(function) || is_allocator(function)));
+        let first =
+            named.unwrap_or_else(|| fronts(&self.error, |function| is_checker(function) || is_allocator(function)));
         if self.error.is_empty() { self.place.as_slice() } else { until_entry(&self.error[first..]) }
     }
 }
@@ -303,7 +323,7 @@ fn is_allocator(function: &str) -> bool {
 
 /// Frames in front that are of a kind; of a stack of nothing else all but the last.
 fn fronts(frames: &[Frame], is_of: impl Fn(&str) -> bool) -> usize {
-    let count = frames.iter().take_while(|frame| is_of(&frame.function)).count();
+    let count = frames.iter().take_while(|frame| frame.module.is_empty() && is_of(&frame.function)).count();
     if count == frames.len() { count.saturating_sub(1) } else { count }
 }
 
@@ -344,7 +364,8 @@ impl KernelReport {
         if !trimmed.starts_with('?')
             && let Some(frame) = decode_frame(trimmed).filter(|_| text.starts_with([' ', '[']))
         {
-            if let Some(stack) = open.stack().filter(|stack| stack.len() < MOST_FRAMES && stack.last() != Some(&frame)) {
+            if let Some(stack) = open.stack().filter(|stack| stack.len() < MOST_FRAMES && stack.last() != Some(&frame))
+            {
                 stack.push(frame);
             }
             return true;
@@ -374,7 +395,7 @@ impl KernelReport {
 
 fn keep(process: &mut Process, open: &Open) {
     let leaf = plain_stack(process, open.error_frames());
-    let (front, function) = split_front(open.allocation.iter().map(|frame| frame.function.as_str()));
+    let (front, function) = split_frames(&open.allocation);
     let allocation = plain_stack(process, until_entry(&open.allocation[front..]));
     let released = fronts(&open.release, |function| is_checker(function) || is_allocator(function));
     let release = plain_stack(process, until_entry(&open.release[released..]));
@@ -394,7 +415,8 @@ fn keep(process: &mut Process, open: &Open) {
     match open.kind() {
         Ok(kind) => {
             let ErrorHandle::Misuse(at) = process.misuse(kind, Front::Absent(AllocFn::Kfree), &text) else { return };
-            let mut site = |leaf: u32, function| if leaf == 0 { 0 } else { process.site(leaf, Front::Absent(function)) };
+            let mut site =
+                |leaf: u32, function| if leaf == 0 { 0 } else { process.site(leaf, Front::Absent(function)) };
             let (made, released) = (site(allocation, function), site(release, AllocFn::Kfree));
             if let Some(misuse) = process.out.misuses.get_mut(at) {
                 (misuse.allocation_site, misuse.free_site) = (made, released);
@@ -414,6 +436,53 @@ fn keep(process: &mut Process, open: &Open) {
                 note(label, leaf);
             }
             process.error(kind, ErrorText { auxiliary, ..text });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn heads_by_table() {
+        let of = |text: &str| head(text).map(|open| (open.tool, open.what, open.block.1));
+        assert_eq!(
+            of("BUG: KASAN: slab-out-of-bounds in f+0x1/0x2 [m]"),
+            Some((Some(Tool::Kasan), "slab-out-of-bounds".to_owned(), 0))
+        );
+        assert_eq!(
+            of("BUG: KFENCE: use-after-free read in f+0x1/0x2"),
+            Some((Some(Tool::Kfence), "use-after-free read".to_owned(), 0))
+        );
+        let poison = Some((Some(Tool::SlubDebug), "Poison overwritten".to_owned(), 1024));
+        assert_eq!(of("BUG kmalloc-cg-1k (Not tainted): Poison overwritten"), poison);
+        assert_eq!(of("BUG dentry (Tainted: G B): Object already free").map(|found| found.2), Some(0));
+        for text in ["BUG: unable to handle page fault", "BUG x", "DEBUG a (tainted): b", "BUG: Bad page state in x"] {
+            assert_eq!(of(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn kinds_by_table() {
+        let kind = |what: &str, access, freed: bool| {
+            let release = if freed { vec![Frame::default()] } else { Vec::new() };
+            Open { what: what.to_owned(), access, release, ..Open::default() }.kind()
+        };
+        for (what, access, freed, expected) in [
+            ("double-free", Access::None, true, Ok(MisuseKind::DoubleFree)),
+            ("invalid-free", Access::None, false, Ok(MisuseKind::InvalidFree)),
+            ("invalid free", Access::None, true, Ok(MisuseKind::DoubleFree)),
+            ("memory corruption", Access::None, true, Ok(MisuseKind::Overrun)),
+            ("Right Redzone overwritten", Access::None, false, Ok(MisuseKind::Overrun)),
+            ("Left Redzone overwritten", Access::None, false, Err(ErrorKind::InvalidWrite)),
+            ("Poison overwritten", Access::None, true, Err(ErrorKind::InvalidWrite)),
+            ("Object already free", Access::None, true, Ok(MisuseKind::DoubleFree)),
+            ("slab-use-after-free", Access::Read, true, Err(ErrorKind::InvalidRead)),
+            ("stack-out-of-bounds", Access::Write, false, Err(ErrorKind::InvalidWrite)),
+            ("Padding overwritten", Access::None, false, Err(ErrorKind::Other)),
+        ] {
+            assert_eq!(kind(what, access, freed), expected, "{what}");
         }
     }
 }

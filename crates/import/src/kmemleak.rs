@@ -10,7 +10,7 @@
 use std::collections::BTreeMap;
 
 use leakscope_findings::recording::{FrameRecord, ProcessRecording, ResolvedFrame, Sample, SiteNote};
-use leakscope_kernel::alloc::{is_entry, plain_name, split_front};
+use leakscope_kernel::alloc::{allocator, is_entry, plain_name, split_frames};
 use leakscope_kernel::clock::Clock;
 use leakscope_kernel::dump::{Decoder, Dump, Frame, Line, Object};
 use leakscope_kernel::sightings::{Judged, Verdict, age_ms};
@@ -137,7 +137,10 @@ fn fill(process: &mut Process, dump: &Dump, scans: &Scans<'_>, names: &mut dyn K
     process.out.process.command_line = vec!["the kernel".to_owned()];
     process.out.series.clone_from(&scans.series);
     if dump.cut_objects > 0 {
-        process.out.problems.push(format!("of {} objects the dump is cut off before their backtrace", dump.cut_objects));
+        process
+            .out
+            .problems
+            .push(format!("of {} objects the dump is cut off before their backtrace", dump.cut_objects));
     }
     let own: Vec<(&[Frame], Front)> = dump.backtraces.iter().map(|backtrace| own_frames(&backtrace.frames)).collect();
     let mut stack_maker = StackMaker::new(own.iter().flat_map(|(frames, _)| frames.iter()), names);
@@ -152,7 +155,8 @@ fn fill(process: &mut Process, dump: &Dump, scans: &Scans<'_>, names: &mut dyn K
     for (number, object) in dump.objects.iter().enumerate() {
         let backtrace = object.backtrace as usize;
         let (Some(&site), Some((frames, _))) = (sites.get(backtrace), own.get(backtrace)) else { continue };
-        let verdict = scans.judged.and_then(|judged| judged.verdicts.get(number)).copied().unwrap_or(Verdict::Confirmed);
+        let verdict =
+            scans.judged.and_then(|judged| judged.verdicts.get(number)).copied().unwrap_or(Verdict::Confirmed);
         groups.entry(site).or_insert_with(|| Group::of(frames)).add(object, verdict, scans);
     }
     for (site, group) in groups {
@@ -171,7 +175,7 @@ fn fill(process: &mut Process, dump: &Dump, scans: &Scans<'_>, names: &mut dyn K
 
 /// The frames without those of the allocator and of the kernel's entry, and the function that allocated.
 pub(crate) fn own_frames(frames: &[Frame]) -> (&[Frame], Front) {
-    let (front, function) = split_front(frames.iter().map(|frame| frame.function.as_str()));
+    let (front, function) = split_frames(frames);
     let entry = frames.iter().position(|frame| is_entry(&frame.function)).unwrap_or(frames.len());
     (&frames[front.min(entry)..entry], Front::Absent(function))
 }
@@ -205,7 +209,9 @@ impl<'a> Group<'a> {
         match verdict {
             Verdict::Confirmed => {}
             Verdict::Young => facts.young = true,
-            Verdict::Seen { times } => facts.least_seen = Some(facts.least_seen.map_or(times, |least| least.min(times))),
+            Verdict::Seen { times } => {
+                facts.least_seen = Some(facts.least_seen.map_or(times, |least| least.min(times)))
+            }
         }
     }
 
@@ -348,7 +354,14 @@ fn location(process: &mut Process, frame: &Frame, name: &KernelName) -> u32 {
         // The kernel's name of the function, as everywhere; the file's word on where it is.
         Some((outer, inlined)) => {
             let outer = ResolvedFrame { function: own.function, linkage_name: None, inlined: false, ..outer.clone() };
-            inlined.iter().chain([&outer]).map(|frame| process.strings.frame(frame)).collect()
+            let plain = |frame: &ResolvedFrame| {
+                let function = frame.function.as_deref().map(|name| plain_name(name).to_owned());
+                ResolvedFrame { function, linkage_name: None, ..frame.clone() }
+            };
+            // The allocator's inline functions in front (`kzalloc`) go as its others do.
+            let is_allocator = |frame: &&ResolvedFrame| frame.function.as_deref().is_some_and(|name| allocator(name).is_some());
+            let own_inlined = inlined.iter().skip_while(is_allocator).map(plain);
+            own_inlined.chain([outer]).map(|frame| process.strings.frame(&frame)).collect()
         }
         None if frame.function.is_empty() => Vec::new(),
         None => vec![process.strings.frame(&own)],
@@ -391,7 +404,9 @@ mod tests {
                 ..ResolvedFrame::default()
             };
             let frames = frames.iter().map(|frame| match frame.function.as_str() {
-                "make" => KernelName { pc: 0xff00_0003, frames: vec![place("inner", 5, true), place("other", 9, false)] },
+                "make" => {
+                    KernelName { pc: 0xff00_0003, frames: vec![place("inner", 5, true), place("other", 9, false)] }
+                }
                 _ => KernelName::default(),
             });
             frames.collect()

@@ -13,9 +13,9 @@
 //!
 //! Nothing says whether anybody still knows a page: the pages are live, and not classified.
 
-use leakscope_kernel::alloc::{is_entry, split_front};
+use leakscope_kernel::alloc::{is_entry, split_frames};
 use leakscope_kernel::dump::{Frame, decode_frame, without_prefix};
-use leakscope_model::Tool;
+use leakscope_model::{AllocFn, Tool};
 
 use crate::kmemleak::{KERNEL, plain_stack};
 use crate::lines::leading_decimal;
@@ -91,7 +91,10 @@ impl PageOwner {
             }
         } else if is_indented {
             sink.unread(number, line);
-        } else if !text.starts_with("PFN ") && !text.starts_with("Page has been migrated") && !text.starts_with("Charged") {
+        } else if !text.starts_with("PFN ")
+            && !text.starts_with("Page has been migrated")
+            && !text.starts_with("Charged")
+        {
             self.close(sink);
             return false;
         }
@@ -107,10 +110,10 @@ impl PageOwner {
         process.out.process.command_line = vec!["the kernel".to_owned()];
         let kernel = process.module(KERNEL, Base::LinkTime, 0, None);
         process.out.hook_module = kernel.checked_sub(1);
-        let (front, function) = split_front(frames.iter().map(|frame| frame.function.as_str()));
+        let (front, _) = split_frames(&frames);
         let end = frames.iter().position(|frame| is_entry(&frame.function)).unwrap_or(frames.len());
         let leaf = plain_stack(process, &frames[front.min(end)..end]);
-        let site = process.site(leaf, Front::Absent(function));
+        let site = process.site(leaf, Front::Absent(AllocFn::AllocPages));
         process.live(site, bytes, blocks);
     }
 

@@ -56,11 +56,7 @@ pub struct TraceFacts {
 }
 
 /// What was outstanding in the kernel, as a recording.
-pub fn kernel_trace(
-    sites: &[TracedSite<Frame>],
-    facts: &TraceFacts,
-    names: &mut dyn KernelNames,
-) -> ProcessRecording {
+pub fn kernel_trace(sites: &[TracedSite<Frame>], facts: &TraceFacts, names: &mut dyn KernelNames) -> ProcessRecording {
     let mut sink = Sink::default();
     let number = sink.process(facts.pid, Tool::Leakscope);
     let process = &mut sink[number];
@@ -121,7 +117,8 @@ fn add<F>(process: &mut Process, number: u32, site: &TracedSite<F>) {
     process.leak(number, LeakKind::PossiblyLost, (site.live_bytes, site.live_blocks), (0, 0));
     let totals = process.totals(number);
     // What is live was allocated; `leak` has entered it.
-    totals.allocated_bytes = totals.allocated_bytes.saturating_add(site.allocated_bytes.saturating_sub(site.live_bytes));
+    totals.allocated_bytes =
+        totals.allocated_bytes.saturating_add(site.allocated_bytes.saturating_sub(site.live_bytes));
     totals.allocated_blocks =
         totals.allocated_blocks.saturating_add(site.allocated_blocks.saturating_sub(site.live_blocks));
     totals.freed_bytes = totals.allocated_bytes.saturating_sub(totals.live_bytes);

@@ -5,6 +5,8 @@
 
 use leakscope_model::AllocFn;
 
+use crate::dump::Frame;
+
 /// Beginnings of names, and the function that a caller wrote.
 const FRONTS: &[(&str, Option<AllocFn>)] = &[
     ("kmem_cache_alloc_trace", Some(AllocFn::Kmalloc)),
@@ -94,6 +96,15 @@ pub fn split_front<'a>(functions: impl IntoIterator<Item = &'a str>) -> (usize, 
     (count, called.unwrap_or(AllocFn::Kmalloc))
 }
 
+/// The same of frames: the allocator is no module, whatever a module calls its functions.
+pub fn split_frames(frames: &[Frame]) -> (usize, AllocFn) {
+    let kernels = frames.iter().take_while(|frame| frame.module.is_empty()).count();
+    let (count, function) = split_front(frames[..kernels].iter().map(|frame| frame.function.as_str()));
+    // All of these may be the allocator's when a module called it.
+    let is_all = kernels < frames.len() && frames[..kernels].iter().all(|frame| allocator(&frame.function).is_some());
+    (if is_all { kernels } else { count }, function)
+}
+
 /// A function's name without what only some kernels add: allocation profiling (6.10) calls the function that does the
 /// work `kstrdup_noprof`, and leaves a macro `kstrdup`.
 pub fn plain_name(function: &str) -> &str {
@@ -136,6 +147,15 @@ mod tests {
         ] {
             assert_eq!(split_front(stack.iter().copied()), expected, "{stack:?}");
         }
+        let frame = |function: &str, module: &str| Frame {
+            function: function.to_owned(),
+            module: module.to_owned(),
+            ..Frame::default()
+        };
+        let named_alike = [frame("kmem_cache_alloc_trace", ""), frame("kmalloc_oob_right", "kasan_test")];
+        assert_eq!(split_frames(&named_alike), (1, AllocFn::Kmalloc));
+        assert_eq!(split_frames(&[frame("__kmalloc", ""), frame("make", "")]), (1, AllocFn::Kmalloc));
+        assert_eq!(split_frames(&[]), (0, AllocFn::Kmalloc));
         assert_eq!(plain_name("kstrdup_noprof"), "kstrdup");
         assert!(is_entry("entry_SYSCALL_64_after_hwframe") && !is_entry("__x64_sys_init_module"));
     }

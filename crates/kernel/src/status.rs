@@ -261,7 +261,9 @@ impl Probe<'_> {
     fn addresses(&self) -> Row {
         let name = "function names";
         let table = self.places.read("/proc/kallsyms");
-        match table.as_deref().and_then(|table| table.lines().next()) {
+        // Before functions stand processors' own variables, whose addresses are small numbers.
+        let is_function = |line: &&str| line.contains(" T ");
+        match table.as_deref().and_then(|table| table.lines().find(is_function)) {
             None => row(name, State::Missing, "no /proc/kallsyms", "a kernel with CONFIG_KALLSYMS, or --system-map"),
             Some(line) if line.starts_with("0000000000000000 ") => row(
                 name,

@@ -139,10 +139,7 @@ mod tests {
         assert_eq!(words(file.as_raw_fd()), Some(("file descriptor".into(), "/dev/null".into())));
         let server = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let port = server.local_addr().unwrap().port();
-        assert_eq!(
-            words(server.as_raw_fd()),
-            Some(("AF_INET socket".into(), format!("127.0.0.1:{port} <-> unbound")))
-        );
+        assert_eq!(words(server.as_raw_fd()), Some(("AF_INET socket".into(), format!("127.0.0.1:{port} <-> unbound"))));
         let client = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
         let own = client.local_addr().unwrap().port();
         assert_eq!(

@@ -29,6 +29,8 @@ const PT_DYNAMIC: u32 = 2;
 const PF_X: u32 = 1;
 const PT_GNU_EH_FRAME: u32 = 0x6474_e550;
 const NT_GNU_BUILD_ID: u32 = 3;
+/// Source: Go, `cmd/link/internal/ld/elf.go`.
+const NT_GO_BUILD_ID: u32 = 4;
 const DT_SONAME: u64 = 14;
 const DT_STRTAB: u64 = 5;
 const STT_FUNC: u8 = 2;
@@ -45,6 +47,8 @@ pub struct Facts {
     pub build_id: Vec<u8>,
     /// `DT_SONAME`.
     pub soname: Vec<u8>,
+    /// Go's compiler made it.
+    pub is_go: bool,
 }
 
 impl SymbolFile {
@@ -145,9 +149,10 @@ impl SymbolFile {
                 }
                 PT_GNU_EH_FRAME => facts.eh_frame_hdr = Some(address),
                 PT_NOTE => {
-                    if let Some(id) = self.build_id(offset, file_bytes) {
+                    if let Some(id) = self.note(offset, file_bytes, *b"GNU\0", NT_GNU_BUILD_ID) {
                         facts.build_id = id.to_vec();
                     }
+                    facts.is_go |= self.note(offset, file_bytes, *b"Go\0\0", NT_GO_BUILD_ID).is_some();
                 }
                 PT_DYNAMIC => dynamic = Some((offset, file_bytes)),
                 _ => {}
@@ -205,14 +210,14 @@ impl SymbolFile {
         self.string(self.offset_of_address(strings?)?.checked_add(name?)?)
     }
 
-    fn build_id(&self, mut offset: u64, bytes: u64) -> Option<&[u8]> {
+    fn note(&self, mut offset: u64, bytes: u64, owner: [u8; 4], wanted: u32) -> Option<&[u8]> {
         let end = offset.checked_add(bytes)?;
         while offset.checked_add(12)? <= end {
             let (name, description) = (u64::from(self.word(offset)?), u64::from(self.word(offset + 4)?));
             let kind = self.word(offset + 8)?;
             let name_at = offset + 12;
             let description_at = name_at + name.next_multiple_of(4);
-            if kind == NT_GNU_BUILD_ID && self.at::<4>(name_at) == Some(*b"GNU\0") {
+            if kind == wanted && self.at::<4>(name_at) == Some(owner) {
                 return self.file().get(description_at as usize..(description_at + description) as usize);
             }
             offset = description_at + description.next_multiple_of(4);
@@ -278,6 +283,19 @@ mod tests {
         assert_eq!(file.address_of_code(0), Some(0));
         assert_eq!(file.address_of_code(0x2000), Some(0x3000));
         assert_eq!(file.address_of_code(0x3000), None);
+        assert!(!file.facts().is_go);
+
+        // A third header: the note that Go's linker writes, with a build id of four bytes.
+        bytes[56..58].copy_from_slice(&3_u16.to_le_bytes());
+        let header = [4_u32.to_le_bytes(), 4_u32.to_le_bytes()].concat();
+        let header =
+            [header, [0x200_u64, 0, 0, 20, 20, 4].iter().flat_map(|word| word.to_le_bytes()).collect()].concat();
+        bytes[64 + 112..][..56].copy_from_slice(&header);
+        let note: Vec<u8> = [4_u32, 4, 4].iter().flat_map(|word| word.to_le_bytes()).chain(*b"Go\0\0abcd").collect();
+        bytes[0x200..0x200 + note.len()].copy_from_slice(&note);
+        std::fs::write(&path, &bytes).unwrap();
+        let file = SymbolFile::open(&std::ffi::CString::new(path.to_str().unwrap()).unwrap()).unwrap();
+        assert!(file.facts().is_go);
     }
 
     #[test]

@@ -213,8 +213,11 @@ impl Memcheck {
             other => other,
         };
         let Some(number) = self.is_new(Key::Misuse(key)) else { return };
-        let auxiliary =
-            if block.is_none() && kind != MisuseKind::FishySize { self.describe(address, guest) } else { Description::default() };
+        let auxiliary = if block.is_none() && kind != MisuseKind::FishySize {
+            self.describe(address, guest)
+        } else {
+            Description::default()
+        };
         self.publish(number, What::Misuse { kind, function, address, block }, auxiliary);
     }
 

@@ -299,8 +299,9 @@ impl Search<'_> {
     /// not there this time.
     fn pools(&self, known: &[Known], pools: &[Known]) -> Option<HashMap<Place, Sum>> {
         let end = |known: &Known| known.block.start.0 + known.block.size_bytes;
-        let is_outside =
-            |known: &&Known| pools.iter().all(|pool| end(known) <= pool.block.start.0 || end(pool) <= known.block.start.0);
+        let is_outside = |known: &&Known| {
+            pools.iter().all(|pool| end(known) <= pool.block.start.0 || end(pool) <= known.block.start.0)
+        };
         let mut list: Vec<Known> = known.iter().filter(is_outside).chain(pools).copied().collect();
         list.sort_by_key(|known| known.block.start);
         list.dedup_by_key(|known| known.block.start);

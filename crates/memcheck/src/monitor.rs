@@ -7,8 +7,8 @@ use leakscope_ledger::events::{self, Event, asked};
 use leakscope_model::{CheckTrigger, ErrorKind};
 use leakscope_translate::{AccessKind, Action, BadAccess, Engine, Fault, GUEST_END, Gpr};
 
-use crate::functions::matches;
 use crate::engine::{HEAP, Memcheck, forget_shadow, shadow};
+use crate::functions::matches;
 use crate::probe;
 use crate::tool;
 
@@ -65,9 +65,10 @@ impl Memcheck {
         let (address, bytes) = (access.address, access.size_bytes);
         let is_partial = self.options.partial_loads_ok
             && access.kind == AccessKind::Read
-            && matches!(bytes, 8 | 16 | 32 | 64)
-            && address.is_multiple_of(bytes)
-            && (shadow().first_allowed(address, bytes).is_some() || self.is_loaders(access));
+            && (self.is_loaders(access)
+                || matches!(bytes, 8 | 16 | 32 | 64)
+                    && address.is_multiple_of(bytes)
+                    && shadow().first_allowed(address, bytes).is_some());
         let is_below_sp = self.options.ignored_below_sp.is_some_and(|(far, near)| {
             let distance = rsp.wrapping_sub(address);
             near <= distance && distance <= far

@@ -152,7 +152,9 @@ pub fn run(start: Start) -> ! {
     leakscope_guest::lift_limits();
     let Some(output) = connect(&start.connect, 0) else {
         match address_space_limit() {
-            Some(limit) => eprintln!("leakscope: there is no address space for the engine (48 TB, not of memory): {limit}"),
+            Some(limit) => {
+                eprintln!("leakscope: there is no address space for the engine (48 TB, not of memory): {limit}")
+            }
             None => eprintln!("leakscope-memcheck: nobody answers; `leakscope memcheck` starts this program"),
         }
         crate::engine::exit(2);
@@ -187,6 +189,10 @@ fn prepare(memcheck: &mut Memcheck, start: Start) -> Result<(Engine, Process, Gu
     const { assert!(HEAP.end <= STACK_END - LARGEST_STACK) };
     process.space_mut().lend(HEAP);
     map_shadow()?;
+    // Go's stacks are blocks of its own heap, which it moves and uses again: what lies below a stack pointer of its is not
+    // free for that.
+    let is_go = crate::elf_symbols::SymbolFile::open(&resolved.path).is_some_and(|file| file.facts().is_go);
+    memcheck.options.stack_marks &= !is_go;
     let config = Config {
         stack: if memcheck.options.stack_marks { StackMarking::Exact } else { StackMarking::Off },
         ..Config::default()
@@ -236,8 +242,10 @@ fn map_shadow() -> Result<(), String> {
         return Ok(());
     }
     let error = std::io::Error::last_os_error();
-    Err(format!("cannot map shadow memory: {error}; it takes 48 TB of address space (not of memory): {}",
-        what_is_in_the_way()))
+    Err(format!(
+        "cannot map shadow memory: {error}; it takes 48 TB of address space (not of memory): {}",
+        what_is_in_the_way()
+    ))
 }
 
 /// What to change, so that address space can be had.
@@ -246,7 +254,9 @@ fn what_is_in_the_way() -> String {
         return limit;
     }
     match std::fs::read_to_string("/proc/sys/vm/overcommit_memory") {
-        Ok(mode) if mode.trim() == "2" => "set vm.overcommit_memory to 0 or 1, it is 2 (`sysctl vm.overcommit_memory=0`)".to_owned(),
+        Ok(mode) if mode.trim() == "2" => {
+            "set vm.overcommit_memory to 0 or 1, it is 2 (`sysctl vm.overcommit_memory=0`)".to_owned()
+        }
         _ => "look at the limits of the container".to_owned(),
     }
 }

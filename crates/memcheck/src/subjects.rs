@@ -65,19 +65,35 @@ impl Memcheck {
 
     fn describe_stack(&mut self, address: u64, number: u32, guest: &Guest) -> Description {
         let mut description = Description::line(format!("Address {address:#x} is on thread {number}'s stack"));
-        // Where the others stand is known to their threads only.
-        if number != self.threads.current().number {
+        let walked = self.walked;
+        let other = if number == self.threads.current().number { None } else { self.waiting(number) };
+        if number != self.threads.current().number && other.is_none() {
             return description;
         }
+        let guest = match &other {
+            Some(other) => {
+                self.walked = Walked { hook: None, rip: other.rip };
+                other
+            }
+            None => guest,
+        };
         let rsp = guest.gpr(Gpr::Rsp);
         if address < rsp.saturating_sub(RED_ZONE) {
             let words = format!("{} bytes below stack pointer", rsp - address);
             description.lines.push((words, Vec::new()));
+            self.walked = walked;
             return description;
         }
         let (frames, is_within) = self.frames_up_to(address, guest);
+        self.walked = walked;
         description.subject = Some(Subject { address, thread: number, frames, is_within, object: None });
         description
+    }
+
+    /// The registers of another thread.
+    fn waiting(&self, number: u32) -> Option<Guest> {
+        let tid = i32::try_from(self.threads.tid(number)?).ok()?;
+        self.view.as_ref()?.waiting(tid).cloned()
     }
 
     /// The frames of the last walk's stack up to the one that holds an address, and whether there is such a one.

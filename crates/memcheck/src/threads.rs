@@ -80,6 +80,11 @@ impl Threads {
         self.by_tid.insert(tid, Thread { tid, number, ..thread });
     }
 
+    /// The kernel's number of a thread.
+    pub fn tid(&self, number: u32) -> Option<u32> {
+        self.by_tid.values().find(|thread| thread.number == number).map(|thread| thread.tid)
+    }
+
     /// The number of the thread on whose stack an address is.
     pub fn stack_owner(&self, address: u64) -> Option<u32> {
         self.by_tid.values().find(|thread| thread.stack.contains(&address)).map(|thread| thread.number)

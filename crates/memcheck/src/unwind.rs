@@ -150,7 +150,12 @@ pub struct Unwinder {
 
 impl Default for Unwinder {
     fn default() -> Self {
-        Self { modules: Vec::new(), rules: HashMap::default(), context: Box::new(UnwindContext::new_in()), trace: Trace::default() }
+        Self {
+            modules: Vec::new(),
+            rules: HashMap::default(),
+            context: Box::new(UnwindContext::new_in()),
+            trace: Trace::default(),
+        }
     }
 }
 

@@ -37,7 +37,7 @@ pub struct Style {
 /// Those of `out`.
 pub fn write(out: &mut dyn Write, analysis: &Analysis, style: &Style) -> io::Result<()> {
     let mut document = Document { out, style, unique: 0 };
-    document.head(analysis)?;
+    document.head(analysis, "a memory leak finder")?;
     document.status("RUNNING", 0)?;
     let mut counts = Vec::new();
     for misuse in analysis.shown_misuses() {
@@ -81,14 +81,15 @@ impl Document<'_> {
         writeln!(self.out, "{:indent$}<{tag}>{}</{tag}>", "", xml(text))
     }
 
-    fn head(&mut self, analysis: &Analysis) -> io::Result<()> {
+    /// `purpose` is what the tool calls itself.
+    fn head(&mut self, analysis: &Analysis, purpose: &str) -> io::Result<()> {
         let process = &analysis.process;
         self.line("<?xml version=\"1.0\"?>\n\n<valgrindoutput>\n")?;
         self.line("<protocolversion>4</protocolversion>\n<protocoltool>memcheck</protocoltool>\n")?;
         self.line("<preamble>")?;
         let leakscope = format!("leakscope {}", analysis.tool_version);
         let made_by = match analysis.witness.tool {
-            Tool::Leakscope => format!("{leakscope}, a memory leak finder"),
+            Tool::Leakscope => format!("{leakscope}, {purpose}"),
             _ => format!("{}, imported by {leakscope}", analysis.witness),
         };
         self.element(2, "line", &made_by)?;

@@ -103,7 +103,8 @@ mod tests {
 
     #[test]
     fn slabs_by_size() {
-        let text = "slabinfo - version: 2.1\n# name <active_objs>\nsmall 5 10 8 512 1 : t\nbig 100 200 1024 4\nbroken 1\n";
+        let text =
+            "slabinfo - version: 2.1\n# name <active_objs>\nsmall 5 10 8 512 1 : t\nbig 100 200 1024 4\nbroken 1\n";
         let slabs = decode_slabs(text);
         assert_eq!(slabs[0], Slab { name: "big".into(), bytes: 204_800, objects: 100 });
         assert_eq!((slabs[1].name.as_str(), slabs.len()), ("small", 2));

@@ -115,7 +115,8 @@ pub fn decode_stat(bytes: &[u8], page_bytes: u64) -> Option<Process> {
 pub fn read_counters(places: &Places, process: &Process) -> Option<Counters> {
     let status = fs::read(places.path(format!("/proc/{}/status", process.pid))).ok()?;
     let mut counters = decode_status(&status);
-    counters.resident_bytes = counters.resident_bytes.max(if counters.threads == 0 { process.resident_bytes } else { 0 });
+    counters.resident_bytes =
+        counters.resident_bytes.max(if counters.threads == 0 { process.resident_bytes } else { 0 });
     counters.descriptors = read_descriptors(places, process.pid);
     Some(counters)
 }
@@ -191,7 +192,8 @@ mod tests {
     use super::*;
 
     fn stat(name: &str) -> Vec<u8> {
-        format!("42 ({name}) S 7 42 42 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 3 0 987 1000000 250 18446744073709551615 1\n").into()
+        format!("42 ({name}) S 7 42 42 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 3 0 987 1000000 250 18446744073709551615 1\n")
+            .into()
     }
 
     #[test]
@@ -248,7 +250,8 @@ mod tests {
 
     #[test]
     fn nonsense_is_no_number() {
-        let counters = decode_status(b"VmRSS: x kB\nRssAnon:\nVmSwap: 3 kB\nThreads: 99999999999999999999999\n\xff:\n:");
+        let counters =
+            decode_status(b"VmRSS: x kB\nRssAnon:\nVmSwap: 3 kB\nThreads: 99999999999999999999999\n\xff:\n:");
         assert_eq!(counters, Counters { swap_bytes: Some(3072), ..Counters::default() });
         assert_eq!(decode_limit("Max open files            unlimited  unlimited  files", "Max open files"), None);
         assert_eq!(decode_limit("Max open files            1024  unlimited  files", "Max open files"), Some(1024));

@@ -69,8 +69,9 @@ pub fn find_targets(places: &Places, selector: &Selector, processes: &[Process])
         }
         Selector::Cgroup(group) => target("cgroup", group, by_pid(&read_members(places, group)), Some(group.clone())),
         Selector::Container(wanted) => {
-            let group = find_group(places, |name| is_container(name, wanted))
-                .or_else(|| container_id(places, wanted).and_then(|id| find_group(places, |name| is_container(name, &id))));
+            let group = find_group(places, |name| is_container(name, wanted)).or_else(|| {
+                container_id(places, wanted).and_then(|id| find_group(places, |name| is_container(name, &id)))
+            });
             let members = group.as_deref().map(|group| read_members(places, group)).unwrap_or_default();
             target("container", wanted, by_pid(&members), group)
         }
@@ -276,10 +277,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let places = Places::below(folder.path());
         let id = "0123456789abcdef0123456789abcdef";
-        for (group, pids) in [
-            ("system.slice/web.service", "20\n30\n"),
-            (&format!("system.slice/docker-{id}.scope"), "40\n"),
-        ] {
+        for (group, pids) in
+            [("system.slice/web.service", "20\n30\n"), (&format!("system.slice/docker-{id}.scope"), "40\n")]
+        {
             let path = places.path(format!("/sys/fs/cgroup/{group}"));
             std::fs::create_dir_all(&path).unwrap();
             std::fs::write(path.join("cgroup.procs"), pids).unwrap();

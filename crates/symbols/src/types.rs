@@ -107,7 +107,8 @@ impl Types<'_> {
                 let of = self.of(place)?;
                 let element = self.size(&of).filter(|&bytes| bytes > 0)?;
                 for number in 0..counts.len() {
-                    let stride = counts[number + 1..].iter().try_fold(element, |size, &count| size.checked_mul(count))?;
+                    let stride =
+                        counts[number + 1..].iter().try_fold(element, |size, &count| size.checked_mul(count))?;
                     let index = offset.checked_div(stride)?;
                     _ = write!(words, "[{index}]");
                     *offset -= index * stride;

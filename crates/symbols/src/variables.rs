@@ -111,9 +111,10 @@ impl Variables {
                 if entry.tag() != gimli::DW_TAG_variable {
                     continue;
                 }
-                let Some(AttributeValue::Exprloc(expression)) = entry.attr_value(gimli::DW_AT_location) else { continue };
-                let situation =
-                    Situation { dwarf: &self.dwarf, unit: &unit, frame: None, bias: 0, frame_base: None };
+                let Some(AttributeValue::Exprloc(expression)) = entry.attr_value(gimli::DW_AT_location) else {
+                    continue;
+                };
+                let situation = Situation { dwarf: &self.dwarf, unit: &unit, frame: None, bias: 0, frame_base: None };
                 let Some(start) = situation.address(expression).filter(|&start| start != 0) else { continue };
                 let place = Place { unit: Arc::clone(&unit), supplement: false, at: entry.offset() };
                 if let Some(size) = self.size(&place) {
@@ -142,8 +143,7 @@ impl Variables {
     fn locals(&mut self, pc: u64, frame: FrameState, bias: u64) -> Vec<(Place, u64, u64)> {
         let Some(unit) = self.unit_around(pc) else { return Vec::new() };
         let mut found: Vec<(isize, Place, u64)> = Vec::new();
-        let mut situation =
-            Situation { dwarf: &self.dwarf, unit: &unit, frame: Some(frame), bias, frame_base: None };
+        let mut situation = Situation { dwarf: &self.dwarf, unit: &unit, frame: Some(frame), bias, frame_base: None };
         let (mut skipped, mut function) = (None, None);
         let mut cursor = unit.entries();
         while let Ok(Some(entry)) = cursor.next_dfs() {
@@ -325,7 +325,9 @@ impl Situation<'_> {
                     evaluation.resume_with_register(Value::Generic(self.register(register)?)).ok()?
                 }
                 EvaluationResult::RequiresFrameBase => evaluation.resume_with_frame_base(self.frame_base?).ok()?,
-                EvaluationResult::RequiresCallFrameCfa => evaluation.resume_with_call_frame_cfa(self.frame?.cfa).ok()?,
+                EvaluationResult::RequiresCallFrameCfa => {
+                    evaluation.resume_with_call_frame_cfa(self.frame?.cfa).ok()?
+                }
                 EvaluationResult::RequiresRelocatedAddress(address) => {
                     evaluation.resume_with_relocated_address(address.wrapping_add(self.bias)).ok()?
                 }

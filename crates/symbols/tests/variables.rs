@@ -12,7 +12,8 @@ fn build(name: &str, compiler: &str, flags: &[&str]) -> PathBuf {
     let folder = folder(name);
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/variables.cpp");
     let app = folder.join("app");
-    let fixed = ["-no-pie", "-w", "-O0", "-fno-omit-frame-pointer", "-o", app.to_str().unwrap(), source.to_str().unwrap()];
+    let fixed =
+        ["-no-pie", "-w", "-O0", "-fno-omit-frame-pointer", "-o", app.to_str().unwrap(), source.to_str().unwrap()];
     run(&folder, compiler, &[&fixed[..], flags].concat(), "");
     app
 }

@@ -337,9 +337,8 @@ impl Judge {
         }
         let grown = growth.per_hour * growth.window_seconds / HOUR;
         let is_large = grown >= SHARE_OF_VALUE * growth.start_value;
-        let is_urgent = sample
-            .limit
-            .is_some_and(|limit| remaining(sample.value, limit, growth).likely_hours < URGENT_HOURS);
+        let is_urgent =
+            sample.limit.is_some_and(|limit| remaining(sample.value, limit, growth).likely_hours < URGENT_HOURS);
         let fast = self.profile.fast_per_hour;
         // A rate that is hardly known is no reason to hurry.
         let is_fast = growth.per_hour >= fast && growth.low_per_hour >= (fast / 2.0).max(growth.per_hour * SURE_SHARE);

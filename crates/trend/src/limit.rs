@@ -30,8 +30,7 @@ mod tests {
 
     #[test]
     fn by_hand() {
-        let growth =
-            Growth { per_hour: 2.0, low_per_hour: 0.0, high_per_hour: 4.0, ..Growth::of(1.0, 1.0, 0.0) };
+        let growth = Growth { per_hour: 2.0, low_per_hour: 0.0, high_per_hour: 4.0, ..Growth::of(1.0, 1.0, 0.0) };
         let found = remaining(10.0, 30.0, &growth);
         assert_eq!((found.likely_hours, found.soonest_hours, found.latest_hours), (10.0, 5.0, f64::INFINITY));
         assert_eq!(remaining(31.0, 30.0, &growth).likely_hours, 0.0);

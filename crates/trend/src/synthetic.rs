@@ -136,7 +136,8 @@ impl Series {
         let at = self.at_seconds;
         self.at_seconds += self.step_seconds;
         let hours = at / HOUR;
-        let every = self.parts.iter().find_map(|part| if let Part::Restarts { hours } = part { Some(*hours) } else { None });
+        let every =
+            self.parts.iter().find_map(|part| if let Part::Restarts { hours } = part { Some(*hours) } else { None });
         let (life, lived) = every.map_or((0, hours), |every| ((hours / every) as u16, hours % every));
         let clock = hours + self.start_hour_of_day;
         let mut value = self.base;
@@ -154,7 +155,13 @@ impl Series {
             Part::Cache { bytes, hours } => bytes * (1.0 - (-lived / hours).exp()),
             Part::Pool { bytes, hours } => bytes * (lived / hours).min(1.0),
             Part::Sawtooth { bytes, hours } => bytes * (lived / hours).fract(),
-            Part::Step { bytes, at_hour } => if hours >= at_hour { bytes } else { 0.0 },
+            Part::Step { bytes, at_hour } => {
+                if hours >= at_hour {
+                    bytes
+                } else {
+                    0.0
+                }
+            }
             Part::Daily { bytes } => of_day(bytes),
             Part::Weekly { bytes } if (clock / 24.0) as u64 % 7 < 5 => of_day(bytes),
             Part::Weekly { .. } | Part::Restarts { .. } => 0.0,
@@ -209,7 +216,11 @@ mod tests {
 
     #[test]
     fn the_same_seed_gives_the_same_series() {
-        let parts = [Part::Noise { bytes: 5.0 }, Part::Wander { bytes: 5.0, hours: 1.0 }, Part::Spikes { bytes: 9.0, per_hour: 60.0 }];
+        let parts = [
+            Part::Noise { bytes: 5.0 },
+            Part::Wander { bytes: 5.0, hours: 1.0 },
+            Part::Spikes { bytes: 9.0, per_hour: 60.0 },
+        ];
         let take = |seed| {
             let mut series = Series::new(100.0, &parts, 10.0, seed);
             (0..100).map(|_| series.sample().1).collect::<Vec<_>>()

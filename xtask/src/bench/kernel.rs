@@ -31,9 +31,10 @@ pub fn table(quick: bool) -> Result<String> {
     }
     let shown = |pick: fn(&Cost) -> f64| {
         let values: Vec<f64> = costs.iter().map(pick).collect();
-        spread(&values).map_or_else(|| "-".to_owned(), |(median, least, greatest)| {
-            format!("**{median:.2}** s ({least:.2} to {greatest:.2})")
-        })
+        spread(&values).map_or_else(
+            || "-".to_owned(),
+            |(median, least, greatest)| format!("**{median:.2}** s ({least:.2} to {greatest:.2})"),
+        )
     };
     let peak = costs.iter().map(|cost| cost.peak_megabytes).fold(0.0, f64::max);
     let mut text = String::from("| what | to reach | measured |\n|---|---|---|\n");
@@ -44,6 +45,7 @@ pub fn table(quick: bool) -> Result<String> {
         shown(|cost| cost.cpu_seconds),
     );
     text += &format!("\nMedian (least to greatest) of {rounds} runs of `leakscope import`, the report as text.\n");
+    text += &super::trace::table(quick)?;
     Ok(text)
 }
 
@@ -57,7 +59,11 @@ fn dump(out: &mut dyn Write, objects: u32) -> io::Result<()> {
         for _ in 0..2 {
             writeln!(out, "    6b 6b 6b 6b 6b 6b 6b 6b 6b 6b 6b 6b 6b 6b 6b 6b  kkkkkkkkkkkkkkkk")?;
         }
-        writeln!(out, "  backtrace (crc {:x}):\n    __kmalloc_cache_noprof+0x19b/0x350", number.wrapping_mul(2_654_435_761))?;
+        writeln!(
+            out,
+            "  backtrace (crc {:x}):\n    __kmalloc_cache_noprof+0x19b/0x350",
+            number.wrapping_mul(2_654_435_761)
+        )?;
         for depth in 0..8 {
             let function = (backtrace >> depth) + depth * 10_000;
             writeln!(out, "    function_{function}+0x{:x}/0x200 [module_{}]", 16 + depth, function % 12)?;

@@ -6,12 +6,14 @@ mod kernel;
 mod large;
 mod live;
 mod memcheck;
+mod monitor;
 mod page;
 mod pairs;
 pub mod redis;
 mod reports;
 mod stacks;
 pub mod tools;
+mod trace;
 pub mod workloads;
 
 use std::time::{Duration, Instant};
@@ -30,7 +32,7 @@ const QUICK_ROUNDS: Rounds = Rounds { least: 3, short: 5, very_short: 9 };
 const BUDGET: Duration = Duration::from_secs(40 * 60);
 const QUICK_BUDGET: Duration = Duration::from_secs(10 * 60);
 /// What is no workload, and has a table of its own; `import` comes first because its programs need little memory.
-const TABLES: [&str; 5] = ["import", "fingerprints", "reports", "memcheck", "kernel"];
+const TABLES: [&str; 6] = ["import", "fingerprints", "reports", "memcheck", "kernel", "monitor"];
 const REDIS_REQUESTS: u32 = 200_000;
 
 struct Options {
@@ -106,6 +108,7 @@ fn own_table(name: &str, options: &Options) -> Result<()> {
         "import" => import::table(options.quick)?,
         "kernel" => kernel::table(options.quick)?,
         "memcheck" => memcheck::table(options.quick)?,
+        "monitor" => monitor::table(options.quick, options.write)?,
         _ => reports::table()?,
     };
     println!("\n{table}");

@@ -26,6 +26,8 @@ mount -t devtmpfs none /dev
 mount -t tmpfs none /tmp
 dmesg -n 1
 stty -onlcr < /dev/console 2> /dev/null
+# The firmware and the kernel end in the middle of a line.
+echo
 . /lib/leakscope.sh
 . /script.sh
 echo @@DONE
@@ -156,10 +158,7 @@ fn initramfs(kernel: &Kernel, script: &str, scratch: &Path) -> Result<PathBuf> {
     fs::write(root.join("lib/leakscope.sh"), FUNCTIONS)?;
     fs::write(root.join("script.sh"), script)?;
     let packed = scratch.join("initramfs.gz");
-    let shell = format!(
-        "chmod 755 init && find . | cpio --quiet -o -H newc -R 0:0 | gzip -1 > '{}'",
-        packed.display()
-    );
+    let shell = format!("chmod 755 init && find . | cpio --quiet -o -H newc -R 0:0 | gzip -1 > '{}'", packed.display());
     let status = Command::new("sh").args(["-c", &shell]).current_dir(&root).status().context("start sh")?;
     if !status.success() {
         bail!("the guest's files cannot be packed: {status}");

@@ -12,8 +12,25 @@ use crate::step::{first_line, step};
 
 /// Architectures whose sources are not unpacked: half a minute less.
 const OTHER_ARCHITECTURES: &[&str] = &[
-    "alpha", "arc", "arm", "arm64", "csky", "hexagon", "loongarch", "m68k", "microblaze", "mips", "nios2", "openrisc",
-    "parisc", "powerpc", "riscv", "s390", "sh", "sparc", "xtensa",
+    "alpha",
+    "arc",
+    "arm",
+    "arm64",
+    "csky",
+    "hexagon",
+    "loongarch",
+    "m68k",
+    "microblaze",
+    "mips",
+    "nios2",
+    "openrisc",
+    "parisc",
+    "powerpc",
+    "riscv",
+    "s390",
+    "sh",
+    "sparc",
+    "xtensa",
 ];
 
 /// Which kernel.
@@ -49,8 +66,6 @@ pub(crate) struct Kernel {
     pub(crate) image: PathBuf,
     /// Its configuration.
     pub(crate) config: PathBuf,
-    /// With debug information, of our own.
-    pub(crate) vmlinux: Option<PathBuf>,
     /// Our modules for it, with debug information.
     pub(crate) modules: PathBuf,
 }
@@ -99,16 +114,33 @@ fn archive() -> Result<PathBuf> {
     found.pop().with_context(|| format!("no sources in /usr/src; next: apt-get install {}", packages::SOURCES[0]))
 }
 
+/// The fragment of a configuration that our own kernel is built from.
+fn fragment() -> PathBuf {
+    fixtures_dir().join("kernel/vm.config")
+}
+
+/// What our own kernel is built from, as a name.
+fn own_key(archive: &Path) -> Result<String> {
+    let config = fs::read(fragment()).with_context(|| format!("read {}", fragment().display()))?;
+    let length = fs::metadata(archive)?.len().to_string();
+    let compiler = first_line(&["gcc", "--version"]);
+    Ok(hash(&[&config, text(archive)?.as_bytes(), length.as_bytes(), compiler.as_bytes()]))
+}
+
+/// Whether booting needs no build of a kernel first.
+pub(super) fn are_built() -> bool {
+    let own = archive().and_then(|archive| own_key(&archive)).map(|key| cache().join(format!("own-{key}")));
+    let stock = stock_package().map(|package| cache().join(package));
+    [own, stock].iter().all(|place| place.as_ref().is_ok_and(|place| place.join("leakscope.done").exists()))
+}
+
 fn own() -> Result<Kernel> {
     let archive = archive()?;
-    let fragment = fixtures_dir().join("kernel/vm.config");
-    let config = fs::read(&fragment).with_context(|| format!("read {}", fragment.display()))?;
-    let length = fs::metadata(&archive)?.len().to_string();
-    let key = hash(&[&config, text(&archive)?.as_bytes(), length.as_bytes(), first_line(&["gcc", "--version"]).as_bytes()]);
+    let key = own_key(&archive)?;
     let build = cache().join(format!("own-{key}"));
     let release_file = build.join("include/config/kernel.release");
     if !build.join("leakscope.done").exists() {
-        build_own(&archive, &fragment, &build)?;
+        build_own(&archive, &fragment(), &build)?;
     }
     let release = fs::read_to_string(&release_file).with_context(|| format!("read {}", release_file.display()))?;
     let release = release.trim().to_owned();
@@ -118,7 +150,6 @@ fn own() -> Result<Kernel> {
         release,
         image: build.join("arch/x86/boot/bzImage"),
         config: build.join(".config"),
-        vmlinux: Some(build.join("vmlinux")),
         modules,
     })
 }
@@ -129,7 +160,8 @@ fn build_own(archive: &Path, fragment: &Path, build: &Path) -> Result<()> {
     let source = cache().join(name.trim_end_matches(".tar.xz"));
     if !source.join("leakscope.unpacked").exists() {
         let _ = fs::remove_dir_all(&source);
-        let mut words = vec!["tar".to_owned(), "-C".into(), text(&cache())?.into(), "-xf".into(), text(archive)?.into()];
+        let mut words =
+            vec!["tar".to_owned(), "-C".into(), text(&cache())?.into(), "-xf".into(), text(archive)?.into()];
         // Their Kconfig files are read all the same.
         let endings = ["c", "h", "S", "dts*"];
         let of_one = |name: &&str| endings.map(|ending| format!("--exclude=*/arch/{name}/*.{ending}"));
@@ -194,7 +226,8 @@ fn modules(build: &Path, key: &str) -> Result<PathBuf> {
 
 /// The package of the kernel that `linux-image-cloud-amd64` means now.
 fn stock_package() -> Result<String> {
-    let output = Command::new("apt-cache").args(["depends", "linux-image-cloud-amd64"]).output().context("start apt-cache")?;
+    let output =
+        Command::new("apt-cache").args(["depends", "linux-image-cloud-amd64"]).output().context("start apt-cache")?;
     let text = String::from_utf8_lossy(&output.stdout);
     let mut names = text.lines().filter_map(|line| line.trim().strip_prefix("Depends: "));
     names.next().map(str::to_owned).context("apt knows no linux-image-cloud-amd64")
@@ -209,7 +242,11 @@ fn stock() -> Result<Kernel> {
         fs::create_dir_all(&place)?;
         // Unpacked, not installed: this machine's own boot is left alone.
         let shown = text(&place)?;
-        step(&["sh", "-c", &format!("cd '{shown}' && apt-get download --quiet {package} && dpkg-deb -x *.deb . && rm *.deb")])?;
+        step(&[
+            "sh",
+            "-c",
+            &format!("cd '{shown}' && apt-get download --quiet {package} && dpkg-deb -x *.deb . && rm *.deb"),
+        ])?;
         fs::write(place.join("leakscope.done"), "")?;
     }
     let headers = PathBuf::from(format!("/usr/src/linux-headers-{release}"));
@@ -221,7 +258,6 @@ fn stock() -> Result<Kernel> {
         which: Which::Stock,
         image: place.join(format!("boot/vmlinuz-{release}")),
         config: place.join(format!("boot/config-{release}")),
-        vmlinux: None,
         release,
         modules,
     })

@@ -20,6 +20,7 @@ mod kernels;
 mod kmemleak;
 mod packages;
 mod stock;
+mod trace;
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -49,7 +50,20 @@ const CHECKS: &[Check] = &[
         on: &[Which::Own],
         judge: kmemleak::judge,
     },
-    Check { name: "stock", script: include_str!("scripts/stock.sh"), words: "", on: &[Which::Stock], judge: stock::judge },
+    Check {
+        name: "trace",
+        script: include_str!("scripts/trace.sh"),
+        words: "",
+        on: &[Which::Own, Which::Stock],
+        judge: trace::judge,
+    },
+    Check {
+        name: "stock",
+        script: include_str!("scripts/stock.sh"),
+        words: "",
+        on: &[Which::Stock],
+        judge: stock::judge,
+    },
 ];
 
 const USAGE: &str = "\
@@ -90,6 +104,18 @@ fn prepare(wanted: &[Which]) -> Result<Vec<Kernel>> {
     wanted.iter().map(|&which| kernels::prepare(which)).collect()
 }
 
+/// The part of `cargo xtask test`: all checks; with `fast` only if no kernel has to be built for them first.
+///
+/// # Errors
+/// As of [`run`].
+pub fn for_tests(fast: bool) -> Result<()> {
+    if fast && !kernels::are_built() {
+        eprintln!("vm: its kernels are not built, so --fast leaves it out; next: cargo xtask vm build");
+        return Ok(());
+    }
+    test(&[])
+}
+
 /// All checks, or those that are named.
 ///
 /// # Errors
@@ -100,8 +126,7 @@ pub fn test(names: &[&str]) -> Result<()> {
         bail!("no check `{unknown}`; there are {}", known.join(", "));
     }
     build_leakscope()?;
-    let checks: Vec<&Check> =
-        CHECKS.iter().filter(|check| names.is_empty() || names.contains(&check.name)).collect();
+    let checks: Vec<&Check> = CHECKS.iter().filter(|check| names.is_empty() || names.contains(&check.name)).collect();
     let wanted: Vec<Which> =
         Which::ALL.into_iter().filter(|which| checks.iter().any(|check| check.on.contains(which))).collect();
     let kernels = prepare(&wanted)?;

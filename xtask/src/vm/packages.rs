@@ -46,6 +46,7 @@ pub(super) fn install() -> Result<()> {
         missing.splice(0..0, install);
         step_with(&missing, &env)?;
     }
-    let found = has_sources || SOURCES.iter().any(|source| step_with(&[&install[..], &[source]].concat(), &env).is_ok());
+    let found =
+        has_sources || SOURCES.iter().any(|source| step_with(&[&install[..], &[source]].concat(), &env).is_ok());
     if found { Ok(()) } else { bail!("none of {} can be installed", SOURCES.join(", ")) }
 }

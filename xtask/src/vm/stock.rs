@@ -13,6 +13,9 @@ pub(super) fn judge(kernel: &Kernel, sections: &Sections) -> Result<()> {
         ensure!(row(name).contains(word), "{name}: `{}` instead of{word}\n{status}", row(name));
     }
     let refusal = sections.text("scan", 2)?;
-    ensure!(refusal.contains("built without CONFIG_DEBUG_KMEMLEAK") && refusal.trim().lines().count() == 1, "{refusal}");
+    ensure!(
+        refusal.contains("built without CONFIG_DEBUG_KMEMLEAK") && refusal.trim().lines().count() == 1,
+        "{refusal}"
+    );
     Ok(())
 }

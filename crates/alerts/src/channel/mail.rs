@@ -113,8 +113,10 @@ impl Mail {
 
     fn message(&self, notice: &Notice) -> Result<Message, Refusal> {
         let address = |text: &String| {
-            text.parse::<Mailbox>()
-                .map_err(|_| AlertError::Address { found: text.clone(), expected: "an address such as ops@example.org" })
+            text.parse::<Mailbox>().map_err(|_| AlertError::Address {
+                found: text.clone(),
+                expected: "an address such as ops@example.org",
+            })
         };
         let mut builder = Message::builder().from(address(&self.from)?).subject(format::subject(notice));
         for recipient in &self.to {

@@ -86,9 +86,10 @@ impl Web {
         let body = match self.dialect {
             Dialect::Webhook => format::machine_readable(notice),
             Dialect::Slack => format::slack(notice),
-            Dialect::Feishu => {
-                format::feishu(notice, secret.as_ref().map(|secret| (now.as_secs(), sign_feishu(now.as_secs(), secret))))
-            }
+            Dialect::Feishu => format::feishu(
+                notice,
+                secret.as_ref().map(|secret| (now.as_secs(), sign_feishu(now.as_secs(), secret))),
+            ),
             Dialect::DingTalk => {
                 if let Some(secret) = &secret {
                     let joint = if address.contains('?') { '&' } else { '?' };
@@ -141,7 +142,8 @@ impl Web {
         };
         let answer: Value = serde_json::from_str(said).ok()?;
         let code = answer.get(key)?.as_i64()?;
-        (code != 0).then(|| format!("code {code}: {}", answer.get("msg").or(answer.get("errmsg")).unwrap_or(&Value::Null)))
+        (code != 0)
+            .then(|| format!("code {code}: {}", answer.get("msg").or(answer.get("errmsg")).unwrap_or(&Value::Null)))
     }
 }
 

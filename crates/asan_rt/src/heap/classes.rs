@@ -34,6 +34,35 @@ pub const fn size_of_class(class: usize) -> usize {
     (1 << log) + ((class - SMALL_CLASSES) % 4 + 1) * (1 << (log - 2))
 }
 
+const fn tables() -> ([u32; COUNT], [u64; COUNT]) {
+    let (mut sizes, mut inverses) = ([0; COUNT], [0; COUNT]);
+    let mut class = 0;
+    while class < COUNT {
+        sizes[class] = size_of_class(class) as u32;
+        inverses[class] = u64::MAX / (size_of_class(class) as u64 / 16) + 1;
+        class += 1;
+    }
+    (sizes, inverses)
+}
+
+static TABLES: ([u32; COUNT], [u64; COUNT]) = tables();
+
+/// As [`size_of_class`], by a table.
+#[inline(always)]
+#[must_use]
+pub fn size_of(class: usize) -> usize {
+    TABLES.0.get(class).map_or(0, |&size| size as usize)
+}
+
+/// The start of the block that holds the byte at `offset` of a class's region: a division by multiplication.
+#[inline(always)]
+#[must_use]
+pub fn block_start(class: usize, offset: usize) -> usize {
+    let inverse = TABLES.1.get(class).map_or(0, |&inverse| inverse);
+    let number = (u128::from(offset as u64 >> 4) * u128::from(inverse)) >> 64;
+    number as usize * size_of(class)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -48,5 +77,21 @@ mod tests {
             assert_eq!(size_of_class(class) % 16, 0);
         }
         assert_eq!(size_of_class(COUNT - 1), LARGEST);
+    }
+
+    #[test]
+    fn division_by_multiplication_is_exact() {
+        let mut state = 1u64;
+        for class in 0..COUNT {
+            let size = size_of_class(class);
+            assert_eq!(size_of(class), size);
+            for _ in 0..2000 {
+                state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                let random = (state >> 29) as usize;
+                for offset in [random, random / size * size, (random / size * size).wrapping_sub(1) & ((1 << 35) - 1)] {
+                    assert_eq!(block_start(class, offset), offset / size * size, "{offset} by {size}");
+                }
+            }
+        }
     }
 }

@@ -173,7 +173,7 @@ fn place(request: &Request, redzone: usize) -> Option<Place> {
         }
     } else {
         // SAFETY: as above.
-        unsafe { shadow_map::fill(block, classes::size_of_class(class), 0) };
+        unsafe { shadow_map::fill(block, classes::size_of(class), 0) };
     }
     Some(Place { block, user, is_zero: false })
 }
@@ -199,8 +199,9 @@ fn align(address: usize, alignment: usize) -> usize {
 
 /// Allocates. Null when that fails and the program may be told so; otherwise a failure is reported and fatal.
 #[inline(always)]
-pub fn allocate(caller: &Caller, request: Request) -> *mut u8 {
-    let stack = caller.stack();
+pub fn allocate(caller: &Caller, mut request: Request) -> *mut u8 {
+    request.bytes = request.bytes.max(1);
+    let prepared = caller.prepare();
     let redzone = redzone_for(request.bytes);
     let too_big = (options().max_allocation_size_mb as usize) << 20;
     if request.bytes >= classes::LARGEST
@@ -230,7 +231,7 @@ pub fn allocate(caller: &Caller, request: Request) -> *mut u8 {
         state: State::Allocated,
         kind: request.kind,
         alignment: chunk::alignment_code(request.alignment),
-        stack,
+        stack: caller.stack_of(prepared),
         requested_bytes: request.bytes,
         thread,
         ignored,
@@ -239,11 +240,16 @@ pub fn allocate(caller: &Caller, request: Request) -> *mut u8 {
     unsafe {
         if request.zeroed {
             if !is_zero {
-                shadow_map::fill_bytes(user, request.bytes, 0);
+                crate::originals::set_bytes(user, 0, request.bytes);
             }
         } else {
             let most = options().max_malloc_fill_size as usize;
-            shadow_map::fill_bytes(user, request.bytes.min(most), options().malloc_fill_byte as u8);
+            let (bytes, value) = (request.bytes.min(most), options().malloc_fill_byte as u8);
+            if bytes <= 64 {
+                shadow_map::fill_bytes(user, bytes, value);
+            } else {
+                crate::originals::set_bytes(user, value, bytes);
+            }
         }
     }
     if HAS_HOOKS.load(Relaxed) {
@@ -313,8 +319,7 @@ pub fn refuse(request: &Request, report: impl FnOnce()) -> *mut u8 {
 pub fn chunk_of(address: usize) -> Option<(Chunk, Facts)> {
     if regions::contains(address) {
         // Blocks that were never handed out may not be accessible.
-        let (block, bytes) = regions::block_at(address)?;
-        if address < block + chunk::HEADER_BYTES || address >= block + bytes || address & 7 != 0 {
+        if !regions::may_have_header(address) || address & 7 != 0 {
             return None;
         }
     } else if large::span_at(address).is_none_or(|start| chunk::of_block(start, 1 << 44).0 != address) {

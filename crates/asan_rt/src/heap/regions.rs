@@ -4,7 +4,7 @@
 //! Free blocks are known by a stack of numbers at the end of the region, not by links in the blocks: what a program
 //! writes after a release cannot lead us astray.
 
-use super::classes::{COUNT, size_of_class};
+use super::classes::{COUNT, block_start, size_of, size_of_class};
 use crate::shadow_map::{self, why};
 use crate::sys;
 use core::cell::UnsafeCell;
@@ -85,11 +85,20 @@ pub fn block_at(address: usize) -> Option<(usize, usize)> {
         return None;
     }
     let class = class_at(address);
-    let size = size_of_class(class);
+    let size = size_of(class);
     let start = start_of(class);
-    let block = start + (address - start) / size * size;
+    let block = start + block_start(class, address - start);
     let is_used = block + size - start <= REGIONS.get(class)?.used.load(Acquire);
     (is_used && block - start >= FRONT_BYTES.next_multiple_of(size)).then_some((block, size))
+}
+
+/// Whether a header can lie in front of an address: the memory there is accessible.
+#[inline(always)]
+#[must_use]
+pub fn may_have_header(address: usize) -> bool {
+    let class = class_at(address);
+    let offset = address - start_of(class);
+    REGIONS.get(class).is_some_and(|region| offset < region.used.load(Acquire)) && offset >= FRONT_BYTES + 16
 }
 
 /// What a thread keeps of free blocks is the distance from the region's start in units of 16 bytes.

@@ -36,6 +36,7 @@ pub fn release(caller: &Caller, address: usize, kind: AllocKind, deletion: Delet
         }
         return;
     }
+    let prepared = caller.prepare();
     let Some((chunk, facts)) = chunk_of(address) else { return report::invalid_free(caller, address) };
     if facts.state == State::Allocated {
         // While the block is still the program's: the report tells only of its allocation.
@@ -55,7 +56,7 @@ pub fn release(caller: &Caller, address: usize, kind: AllocKind, deletion: Delet
             _ => report::invalid_free(caller, address),
         };
     }
-    put_to_rest(caller, chunk, &facts);
+    put_to_rest(chunk, &facts, || caller.stack_of(prepared));
 }
 
 fn is_other_type(facts: &Facts, deletion: Deletion) -> bool {
@@ -64,7 +65,7 @@ fn is_other_type(facts: &Facts, deletion: Deletion) -> bool {
 }
 
 #[inline(always)]
-fn put_to_rest(caller: &Caller, chunk: Chunk, facts: &Facts) {
+fn put_to_rest(chunk: Chunk, facts: &Facts, stack: impl FnOnce() -> u32) {
     let fill = options().max_free_fill_size as usize;
     if fill > 0 {
         // SAFETY: the block's own bytes.
@@ -72,9 +73,9 @@ fn put_to_rest(caller: &Caller, chunk: Chunk, facts: &Facts) {
             shadow_map::fill_bytes(chunk.0, facts.requested_bytes.min(fill), options().free_fill_byte as u8);
         }
     }
-    chunk.set_release(caller.stack(), thread::current_number().min(thread::NO_THREAD));
     // SAFETY: the block is out of the program's hands.
     unsafe { super::poison_released(chunk.0, facts.requested_bytes) };
+    chunk.set_release(stack(), thread::current_number().min(thread::NO_THREAD));
     let bytes = block_bytes(chunk);
     with_thread(|thread| {
         // SAFETY: the calling thread's own.
@@ -93,7 +94,7 @@ fn put_to_rest(caller: &Caller, chunk: Chunk, facts: &Facts) {
 #[inline(always)]
 fn block_bytes(chunk: Chunk) -> usize {
     if regions::contains(chunk.0) {
-        return classes::size_of_class(regions::class_at(chunk.0));
+        return classes::size_of(regions::class_at(chunk.0));
     }
     rest_large(chunk)
 }

@@ -16,7 +16,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt::Write;
 use core::sync::atomic::Ordering::{AcqRel, Relaxed};
-use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize};
 use leakscope_model::{Avma, HeuristicSet, LeakKind};
 use leakscope_reach::{Block, Granule, Region, Roots, Work, WorkSizes, mark};
 use leakscope_rt::memory::{Lock, map_slice, unmap_slice};
@@ -94,13 +94,20 @@ impl<T> Drop for Scratch<T> {
     }
 }
 
+/// Bytes through which a block is reached. `new T[0]` gives the address behind its count, one past the block's end.
+fn span_of(block: &Live) -> usize {
+    const COUNT_BYTES: usize = 8;
+    let is_empty_array = block.bytes == COUNT_BYTES && sys::peek_word(block.start) == Some(0);
+    if is_empty_array { COUNT_BYTES + 1 } else { block.bytes }
+}
+
 /// Marks, and gives every lost block with whether it is lost directly.
 fn lost(blocks: &[Live], found: &roots::Found) -> Option<Vec<(usize, bool)>> {
     let nodes: Vec<(usize, Block)> = blocks
         .iter()
         .enumerate()
         .filter(|(_, block)| !block.is_root)
-        .map(|(at, block)| (at, Block { start: Avma(block.start as u64), size_bytes: block.bytes as u64 }))
+        .map(|(at, block)| (at, Block { start: Avma(block.start as u64), size_bytes: span_of(block) as u64 }))
         .collect();
     let graph: Vec<Block> = nodes.iter().map(|(_, block)| *block).collect();
     let mut ranges = found.ranges.clone();
@@ -125,7 +132,7 @@ fn lost(blocks: &[Live], found: &roots::Found) -> Option<Vec<(usize, bool)>> {
         granules: &mut *granules.0,
         settled: &*settled.0,
     };
-    let mut memory = roots::OwnMemory::new();
+    let mut memory = roots::OwnMemory::new(&found.mappings);
     let roots = Roots { ranges: &ranges, registers: &found.registers };
     let marked = mark(graph.as_slice(), roots, HeuristicSet::NONE, &mut memory, work).ok()?;
     let mut lost = Vec::new();
@@ -258,14 +265,33 @@ fn print_used_rules() {
     crate::output::print(&out);
 }
 
+/// Stops the other threads while none of them holds a lock that the check needs: the loader's, the heap's, our own.
+fn stop_others(program_goes_on: bool) {
+    unsafe extern "C" fn with_loader_lock(_: *mut libc::dl_phdr_info, _: usize, out: *mut core::ffi::c_void) -> i32 {
+        // SAFETY: the caller's flag.
+        let program_goes_on = unsafe { *out.cast::<bool>() };
+        heap::lock_all();
+        depot::with_lock(|| {
+            crate::arena::with_arena_locked(|| {
+                leakscope_rt::stop::stop_others(program_goes_on);
+            });
+        });
+        heap::unlock_all();
+        1
+    }
+    crate::signals::filter_stop_signal();
+    let mut program_goes_on = program_goes_on;
+    // SAFETY: the callback gets the flag back, and ends the iteration at once.
+    unsafe { libc::dl_iterate_phdr(Some(with_loader_lock), (&raw mut program_goes_on).cast()) };
+}
+
 /// Checks now; whether there are leaks.
 fn check(is_exit: bool) -> bool {
     let _held = LOCK.lock();
     if options().verbosity > 0 {
         crate::out_pid!("LeakSanitizer: checking for leaks\n");
     }
-    let stopped = leakscope_rt::stop::stop_others(!is_exit);
-    let _ = stopped;
+    stop_others(!is_exit);
     let leaks = find(is_exit);
     leakscope_rt::stop::resume();
     let Some(leaks) = leaks else {
@@ -285,11 +311,17 @@ fn check(is_exit: bool) -> bool {
     true
 }
 
-/// Whether leaks are looked for at all; set at the start by the exporting library.
-pub static IS_TURNED_OFF: AtomicBool = AtomicBool::new(false);
+/// The program's `__lsan_is_turned_off`, asked at each check; 0 when it has none. Set by the exporting library.
+pub static IS_TURNED_OFF: AtomicUsize = AtomicUsize::new(0);
 
 fn is_wanted() -> bool {
-    options().detect_leaks && !IS_TURNED_OFF.load(Relaxed)
+    let function = IS_TURNED_OFF.load(Relaxed);
+    let is_off = function != 0 && {
+        // SAFETY: the interface says that it has this type.
+        let function: extern "C" fn() -> i32 = unsafe { core::mem::transmute(function) };
+        function() != 0
+    };
+    options().detect_leaks && !is_off
 }
 
 /// The check that ends with the process: `__lsan_do_leak_check`, and the end.

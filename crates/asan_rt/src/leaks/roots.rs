@@ -19,6 +19,8 @@ pub struct Found {
     pub ranges: Vec<Range<Avma>>,
     /// Values of registers.
     pub registers: Vec<u64>,
+    /// What can be read at all, by rising address.
+    pub mappings: Vec<(usize, usize)>,
 }
 
 struct Regions {
@@ -154,8 +156,11 @@ pub fn find(is_exit: bool) -> Found {
     unsafe { preserved_registers(&raw mut preserved) };
     let mut own = Vec::new();
     own_mappings(|start, bytes| own.push((start as usize, (start + bytes) as usize)));
-    let mut collector =
-        Collector { found: Found { ranges: Vec::new(), registers: Vec::new() }, mappings: mappings(), own };
+    let mut collector = Collector {
+        found: Found { ranges: Vec::new(), registers: Vec::new(), mappings: Vec::new() },
+        mappings: mappings(),
+        own,
+    };
     if options().use_globals {
         collector.globals();
     }
@@ -196,6 +201,12 @@ pub fn find(is_exit: bool) -> Found {
         }
     }
     drop_own(&mut collector);
+    for &(start, end, _) in &collector.mappings {
+        match collector.found.mappings.last_mut() {
+            Some(last) if last.1 == start => last.1 = end,
+            _ => collector.found.mappings.push((start, end)),
+        }
+    }
     collector.found
 }
 
@@ -210,11 +221,20 @@ fn thread_storage(collector: &mut Collector, record: &Thread, is_me: bool) {
             let is_on_stack = (record.stack_low.load(Relaxed)..high).contains(&pointer);
             // A thread of pthread_create has it in the mapping of its stack, which is handled with that; the main
             // thread's is a mapping of the linker's.
-            let from = if is_on_stack { pointer.saturating_sub(STATIC_STORAGE).max(start) } else { start };
+            let entry = record.entry_sp.load(Relaxed);
+            let from = match (is_on_stack, entry) {
+                (true, 0) => pointer.saturating_sub(STATIC_STORAGE).max(start),
+                (true, entry) => entry & !7,
+                (false, _) => start,
+            };
             collector.add(from, end);
         }
-    } else if let Some((_, end)) = collector.mapping_of(high.saturating_sub(8)) {
-        collector.add(high.saturating_sub(STATIC_STORAGE), end);
+    } else {
+        // Above the frame that the thread began with lies what pthread_create put there.
+        let entry = record.entry_sp.load(Relaxed);
+        if entry != 0 {
+            collector.add(entry & !7, high);
+        }
     }
 }
 
@@ -263,25 +283,42 @@ fn drop_own(collector: &mut Collector) {
 const BUFFER_WORDS: usize = 512;
 
 /// The process's own memory, less what is poisoned: no program keeps a pointer where it may not look.
-pub struct OwnMemory {
+pub struct OwnMemory<'m> {
+    mappings: &'m [(usize, usize)],
+    /// The mapping that was read last.
+    last: (usize, usize),
     buffer: [u64; BUFFER_WORDS],
 }
 
-impl OwnMemory {
-    /// A reader.
-    pub const fn new() -> Self {
-        Self { buffer: [0; BUFFER_WORDS] }
+impl<'m> OwnMemory<'m> {
+    /// A reader of these mappings, which rise.
+    pub const fn new(mappings: &'m [(usize, usize)]) -> Self {
+        Self { mappings, last: (0, 0), buffer: [0; BUFFER_WORDS] }
+    }
+
+    /// How many bytes can be read from `start` on.
+    fn readable_from(&mut self, start: usize) -> usize {
+        if !(self.last.0..self.last.1).contains(&start) {
+            let after = self.mappings.partition_point(|&(low, _)| low <= start);
+            let found = after.checked_sub(1).and_then(|at| self.mappings.get(at));
+            match found.filter(|&&(_, end)| start < end) {
+                Some(&mapping) => self.last = mapping,
+                None => return 0,
+            }
+        }
+        self.last.1 - start
     }
 }
 
-impl Memory for OwnMemory {
+impl Memory for OwnMemory<'_> {
     fn words(&mut self, start: Avma, count: usize) -> Option<&[u64]> {
-        let (start, count) = (start.0 as usize, count.min(BUFFER_WORDS));
+        let start = start.0 as usize;
+        let count = count.min(BUFFER_WORDS).min(self.readable_from(start) / 8);
         if count == 0 {
             return None;
         }
         if options().use_poisoned || shadow_map::first_poisoned(start, count * 8).is_none() {
-            // SAFETY: the ranges are readable mappings or live blocks; other threads stand still.
+            // SAFETY: inside a readable mapping; other threads stand still.
             return Some(unsafe { core::slice::from_raw_parts(start as *const u64, count) });
         }
         for (number, word) in self.buffer.iter_mut().enumerate().take(count) {

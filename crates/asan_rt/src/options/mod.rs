@@ -87,7 +87,7 @@ impl Value for Text {
     }
 
     fn show(&self, out: &mut String) {
-        out.push_str(self);
+        out.push_str(if self.is_empty() { "<null>" } else { self });
     }
 }
 

@@ -145,7 +145,9 @@ impl Object {
     fn frames(&self, address: usize) -> Vec<Frame> {
         let svma = self.svma(address) as u64;
         let mut all = Vec::new();
-        if let Some(context) = &self.context
+        // Of our own library only the name of the exported function means something to a user.
+        let context = self.context.as_ref().filter(|_| !modules::is_own_code(address));
+        if let Some(context) = context
             && let Ok(mut found) = context.find_frames(svma).skip_all_loads()
         {
             while let Ok(Some(inner)) = found.next() {

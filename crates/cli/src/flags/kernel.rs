@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
 
-use super::values::duration;
 use super::trace::{KERNEL_TRACE_HELP, KernelTraceArgs};
+use super::values::duration;
 use super::{DiffArgs, ViewArgs};
 
 /// `leakscope kernel`.

@@ -32,6 +32,10 @@ pub fn main(args: &KernelTraceArgs, matches: &ArgMatches) -> Result<ExitCode> {
     let config = config(args)?;
     let interrupts = leakscope_ebpf::interrupts::Interrupts::block().context("cannot wait for signals")?;
     let mut tracer = Tracer::start(&config)?;
+    if !reports.is_quiet() {
+        let names: Vec<&str> = tracer.kinds().iter().map(|kind| kind.name()).collect();
+        eprintln!("leakscope: tracing {}; Ctrl-C ends it and reports", names.join(", "));
+    }
     let symbols = Kallsyms::read(&Places::default());
     let mut target = Target::Kernel(sites::Kernel::new(symbols));
     if args.watch.print_events {
@@ -44,7 +48,9 @@ pub fn main(args: &KernelTraceArgs, matches: &ArgMatches) -> Result<ExitCode> {
     let mut names = Names::new(&args.names, reports.view.symbols.clone(), true);
     let mut facts = session.facts(&last);
     facts = TraceFacts { executable: "the kernel".to_owned(), command_line: vec!["the kernel".to_owned()], ..facts };
-    let traced: Vec<_> = last.groups.iter().map(|group| kernel.traced(group)).collect();
+    // Pages that hold another allocator's blocks are in those blocks' records.
+    let own = last.groups.iter().filter(|group| group.backs.is_none());
+    let traced: Vec<_> = own.map(|group| kernel.traced(group)).collect();
     let mut recorded = kernel_trace(&traced, &facts, &mut names);
     recorded.problems.append(&mut names.problems);
     let has_errors = reports.write(vec![recorded])?;

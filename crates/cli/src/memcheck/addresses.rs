@@ -92,7 +92,8 @@ impl Names<'_> {
     /// The variable that an access went past the end of.
     fn passed(&mut self, (start, end): (u64, u64)) -> Option<Vec<(String, Vec<u64>)>> {
         let (at, size) = (self.subject.address, end - start);
-        let sentence = |what: &str, name: &str| format!("Address {at:#x} is 0 bytes after {what} \"{name}\" of size {size}");
+        let sentence =
+            |what: &str, name: &str| format!("Address {at:#x} is 0 bytes after {what} \"{name}\" of size {size}");
         if self.subject.thread == 0 {
             let (module, file) = self.module(start)?;
             let address = start.wrapping_sub(module.load_bias);
@@ -212,9 +213,19 @@ mod tests {
         let subject = Subject { address: 0x7f_0000, thread: 2, ..Subject::default() };
         let words = |lines: Vec<(String, Vec<u64>)>| lines.into_iter().map(|line| line.0).collect::<Vec<_>>();
         let cases = [
-            ("", true, "Location 0x7f0000 is 13 bytes inside local var \"table\"", "declared at x.c:7, in frame #1 of thread 2"),
+            (
+                "",
+                true,
+                "Location 0x7f0000 is 13 bytes inside local var \"table\"",
+                "declared at x.c:7, in frame #1 of thread 2",
+            ),
             ("", false, "Location 0x7f0000 is 13 bytes inside local var \"table\",", "in frame #1 of thread 2"),
-            ("[3].c", true, "Location 0x7f0000 is 1 byte inside table[3].c,", "declared at x.c:7, in frame #1 of thread 2"),
+            (
+                "[3].c",
+                true,
+                "Location 0x7f0000 is 1 byte inside table[3].c,",
+                "declared at x.c:7, in frame #1 of thread 2",
+            ),
             ("[3].c", false, "Location 0x7f0000 is 1 byte inside table[3].c", "in frame #1 of thread 2"),
         ];
         for (part, is_declared, first, second) in cases {

@@ -68,8 +68,14 @@ const INSTEAD: &[(&str, &str)] = &[
 
 /// Options without which what the user wants would be lost.
 const REFUSED: &[(&str, &str)] = &[
-    ("log-socket", "reports do not go over the network: give `--log-file=FILE`, or `--log-fd=N` with N opened by `exec N>/dev/tcp/HOST/PORT` in bash"),
-    ("xml-socket", "reports do not go over the network: give `--xml-file=FILE`, or `--xml-fd=N` with N opened by `exec N>/dev/tcp/HOST/PORT` in bash"),
+    (
+        "log-socket",
+        "reports do not go over the network: give `--log-file=FILE`, or `--log-fd=N` with N opened by `exec N>/dev/tcp/HOST/PORT` in bash",
+    ),
+    (
+        "xml-socket",
+        "reports do not go over the network: give `--xml-file=FILE`, or `--xml-fd=N` with N opened by `exec N>/dev/tcp/HOST/PORT` in bash",
+    ),
 ];
 
 fn name_of(option: &str) -> &str {
@@ -97,7 +103,9 @@ pub(super) fn sort(ignored: &mut Vec<String>, quiet: bool) -> anyhow::Result<()>
         match (name, find(INSTEAD, &option)) {
             ("undef-value-errors" | "track-origins", _) => {
                 if !quiet {
-                    eprintln!("leakscope: warning: {option}: undefined values are not looked for; take Memcheck for those");
+                    eprintln!(
+                        "leakscope: warning: {option}: undefined values are not looked for; take Memcheck for those"
+                    );
                 }
             }
             (_, Some(instead)) => {

@@ -152,28 +152,7 @@ impl Process {
             return Ok(());
         }
         match event {
-            Event::Error(error) => {
-                let Some(part) = self.collector.of_event(event, &building(End::Running), &mut resolve(symbolizer, &self.stood_in))
-                else {
-                    return Ok(());
-                };
-                let analysis = analyse(VERSION, &part, &view.options, &view.suppressions);
-                let is_shown = analysis.shown_misuses().count() + analysis.shown_memory_errors().count() > 0;
-                self.shown += u64::from(is_shown);
-                self.hidden += u64::from(!is_shown);
-                self.numbers.push((error.number, is_shown));
-                if is_shown && !self.inherits {
-                    self.written.push(error.number);
-                    let (begin, end) = self.wishes.markers.clone();
-                    let marked = |text: &mut LiveText<'_>| {
-                        text.marker(&begin)?;
-                        text.errors(&analysis)?;
-                        text.marker(&end)
-                    };
-                    self.write(&analysis, view, outputs, marked, |xml| xml.errors(&analysis))?;
-                }
-                Ok(())
-            }
+            Event::Error(error) => self.error(error.number, event, view, symbolizer, outputs),
             Event::Counts(counts) => {
                 self.counts.extend(counts.iter().copied());
                 Ok(())
@@ -221,6 +200,38 @@ impl Process {
             }
             _ => Ok(()),
         }
+    }
+
+    /// A new error: counted, and written unless a rule hides it.
+    fn error(
+        &mut self,
+        number: u32,
+        event: &Event,
+        view: &View,
+        symbolizer: &mut Symbolizer,
+        outputs: &mut Outputs,
+    ) -> Result<()> {
+        let Some(part) =
+            self.collector.of_event(event, &building(End::Running), &mut resolve(symbolizer, &self.stood_in))
+        else {
+            return Ok(());
+        };
+        let analysis = analyse(VERSION, &part, &view.options, &view.suppressions);
+        let is_shown = analysis.shown_misuses().count() + analysis.shown_memory_errors().count() > 0;
+        self.shown += u64::from(is_shown);
+        self.hidden += u64::from(!is_shown);
+        self.numbers.push((number, is_shown));
+        if is_shown && !self.inherits {
+            self.written.push(number);
+            let (begin, end) = self.wishes.markers.clone();
+            let marked = |text: &mut LiveText<'_>| {
+                text.marker(&begin)?;
+                text.errors(&analysis)?;
+                text.marker(&end)
+            };
+            self.write(&analysis, view, outputs, marked, |xml| xml.errors(&analysis))?;
+        }
+        Ok(())
     }
 
     /// An error about an address that names tell more of than the engine could.
@@ -300,13 +311,7 @@ impl Process {
             self.write(&analysis, view, outputs, |text| text.heap(&analysis), |xml| xml.finished(&analysis))?;
         }
         let before = before.as_ref();
-        self.write(
-            &analysis,
-            view,
-            outputs,
-            |text| text.leaks(&analysis, before),
-            |xml| xml.leaks(&analysis, before),
-        )
+        self.write(&analysis, view, outputs, |text| text.leaks(&analysis, before), |xml| xml.leaks(&analysis, before))
     }
 
     /// The end: what is left to write, and the recording; `None` when nothing was recorded.

@@ -44,7 +44,11 @@ pub fn main(args: &StatusArgs) -> Result<()> {
     println!("{:width$}  {:>9}  {:24}  verdict", "target", "memory", "last day");
     for line in &lines {
         let memory = Metric::Memory.of(&line.known.values).map_or("-".to_owned(), show_bytes);
-        let gone = if line.last + GONE_SECONDS < now() { format!(" (last seen {})", moment(line.last)) } else { String::new() };
+        let gone = if line.last + GONE_SECONDS < now() {
+            format!(" (last seen {})", moment(line.last))
+        } else {
+            String::new()
+        };
         println!("{:width$}  {memory:>9}  {:24}  {}{gone}", line.target, sparkline(&line.day), verdicts(&line.known));
     }
     let open = State::read_open(&config.state);

@@ -30,7 +30,10 @@ pub fn main(args: &WhyArgs) -> Result<()> {
     for metric in Metric::ALL {
         let Some(judge) = known.judges.get(&metric) else { continue };
         let show = |value: f64| if metric.is_bytes() { show_bytes(value) } else { format!("{value:.1}") };
-        println!("\n{}: each window by its quarters, slope with interval, and what speaks against growth", metric.word());
+        println!(
+            "\n{}: each window by its quarters, slope with interval, and what speaks against growth",
+            metric.word()
+        );
         for window in judge.windows() {
             let quarters: Vec<String> = window.quarters.iter().map(|value| show(*value)).collect();
             let mut against = Vec::new();

@@ -9,8 +9,8 @@ use leakscope_ebpf::Watch;
 use leakscope_ebpf::events::Events;
 use leakscope_ebpf::interrupts::Interrupts;
 
-use crate::flags::trace::WatchArgs;
 use super::Target;
+use crate::flags::trace::WatchArgs;
 
 /// How often the ring is looked at.
 const POLL: Duration = Duration::from_millis(50);
@@ -42,7 +42,8 @@ pub fn print_events(
             let what = if event.is_release { "free " } else { "alloc" };
             let seconds = event.ns as f64 / 1e9;
             let (comm, tgid, tid) = (&event.comm, event.tgid, event.tid);
-            let bytes = if event.is_release { String::new() } else { format!(" {} of {}", event.requested, event.usable) };
+            let bytes =
+                if event.is_release { String::new() } else { format!(" {} of {}", event.requested, event.usable) };
             let caller = target.name_of(event.call_site);
             let line = format!("{seconds:.6} {comm}/{tgid}/{tid} {what} {kind} {address:#x}{bytes}{caller}");
             match writeln!(out, "{line}") {

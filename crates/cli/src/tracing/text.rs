@@ -19,12 +19,10 @@ pub fn render(moment: &Moment, session: &Session<'_>, top: usize, is_live: bool)
         0 => "every allocation tracked".to_owned(),
         bytes => format!("one sample in {}", size(bytes as f64)),
     };
-    let cost = session.percent.map_or(String::new(), |percent| format!(", tracing takes {percent:.1} % of the processors"));
-    let _ = writeln!(
-        out,
-        "outstanding after {:.0} s, at least {age:.0} s old; {how}{cost}",
-        moment.elapsed.as_secs_f64()
-    );
+    let cost =
+        session.percent.map_or(String::new(), |percent| format!(", tracing takes {percent:.1} % of the processors"));
+    let _ =
+        writeln!(out, "outstanding after {:.0} s, at least {age:.0} s old; {how}{cost}", moment.elapsed.as_secs_f64());
     kinds(&mut out, moment);
     let (frames, rows) = if is_live { (5, 3) } else { (FRAMES, ROWS) };
     for (number, group) in moment.groups.iter().take(top).enumerate() {
@@ -73,7 +71,11 @@ pub fn render(moment: &Moment, session: &Session<'_>, top: usize, is_live: bool)
 }
 
 fn kinds(out: &mut String, moment: &Moment) {
-    let _ = writeln!(out, "{:8} {:>24} {:>24} {:>14} {:>14}", "", "outstanding, any age", "blocks", "allocations", "releases");
+    let _ = writeln!(
+        out,
+        "{:8} {:>24} {:>24} {:>14} {:>14}",
+        "", "outstanding, any age", "blocks", "allocations", "releases"
+    );
     for &kind in &moment.kinds {
         let live = moment.snapshot.all.get(&kind).copied().unwrap_or_default();
         let (allocations, _) = moment.counters.allocations(kind);
@@ -111,10 +113,16 @@ pub fn lost_words(moment: &Moment) -> Vec<String> {
             words.push(format!("{count} {what}"));
         }
     };
-    say(lost.blocks_full, "allocations were not tracked because the table of blocks was full; sample less often, or raise --max-blocks");
+    say(
+        lost.blocks_full,
+        "allocations were not tracked because the table of blocks was full; sample less often, or raise --max-blocks",
+    );
     say(lost.blocks_busy, "allocations were not tracked because the table was locked on that processor");
     say(lost.block_bytes, "bytes are in allocations that were not tracked");
-    say(lost.frees_busy, "releases found the table locked; their blocks look outstanding until the address is used again");
+    say(
+        lost.frees_busy,
+        "releases found the table locked; their blocks look outstanding until the address is used again",
+    );
     say(lost.stacks_full, "allocations found no room for their stack; their bytes are under \"stack not kept\"");
     say(lost.stacks_failed, "allocations had no stack");
     say(lost.stacks_cut, "stacks were deeper than 64 frames and are cut");

@@ -119,7 +119,11 @@ impl Mapping {
         use std::os::unix::fs::MetadataExt;
         let identity = |path: &Path| std::fs::metadata(path).ok().map(|metadata| (metadata.dev(), metadata.ino()));
         let theirs = reachable(pid, self);
-        if identity(Path::new(&self.path)) == identity(&theirs) { self.path.clone() } else { theirs.display().to_string() }
+        if identity(Path::new(&self.path)) == identity(&theirs) {
+            self.path.clone()
+        } else {
+            theirs.display().to_string()
+        }
     }
 }
 

@@ -149,9 +149,7 @@ struct Copy<'a> {
 
 impl<'a> Copy<'a> {
     fn decode(record: &'a [u8]) -> Option<Self> {
-        let word = |number: usize| {
-            Some(u64::from_ne_bytes(record.get(number * 8..number * 8 + 8)?.try_into().ok()?))
-        };
+        let word = |number: usize| Some(u64::from_ne_bytes(record.get(number * 8..number * 8 + 8)?.try_into().ok()?));
         let half = |at: usize| Some(u32::from_ne_bytes(record.get(at..at + 4)?.try_into().ok()?));
         let bytes = half(HEAD_BYTES - 4)? as usize;
         Some(Self {
@@ -246,9 +244,11 @@ fn module(pid: u32, mapping: &Mapping) -> Option<(Module<Vec<u8>>, (u64, u64))> 
     // The segment that this mapping shows tells how far the file was moved.
     let segment = file.segments().find(|segment| {
         let (offset, length) = segment.file_range();
-        offset & !0xfff <= mapping.offset && mapping.offset < offset + length && segment.address() != 0 || offset == mapping.offset
+        offset & !0xfff <= mapping.offset && mapping.offset < offset + length && segment.address() != 0
+            || offset == mapping.offset
     })?;
-    let bias = mapping.start.wrapping_sub(mapping.offset).wrapping_sub(segment.address().wrapping_sub(segment.file_range().0));
+    let bias =
+        mapping.start.wrapping_sub(mapping.offset).wrapping_sub(segment.address().wrapping_sub(segment.file_range().0));
     let range = |name: &str| {
         let section = file.section_by_name(name)?;
         Some(section.address()..section.address() + section.size())

@@ -332,8 +332,7 @@ impl Collector {
             }
             Event::Functions(list) => {
                 let time = self.time();
-                let place =
-                    |&(function, address)| FunctionPlace { function, address, module: time.module(address) };
+                let place = |&(function, address)| FunctionPlace { function, address, module: time.module(address) };
                 let new: Vec<FunctionPlace> = list.iter().map(place).collect();
                 self.functions.extend(new);
             }
@@ -391,9 +390,8 @@ impl Collector {
 
     /// The module around an address of run time, as it is mapped now.
     pub fn module_at(&self, address: u64) -> Option<&Module> {
-        let holds = |module: &&Module| {
-            module.unloaded_epoch == u32::MAX && module.start <= address && address < module.end
-        };
+        let holds =
+            |module: &&Module| module.unloaded_epoch == u32::MAX && module.start <= address && address < module.end;
         self.modules.iter().rev().find(holds)
     }
 
@@ -443,6 +441,7 @@ mod tests {
                 path: b"/bin/x".to_vec(),
                 ..Default::default()
             }),
+            Event::Functions(vec![(AllocFn::Malloc, 0x1100)]),
             error(
                 0,
                 What::Memory {
@@ -519,9 +518,20 @@ mod tests {
         // Of a stack with the very instruction in front, and of one that begins with the function.
         assert_eq!(names(&parts[0].memory_errors[0].stack), ["f1010", "f1020"]);
         let (_, allocated) = &parts[0].memory_errors[0].auxiliary[0];
-        assert_eq!(names(allocated.as_ref().unwrap()), ["f1100", "f1200"]);
+        // The function that the engine stood in for is where the program has it, without a line.
+        let allocated = allocated.as_ref().unwrap();
+        assert_eq!(names(allocated), ["malloc", "f1200"]);
+        let shown = |stack: &crate::analysis::Stack| {
+            let frame = &stack.frames()[0];
+            (frame.ip, frame.object.to_string(), frame.file.is_none(), frame.hook)
+        };
+        assert_eq!(shown(allocated), (0x1100, "/bin/x".to_owned(), true, true));
+        assert_eq!(shown(&parts[2].records[0].stack), (0x1100, "/bin/x".to_owned(), true, true));
         assert_eq!(names(&parts[1].misuses[0].stack), ["free", "f1020"]);
-        assert_eq!(names(parts[1].misuses[0].block.as_ref().unwrap().free.as_ref().unwrap()), ["operator delete(void*)", "f1400"]);
+        assert_eq!(
+            names(parts[1].misuses[0].block.as_ref().unwrap().free.as_ref().unwrap()),
+            ["operator delete(void*)", "f1400"]
+        );
         assert_eq!(names(&parts[2].records[0].stack), ["malloc", "f1200"]);
 
         let all = collector.all(&BuildOptions::default(), &mut name);

@@ -101,6 +101,37 @@ proptest! {
     }
 }
 
+/// Protections of lent memory against an array of pages: what is executable is code, and never write-protected by us.
+#[test]
+fn lent_memory_is_code_where_the_target_says_so() {
+    let lent = BASE..BASE + PAGES as u64 * PAGE;
+    let mut space = Space::new(&[]);
+    space.lend(lent.clone());
+    let mut model = [libc::PROT_READ | libc::PROT_WRITE; PAGES];
+    let mut state = 1_u64;
+    let mut random = |below: u64| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) % below
+    };
+    for _ in 0..2000 {
+        let first = random(PAGES as u64);
+        let count = 1 + random(PAGES as u64 - first);
+        let protection = random(8) as i32;
+        space.protect(BASE + first * PAGE, BASE + (first + count) * PAGE, protection);
+        model[first as usize..(first + count) as usize].fill(protection);
+        for (page, &protection) in model.iter().enumerate() {
+            let address = BASE + page as u64 * PAGE + 5;
+            let region = space.code_region(address);
+            assert_eq!(region.is_some(), protection & libc::PROT_EXEC != 0, "page {page}");
+            let Some(region) = region else { continue };
+            assert!(region.start <= address && address < region.end && region.protection == protection);
+            let expected = if protection & libc::PROT_WRITE != 0 { CodeKind::Aliased } else { CodeKind::Fixed };
+            assert_eq!(region.kind, expected);
+        }
+    }
+    assert!(space.iter().next().is_none() && space.is_lent(lent.start) && !space.is_lent(lent.end));
+}
+
 #[test]
 fn a_full_window_has_no_place() {
     let mut space = Space::new(&[]);

@@ -75,19 +75,11 @@ impl Writer<'_> {
     fn event(&mut self, event: &Event) -> u32 {
         match event {
             Event::Process(process) => {
-                self.word(process.pid);
-                self.word(process.parent_pid);
-                self.word(process.origin);
-                self.longs(&[process.realtime_ns, process.monotonic_ns]);
-                self.bytes(&process.executable);
-                self.list(&process.command_line, |w, argument| w.bytes(argument));
+                self.process(process);
                 1
             }
             Event::Module(module) => {
-                self.word(module.number);
-                self.longs(&[module.start, module.end, module.load_bias]);
-                self.bytes(&module.path);
-                self.bytes(&module.build_id);
+                self.module(module);
                 2
             }
             Event::ModuleGone { number } => {
@@ -140,12 +132,7 @@ impl Writer<'_> {
             Event::Exec => 14,
             Event::ExecFailed => 15,
             Event::Descriptors(list) => {
-                self.list(list, |w, descriptor| {
-                    w.word(descriptor.number as u32);
-                    w.bytes(descriptor.what.as_bytes());
-                    w.bytes(&descriptor.target);
-                    w.addresses(&descriptor.stack);
-                });
+                self.list(list, Self::descriptor);
                 12
             }
             Event::Functions(list) => {
@@ -167,6 +154,29 @@ impl Writer<'_> {
                 18
             }
         }
+    }
+
+    fn process(&mut self, process: &Process) {
+        self.word(process.pid);
+        self.word(process.parent_pid);
+        self.word(process.origin);
+        self.longs(&[process.realtime_ns, process.monotonic_ns]);
+        self.bytes(&process.executable);
+        self.list(&process.command_line, |w, argument| w.bytes(argument));
+    }
+
+    fn module(&mut self, module: &Module) {
+        self.word(module.number);
+        self.longs(&[module.start, module.end, module.load_bias]);
+        self.bytes(&module.path);
+        self.bytes(&module.build_id);
+    }
+
+    fn descriptor(&mut self, descriptor: &Descriptor) {
+        self.word(descriptor.number as u32);
+        self.bytes(descriptor.what.as_bytes());
+        self.bytes(&descriptor.target);
+        self.addresses(&descriptor.stack);
     }
 
     fn error(&mut self, error: &Error) {
@@ -385,12 +395,7 @@ impl Reader<'_> {
             address: self.long()?,
             thread: self.word()?,
             frames: self.list(32, |r| {
-                Some(StackFrame {
-                    pc: r.long()?,
-                    stack_pointer: r.long()?,
-                    frame_pointer: r.long()?,
-                    cfa: r.long()?,
-                })
+                Some(StackFrame { pc: r.long()?, stack_pointer: r.long()?, frame_pointer: r.long()?, cfa: r.long()? })
             })?,
             is_within: self.flag()?,
             object: if self.flag()? { Some((self.long()?, self.long()?)) } else { None },

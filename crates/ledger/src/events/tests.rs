@@ -5,7 +5,14 @@ use std::vec;
 use super::*;
 
 fn events() -> Vec<Event> {
-    let block = Block { start: 1, bytes: 2, function: AllocFn::NewArray, allocated: vec![3, 4], freed: vec![], freed_by: AllocFn::Delete };
+    let block = Block {
+        start: 1,
+        bytes: 2,
+        function: AllocFn::NewArray,
+        allocated: vec![3, 4],
+        freed: vec![],
+        freed_by: AllocFn::Delete,
+    };
     let error = |what| Error {
         number: 7,
         thread: 1,
@@ -84,7 +91,12 @@ fn events() -> Vec<Event> {
         Event::Forked,
         Event::Exec,
         Event::ExecFailed,
-        Event::Descriptors(vec![Descriptor { number: 3, what: "file descriptor".into(), target: b"/etc".to_vec(), stack: vec![1] }]),
+        Event::Descriptors(vec![Descriptor {
+            number: 3,
+            what: "file descriptor".into(),
+            target: b"/etc".to_vec(),
+            stack: vec![1],
+        }]),
         Event::StringFunctions(vec![("strlen".into(), 5)]),
         Event::Question(Subject { address: 3, ..Subject::default() }),
         Event::Functions(vec![(AllocFn::Malloc, 1), (AllocFn::DeleteArray, 2)]),

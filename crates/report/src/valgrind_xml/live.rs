@@ -34,7 +34,7 @@ impl<'a> Live<'a> {
     /// # Errors
     /// Those of the writer; so for the other functions.
     pub fn begin(&mut self, analysis: &Analysis) -> io::Result<()> {
-        self.document.head(analysis)?;
+        self.document.head(analysis, "a memory error detector")?;
         self.document.status("RUNNING", 0)
     }
 

@@ -136,13 +136,15 @@ pub fn run(words: &[String]) -> Result<()> {
     make_inputs(inputs.path())?;
     copy_fixtures(inputs.path())?;
     let all = programs()?;
-    let (here, missing): (Vec<Program>, Vec<Program>) = all.into_iter().partition(|program| is_installed(&program.package));
+    let (here, missing): (Vec<Program>, Vec<Program>) =
+        all.into_iter().partition(|program| is_installed(&program.package));
     for program in here.iter().filter(|program| is_wanted(&program.name) && (!quick || program.quick)) {
         let row = compare(program, inputs.path(), !quick).with_context(|| program.name.clone())?;
         println!("{}", row.text());
         rows.push(row);
     }
-    let suites = if quick { Vec::new() } else { suites::run(&is_wanted)? };
+    let wants_suite = |name: &str| !quick && is_wanted(name);
+    let suites = suites::run(&wants_suite)?;
     for program in missing.iter().filter(|program| is_wanted(&program.name)) {
         eprintln!("left out: {}; next: apt-get install --no-install-recommends {}", program.name, program.package);
     }
@@ -151,7 +153,9 @@ pub fn run(words: &[String]) -> Result<()> {
     }
     let notes = super::notes()?.memcheck;
     if write {
-        rewrite(&repo_root().join("docs/accuracy.md"), "accuracy memcheck", &page(&rows, &suites, &notes))?;
+        let path = repo_root().join("docs/accuracy.md");
+        let before = std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+        rewrite(&path, "accuracy memcheck", &page(&before, &rows, &suites, &notes)?)?;
     }
     judge(&rows, &suites, &notes)
 }
@@ -220,7 +224,8 @@ fn compare(program: &Program, inputs: &Path, with_memcheck: bool) -> Result<Row>
     let difference = |what: &str, ours: &[u8], native: &[u8]| {
         let (ours, native) = (String::from_utf8_lossy(ours), String::from_utf8_lossy(native));
         let first = ours.lines().zip(native.lines()).find(|(ours, native)| ours != native);
-        let shown = first.map_or_else(|| ours.lines().last().unwrap_or_default().to_owned(), |(ours, _)| ours.to_owned());
+        let shown =
+            first.map_or_else(|| ours.lines().last().unwrap_or_default().to_owned(), |(ours, _)| ours.to_owned());
         Err(format!("other {what} than natively: {}", one_line(&shown)))
     };
     let behaves = if ours.finished.ending != native.finished.ending {
@@ -241,7 +246,10 @@ fn compare(program: &Program, inputs: &Path, with_memcheck: bool) -> Result<Row>
         ours_only: found.difference(&expected).cloned().collect(),
         theirs_only: expected.difference(&found).cloned().collect(),
         same: found.intersection(&expected).count(),
-        same_leaks: theirs.as_ref().filter(|_| is_same_program == Some(true)).map(|theirs| theirs.leaks() == ours.leaks()),
+        same_leaks: theirs
+            .as_ref()
+            .filter(|_| is_same_program == Some(true))
+            .map(|theirs| theirs.leaks() == ours.leaks()),
         seconds: [Some(native.seconds()), Some(ours.seconds()), theirs.as_ref().map(Observed::seconds)],
     })
 }
@@ -336,40 +344,67 @@ fn judge(rows: &[Row], suites: &[suites::Suite], notes: &BTreeMap<String, String
     Ok(())
 }
 
-fn page(rows: &[Row], suites: &[suites::Suite], notes: &BTreeMap<String, String>) -> String {
-    let same = rows.iter().filter(|row| row.behaves.is_ok()).count();
-    let quiet = rows.iter().filter(|row| row.ours_only.is_empty()).count();
+/// The generated part of docs/accuracy.md. Rows of what was not run this time stay as they were.
+fn page(before: &str, rows: &[Row], suites: &[suites::Suite], notes: &BTreeMap<String, String>) -> Result<String> {
+    let new = |name: &str| rows.iter().find(|row| row.name == name).map(Row::text);
+    let names: Vec<String> = programs()?.into_iter().map(|program| program.name).collect();
+    let lines: Vec<String> =
+        names.iter().filter_map(|name| new(name).or_else(|| kept(before, name).map(str::to_owned))).collect();
+    let cell = |line: &str, number: usize| line.split('|').nth(number).unwrap_or_default().trim().to_owned();
+    let same = lines.iter().filter(|line| cell(line, 2) == "same").count();
+    let quiet =
+        lines.iter().filter(|line| !cell(line, 3).contains("leakscope's") || cell(line, 3).contains(" 0 leakscope's"));
     let mut text = format!(
-        "{} programs; {same} print and return the same as natively; in {quiet} nothing is reported that Memcheck does not \
-         report. {}, {}, Linux {}.\n\nReports are counted by kind and function. Seconds are of the processor, with all child \
+        "{} programs; {same} print and return the same as natively; in {} nothing is reported that Memcheck does not report. \
+         {}, {}, Linux {}.\n\nReports are counted by kind and function. Seconds are of the processor, with all child \
          processes: natively, under leakscope, under Memcheck with `--undef-value-errors=no`. Leaks: bytes and blocks of \
          all kinds, of all processes together.\n\n",
-        rows.len(),
+        lines.len(),
+        quiet.count(),
         Tool::Leakscope.version(),
         Tool::Memcheck.version(),
         first_line(&["uname", "-r"])
     );
-    text += "| program | behaves | reports | leaks | natively | leakscope | Memcheck |\n|---|---|---|---|---|---|---|\n";
-    for row in rows {
-        text += &row.text();
+    text +=
+        "| program | behaves | reports | leaks | natively | leakscope | Memcheck |\n|---|---|---|---|---|---|---|\n";
+    for line in lines {
+        text += &line;
         text.push('\n');
     }
-    if !suites.is_empty() {
-        text += "\n| test suite | pass natively | of these pass under leakscope | natively | leakscope |\n|---|---|---|---|---|\n";
-    }
-    for suite in suites {
-        text += &suite.text();
+    text += "\n| test suite | pass natively | of these pass under leakscope | natively | leakscope |\n|---|---|---|---|---|\n";
+    for name in suites::NAMES {
+        match suites.iter().find(|suite| suite.name == name) {
+            Some(suite) => text += &suite.text(),
+            None => text.extend(kept(before, name).map(|line| format!("{line}\n"))),
+        }
     }
     text += "\nWhat differs:\n\n";
     for (name, note) in notes {
         text += &format!("- **{name}**: {note}\n");
     }
-    text
+    Ok(text)
+}
+
+/// The row of a table that begins with a name.
+fn kept<'a>(text: &'a str, name: &str) -> Option<&'a str> {
+    let (_, part) = text.split_once("<!-- generated: accuracy memcheck -->")?;
+    part.lines().find(|line| {
+        let rest = line.strip_prefix("| ").and_then(|line| line.strip_prefix(name));
+        rest.is_some_and(|rest| rest.starts_with(" |") || suites::NAMES.contains(&name) && rest.starts_with(' '))
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn rows_of_other_runs_are_kept() {
+        let text = "| ls | old |\n<!-- generated: accuracy memcheck -->\n| ls | new |\n| perl fork | x |\n| perl's tests 5.36 | 3 |\n";
+        assert_eq!(kept(text, "ls"), Some("| ls | new |"));
+        assert_eq!(kept(text, "perl"), None);
+        assert_eq!(kept(text, "perl's tests"), Some("| perl's tests 5.36 | 3 |"));
+    }
 
     #[test]
     fn the_list_can_be_read() {

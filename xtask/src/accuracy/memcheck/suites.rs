@@ -51,10 +51,15 @@ struct Plan {
     /// What comes before the test's name among the script's arguments; a fresh folder stands for [`BUILD`].
     words: Vec<String>,
     tests: Vec<String>,
+    /// What the test starts is watched as well.
+    children: bool,
     passes: fn(&Finished) -> bool,
 }
 
 const BUILD: &str = "(a fresh folder)";
+
+/// All suites, in the order of the table.
+pub const NAMES: [&str; 3] = ["coreutils' tests", "perl's tests", "python's tests"];
 
 /// Runs the suites that are wanted and can be had.
 ///
@@ -62,7 +67,11 @@ const BUILD: &str = "(a fresh folder)";
 /// A source package cannot be fetched, or a test cannot be started.
 pub fn run(is_wanted: &dyn Fn(&str) -> bool) -> Result<Vec<Suite>> {
     let mut done = Vec::new();
-    for (name, plan) in [("coreutils' tests", coreutils as fn() -> Result<Option<Plan>>), ("perl's tests", perl), ("python's tests", python)] {
+    for (name, plan) in [
+        ("coreutils' tests", coreutils as fn() -> Result<Option<Plan>>),
+        ("perl's tests", perl),
+        ("python's tests", python),
+    ] {
         if !is_wanted(name) {
             continue;
         }
@@ -92,8 +101,9 @@ fn carry_out(plan: &Plan) -> Result<Suite> {
         suite.native_passes += 1;
         suite.native_seconds += cpu;
         let prefix = format!(
-            "{} memcheck -q --leak-check=no --trace-children=yes --log-file=/dev/null --",
-            leakscope_bin().display()
+            "{} memcheck -q --leak-check=no --trace-children={} --log-file=/dev/null --",
+            leakscope_bin().display(),
+            if plan.children { "yes" } else { "no" }
         );
         let ours = one(plan, test, &prefix, LIMIT)?;
         suite.seconds += ours.cpu.as_secs_f64();
@@ -169,11 +179,12 @@ fn coreutils() -> Result<Option<Plan>> {
         .map(str::to_owned)
         .collect();
     Ok(Some(Plan {
-        name: "coreutils' tests",
+        name: NAMES[0],
         version: version_in(&source),
         script: script("coreutils.sh"),
         words: vec![source.display().to_string(), BUILD.to_owned()],
         tests,
+        children: true,
         passes: ends_with_0,
     }))
 }
@@ -194,11 +205,12 @@ fn perl() -> Result<Option<Plan>> {
     }
     tests.sort();
     Ok(Some(Plan {
-        name: "perl's tests",
+        name: NAMES[1],
         version: version_in(&source),
         script: script("perl.sh"),
         words: vec![source.display().to_string()],
         tests,
+        children: false,
         passes: says_all_ok,
     }))
 }
@@ -214,11 +226,12 @@ fn python() -> Result<Option<Plan>> {
         let mut words = text.split_whitespace().map(str::to_owned);
         let (Some(program), Some(version)) = (words.next(), words.next()) else { continue };
         return Ok(Some(Plan {
-            name: "python's tests",
+            name: NAMES[2],
             version,
             script: script("python.sh"),
             words: vec![program, BUILD.to_owned()],
             tests: words.collect(),
+            children: false,
             passes: ends_with_0,
         }));
     }

@@ -1,6 +1,5 @@
-# Refusals first: nothing is mounted yet, and nobody is no root.
+# Refusals first: nothing is mounted yet.
 section unmounted leakscope kernel scan
-section not-root su -s /bin/sh nobody -c "leakscope kernel scan"
 section status leakscope kernel status
 
 # The clean twin is loaded first; its blocks would be there in every scan.
@@ -21,6 +20,7 @@ section diff leakscope kernel diff --format json /tmp/first.leak /tmp/second.lea
 section gate leakscope gate /tmp/second.leak
 
 mount -t debugfs none /sys/kernel/debug
+section not-root su -s /bin/sh nobody -c "leakscope kernel scan"
 section object leakscope kernel dump $(grep -m 1 -o '0xff[0-9a-f]*' /tmp/dump.txt)
 section no-object leakscope kernel dump 0x10
 section set leakscope kernel set --stack=off --scan=600

@@ -51,11 +51,8 @@ impl Cgroups {
     /// The group of a directory, or of a path below the root of the hierarchy.
     pub fn find(path: &Path) -> Result<Cgroup> {
         let root = root().context("--cgroup: no cgroup2 file system is mounted; mount one, or leave this out")?;
-        let asked = if path.starts_with(&root) {
-            path.to_owned()
-        } else {
-            root.join(path.strip_prefix("/").unwrap_or(path))
-        };
+        let asked =
+            if path.starts_with(&root) { path.to_owned() } else { root.join(path.strip_prefix("/").unwrap_or(path)) };
         let shown = asked.display();
         let full = asked.canonicalize().with_context(|| format!("--cgroup: {shown}"))?;
         let below = full.strip_prefix(root.canonicalize()?);

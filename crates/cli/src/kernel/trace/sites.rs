@@ -50,7 +50,11 @@ impl Kernel {
         }
         let frame = self.frame(address);
         let module = if frame.module.is_empty() { String::new() } else { format!(" [{}]", frame.module) };
-        if frame.function.is_empty() { format!(" {address:#x}") } else { format!(" {}+{:#x}{module}", frame.function, frame.offset) }
+        if frame.function.is_empty() {
+            format!(" {address:#x}")
+        } else {
+            format!(" {}+{:#x}{module}", frame.function, frame.offset)
+        }
     }
 
     /// What of a site is its own: without our program in front, without whom an interrupt interrupted.
@@ -76,7 +80,8 @@ impl Kernel {
             module: module.unwrap_or("vmlinux").to_owned(),
             function: function.demangled().to_owned(),
             names: shown.collect(),
-            has_guard_page: frames.iter().any(|frame| frame.function == "__get_vm_area_node"),
+            has_guard_page: frames.iter().any(|frame| frame.function.starts_with("__get_vm_area_node")),
+            backs: (front > 0 && function != AllocFn::AllocPages).then(|| function.demangled()),
             is_interrupt: interrupt.is_some(),
             addresses: kept,
         }
@@ -85,10 +90,10 @@ impl Kernel {
     /// A group as the recording wants it.
     pub fn traced(&self, group: &Group) -> TracedSite<Frame> {
         let frames: Vec<Frame> = group.addresses.iter().map(|&address| self.frame(address)).collect();
-        let is_known = split_front(frames.iter().map(|frame| frame.function.as_str())).0 > 0;
         let (live_bytes, live_blocks) = (group.live.bytes.value.round(), group.live.blocks.value.round());
         TracedSite {
-            function: (!is_known).then_some(function_of(group.kind)),
+            // Pages behind a kmalloc have its function in front, and are pages nonetheless.
+            function: Some(function_of(group.kind)),
             frames,
             live_bytes: live_bytes as u64,
             live_blocks: live_blocks as u64,
@@ -127,9 +132,17 @@ fn is_tracing(frame: &Frame) -> bool {
 
 /// What an interrupt enters by. Exceptions such as page faults belong to the code that causes them.
 fn is_interrupt(name: &str) -> bool {
-    ["asm_common_interrupt", "asm_sysvec_", "common_interrupt", "sysvec_", "__common_interrupt", "gic_handle_irq", "el1h_64_irq"]
-        .iter()
-        .any(|front| name.starts_with(front))
+    [
+        "asm_common_interrupt",
+        "asm_sysvec_",
+        "common_interrupt",
+        "sysvec_",
+        "__common_interrupt",
+        "gic_handle_irq",
+        "el1h_64_irq",
+    ]
+    .iter()
+    .any(|front| name.starts_with(front))
 }
 
 #[cfg(test)]
