@@ -166,7 +166,7 @@ fn check_picture(wrong: &mut Vec<String>) {
     };
     for (name, ..) in LAYERS {
         let short = name.strip_prefix("leakscope-").unwrap_or(if *name == "leakscope" { "cli" } else { name });
-        if !text.split(|c: char| !c.is_alphanumeric()).any(|word| word == short) {
+        if !text.split(|c: char| !c.is_alphanumeric() && c != '-').any(|word| word == short) {
             wrong.push(format!("ARCHITECTURE.md does not name `{short}`"));
         }
     }

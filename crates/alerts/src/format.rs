@@ -31,7 +31,7 @@ pub fn text(notice: &Notice) -> String {
     if notice.withheld > 0 {
         let _ = writeln!(out, "{} notices were withheld: the maximum a day was reached.\n", notice.withheld);
     }
-    let _ = write!(out, "leakscope monitor on {}, {}\n", one_line(&notice.machine), time(notice.at));
+    let _ = writeln!(out, "leakscope monitor on {}, {}", one_line(&notice.machine), time(notice.at));
     out
 }
 

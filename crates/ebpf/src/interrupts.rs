@@ -43,7 +43,8 @@ impl Interrupts {
         loop {
             let left = deadline.saturating_duration_since(std::time::Instant::now());
             let mut poll = libc::pollfd { fd: self.fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-            let milliseconds = i32::try_from(left.as_millis() + u128::from(left.subsec_nanos() % 1_000_000 != 0));
+            let milliseconds =
+                i32::try_from(left.as_millis() + u128::from(!left.subsec_nanos().is_multiple_of(1_000_000)));
             // SAFETY: one pollfd of ours.
             let ready = unsafe { libc::poll(&raw mut poll, 1, milliseconds.unwrap_or(i32::MAX)) };
             if ready > 0 {

@@ -246,16 +246,56 @@ impl Lost {
     /// What was lost and how often, as words for a report; only counts above zero.
     pub fn words(&self) -> Vec<(u64, &'static str)> {
         [
-            (self.sites, "allocation has no site: there was no room for more sites", "allocations have no site: there was no room for more sites"),
-            (self.nodes, "stack is cut: there was no room for more frames", "stacks are cut: there was no room for more frames"),
-            (self.counters, "counter update is lost: there was no room for more counters", "counter updates are lost: there was no room for more counters"),
-            (self.blocks, "block is missing from the leak check: the block table was full", "blocks are missing from the leak check: the block table was full"),
-            (self.deep_stacks, "stack is cut: it was deeper than the limit", "stacks are cut: they were deeper than the limit"),
-            (self.broken_stacks, "stack is cut: it reached code without unwind information", "stacks are cut: they reached code without unwind information"),
-            (self.modules, "module is missing: there was no room for more", "modules are missing: there was no room for more"),
-            (self.misuses, "wrong call is missing: there was no room for more", "wrong calls are missing: there was no room for more"),
-            (self.threads, "event of a thread is missing: there was no room for more threads", "events of threads are missing: there was no room for more threads"),
-            (self.intervals, "interval between mtrace() and muntrace() is missing or incomplete: there was no room", "intervals between mtrace() and muntrace() are missing or incomplete: there was no room"),
+            (
+                self.sites,
+                "allocation has no site: there was no room for more sites",
+                "allocations have no site: there was no room for more sites",
+            ),
+            (
+                self.nodes,
+                "stack is cut: there was no room for more frames",
+                "stacks are cut: there was no room for more frames",
+            ),
+            (
+                self.counters,
+                "counter update is lost: there was no room for more counters",
+                "counter updates are lost: there was no room for more counters",
+            ),
+            (
+                self.blocks,
+                "block is missing from the leak check: the block table was full",
+                "blocks are missing from the leak check: the block table was full",
+            ),
+            (
+                self.deep_stacks,
+                "stack is cut: it was deeper than the limit",
+                "stacks are cut: they were deeper than the limit",
+            ),
+            (
+                self.broken_stacks,
+                "stack is cut: it reached code without unwind information",
+                "stacks are cut: they reached code without unwind information",
+            ),
+            (
+                self.modules,
+                "module is missing: there was no room for more",
+                "modules are missing: there was no room for more",
+            ),
+            (
+                self.misuses,
+                "wrong call is missing: there was no room for more",
+                "wrong calls are missing: there was no room for more",
+            ),
+            (
+                self.threads,
+                "event of a thread is missing: there was no room for more threads",
+                "events of threads are missing: there was no room for more threads",
+            ),
+            (
+                self.intervals,
+                "interval between mtrace() and muntrace() is missing or incomplete: there was no room",
+                "intervals between mtrace() and muntrace() are missing or incomplete: there was no room",
+            ),
         ]
         .into_iter()
         .filter(|&(count, ..)| count > 0)

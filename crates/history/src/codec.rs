@@ -156,10 +156,10 @@ mod tests {
             let rows: Vec<Row> = (0..next() % 50)
                 .map(|_| {
                     at += next() % 4000;
-                    let values: Values = std::array::from_fn(|_| (next() % 3 != 0).then(&mut next));
+                    let values: Values = std::array::from_fn(|_| (!next().is_multiple_of(3)).then(&mut next));
                     let mean = values[0].unwrap_or(0);
-                    let extremes =
-                        (values[0].is_some() && next() % 2 == 0).then(|| (mean / 2, mean.saturating_add(next())));
+                    let extremes = (values[0].is_some() && next().is_multiple_of(2))
+                        .then(|| (mean / 2, mean.saturating_add(next())));
                     Row { at, life: next() as u16, values, extremes }
                 })
                 .collect();

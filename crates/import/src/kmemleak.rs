@@ -359,7 +359,8 @@ fn location(process: &mut Process, frame: &Frame, name: &KernelName) -> u32 {
                 ResolvedFrame { function, linkage_name: None, ..frame.clone() }
             };
             // The allocator's inline functions in front (`kzalloc`) go as its others do.
-            let is_allocator = |frame: &&ResolvedFrame| frame.function.as_deref().is_some_and(|name| allocator(name).is_some());
+            let is_allocator =
+                |frame: &&ResolvedFrame| frame.function.as_deref().is_some_and(|name| allocator(name).is_some());
             let own_inlined = inlined.iter().skip_while(is_allocator).map(plain);
             own_inlined.chain([outer]).map(|frame| process.strings.frame(&frame)).collect()
         }

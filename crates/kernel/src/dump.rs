@@ -189,17 +189,7 @@ fn decode_head(rest: &str) -> Option<Object> {
     }
     let (address, rest) = leading_hex(rest)?;
     let (bytes, _) = leading_decimal(rest.split_once("(size ")?.1)?;
-    Some(Object {
-        address,
-        bytes,
-        is_percpu,
-        pid: 0,
-        comm: 0,
-        jiffies: 0,
-        age_ms: None,
-        crc: None,
-        backtrace: 0,
-    })
+    Some(Object { address, bytes, is_percpu, pid: 0, comm: 0, jiffies: 0, age_ms: None, crc: None, backtrace: 0 })
 }
 
 /// `comm "modprobe", pid 2013, jiffies 4294907416 (age 25.484s)`: a name may hold quotes and commas itself.

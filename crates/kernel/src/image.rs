@@ -128,9 +128,8 @@ impl Image {
         let mut image = Self::default();
         let Some(sections) = sections(data) else { return image };
         for section in &sections {
-            let contents = || {
-                data.get(usize::try_from(section.offset).ok()?..)?.get(..usize::try_from(section.size).ok()?)
-            };
+            let contents =
+                || data.get(usize::try_from(section.offset).ok()?..)?.get(..usize::try_from(section.size).ok()?);
             image.has_debug_info |= name_of(data, &sections, section) == Some(b".debug_info") && section.size > 0;
             if section.kind == SHT_NOTE && image.build_id.is_none() {
                 image.build_id = contents().and_then(decode_build_id);
@@ -186,7 +185,8 @@ pub fn link(mut data: Vec<u8>) -> Option<Vec<u8>> {
     let machine = number(&data, 18, 2)?;
     let mut next = FIRST_ADDRESS;
     let mut addresses = vec![0; sections.len()];
-    for (section, address) in sections.iter().zip(&mut addresses).filter(|(section, _)| section.flags & SHF_ALLOC != 0) {
+    for (section, address) in sections.iter().zip(&mut addresses).filter(|(section, _)| section.flags & SHF_ALLOC != 0)
+    {
         next = next.checked_next_multiple_of(section.align.clamp(1, 1 << 20))?;
         *address = next;
         put(&mut data, section.header + 16, 8, next)?;

@@ -184,7 +184,7 @@ pub fn lockdown(places: &Places) -> Option<String> {
 /// Why kmemleak, which is built in, does not work.
 pub fn why_disabled(places: &Places, config: &KernelConfig) -> KernelError {
     let words = places.read("/proc/cmdline").unwrap_or_default();
-    let last = words.split_whitespace().filter(|word| word.starts_with("kmemleak=")).last();
+    let last = words.split_whitespace().rfind(|word| word.starts_with("kmemleak="));
     if last == Some("kmemleak=off") {
         return KernelError::OffAtBoot(Some("kmemleak=off"));
     }
@@ -206,7 +206,9 @@ fn disabling_words(log: &[String]) -> Option<String> {
         "Kernel memory leak detector disabled",
     ];
     let words = |cause: &&str| {
-        log.iter().find(|text| text.starts_with("kmemleak: ") && text.contains(*cause)).map(|text| text[10..].to_owned())
+        log.iter()
+            .find(|text| text.starts_with("kmemleak: ") && text.contains(*cause))
+            .map(|text| text[10..].to_owned())
     };
     CAUSES.iter().find_map(words)
 }
@@ -251,7 +253,11 @@ mod tests {
     #[test]
     fn the_log_says_why_it_is_disabled() {
         let log = |lines: &[&str]| lines.iter().map(|line| (*line).to_owned()).collect::<Vec<_>>();
-        let both = log(&["x", "kmemleak: Kernel memory leak detector disabled", "kmemleak: Cannot allocate a kmemleak_object structure"]);
+        let both = log(&[
+            "x",
+            "kmemleak: Kernel memory leak detector disabled",
+            "kmemleak: Cannot allocate a kmemleak_object structure",
+        ]);
         assert_eq!(disabling_words(&both).as_deref(), Some("Cannot allocate a kmemleak_object structure"));
         assert_eq!(disabling_words(&log(&["Cannot allocate"])), None);
         let disabled = KernelError::Disabled(disabling_words(&both));
@@ -260,7 +266,13 @@ mod tests {
 
     #[test]
     fn an_object_in_the_log_ends_where_it_ends() {
-        let texts = ["noise", "kmemleak: Object 0xff (size 8):", "kmemleak:   comm \"x\", pid 1, jiffies 2", " f+0x1/0x2", "next"];
+        let texts = [
+            "noise",
+            "kmemleak: Object 0xff (size 8):",
+            "kmemleak:   comm \"x\", pid 1, jiffies 2",
+            " f+0x1/0x2",
+            "next",
+        ];
         let texts: Vec<String> = texts.iter().map(|text| (*text).to_owned()).collect();
         assert_eq!(object_lines(&texts), ["Object 0xff (size 8):", "  comm \"x\", pid 1, jiffies 2", " f+0x1/0x2"]);
     }

@@ -116,9 +116,12 @@ impl Probe<'_> {
             None => row(name, State::Unknown, "/proc/self/status does not say", ""),
             Some(effective) => match lacking(effective)[..] {
                 [] => row(name, State::Ready, "all that are needed", ""),
-                ref missing => {
-                    row(name, State::Missing, format!("this user lacks {}", missing.join(", ")), "run leakscope with sudo")
-                }
+                ref missing => row(
+                    name,
+                    State::Missing,
+                    format!("this user lacks {}", missing.join(", ")),
+                    "run leakscope with sudo",
+                ),
             },
         }
     }
@@ -130,7 +133,10 @@ impl Probe<'_> {
             Some(mode) => row(
                 name,
                 State::Missing,
-                format!("the mode is {mode}: debugfs is closed{}", if mode == "integrity" { "" } else { ", tracing too" }),
+                format!(
+                    "the mode is {mode}: debugfs is closed{}",
+                    if mode == "integrity" { "" } else { ", tracing too" }
+                ),
                 "boot without Secure Boot, or with lockdown=none",
             ),
         }
@@ -176,7 +182,9 @@ impl Probe<'_> {
         let sysctl = self.places.exists("/proc/sys/kernel/unprivileged_bpf_disabled");
         match (sysctl, self.config.has("BPF_SYSCALL")) {
             (true, _) | (_, Some(true)) => match self.places.read("/proc/sys/net/core/bpf_jit_enable").as_deref() {
-                Some("0\n") => row(name, State::Ready, "interpreted only", "sysctl net.core.bpf_jit_enable=1 makes it faster"),
+                Some("0\n") => {
+                    row(name, State::Ready, "interpreted only", "sysctl net.core.bpf_jit_enable=1 makes it faster")
+                }
                 _ => row(name, State::Ready, "the system call is there", ""),
             },
             (false, Some(false)) => self.not_built(name, "BPF_SYSCALL"),
@@ -216,8 +224,14 @@ impl Probe<'_> {
             Ok(folder) => folder,
             Err(row) => return row,
         };
-        let wanted =
-            ["kmem/kmalloc", "kmem/kfree", "kmem/kmem_cache_alloc", "kmem/kmem_cache_free", "kmem/mm_page_alloc", "kmem/mm_page_free"];
+        let wanted = [
+            "kmem/kmalloc",
+            "kmem/kfree",
+            "kmem/kmem_cache_alloc",
+            "kmem/kmem_cache_free",
+            "kmem/mm_page_alloc",
+            "kmem/mm_page_free",
+        ];
         let has = |event: &&&str| self.places.path(&folder).join("events").join(event).is_dir();
         let missing: Vec<&str> = wanted.iter().filter(|event| !has(event)).copied().collect();
         let percpu = has(&&"percpu/percpu_alloc_percpu");
@@ -237,19 +251,20 @@ impl Probe<'_> {
         }
         match self.tracefs(name) {
             Err(row) => row,
-            Ok(folder) if self.places.path(&folder).join(file).exists() => row(name, State::Ready, "they are there", ""),
-            Ok(_) => row(name, State::Missing, format!("no {file} in tracefs"), format!("a kernel with CONFIG_{option}")),
+            Ok(folder) if self.places.path(&folder).join(file).exists() => {
+                row(name, State::Ready, "they are there", "")
+            }
+            Ok(_) => {
+                row(name, State::Missing, format!("no {file} in tracefs"), format!("a kernel with CONFIG_{option}"))
+            }
         }
     }
 
     fn kprobes(&self) -> Row {
         match self.places.read("/sys/kernel/debug/kprobes/enabled").as_deref() {
-            Some("0\n") => row(
-                "kprobes",
-                State::Off,
-                "switched off in debugfs",
-                "echo 1 > /sys/kernel/debug/kprobes/enabled",
-            ),
+            Some("0\n") => {
+                row("kprobes", State::Off, "switched off in debugfs", "echo 1 > /sys/kernel/debug/kprobes/enabled")
+            }
             _ => self.traced("kprobes", "kprobe_events", "KPROBE_EVENTS"),
         }
     }
@@ -322,7 +337,9 @@ impl Probe<'_> {
             Some("1") => row(name, State::Ready, "/proc/allocinfo counts by line", ""),
             Some(_) => row(name, State::Off, "built in, not counting", "sysctl vm.mem_profiling=1, or boot with it"),
             None if self.places.exists("/proc/allocinfo") => row(name, State::Ready, "/proc/allocinfo", ""),
-            None => row(name, State::Missing, "no /proc/allocinfo", "a kernel from 6.10 on with CONFIG_MEM_ALLOC_PROFILING"),
+            None => {
+                row(name, State::Missing, "no /proc/allocinfo", "a kernel from 6.10 on with CONFIG_MEM_ALLOC_PROFILING")
+            }
         }
     }
 
@@ -384,7 +401,10 @@ mod tests {
     #[test]
     fn every_row_that_is_not_ready_has_a_next_step_where_one_helps() {
         let status = status(&[
-            ("boot/config-RELEASE", "CONFIG_DEBUG_KMEMLEAK=y\nCONFIG_SLUB_DEBUG=y\nCONFIG_PAGE_OWNER=y\nCONFIG_DEBUG_FS=y\n"),
+            (
+                "boot/config-RELEASE",
+                "CONFIG_DEBUG_KMEMLEAK=y\nCONFIG_SLUB_DEBUG=y\nCONFIG_PAGE_OWNER=y\nCONFIG_DEBUG_FS=y\n",
+            ),
             ("proc/self/mounts", ""),
             ("proc/self/status", "Name:\tx\nCapEff:\t0000000000000000\n"),
             ("proc/sys/vm/mem_profiling", "0\n"),

@@ -61,6 +61,7 @@ pub struct Launch {
 
 /// What a session tells its caller.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "one is alive at a time")]
 pub enum Happening {
     /// A process said something; it waits until [`Session::taken`] is called, which it must be.
     Event {

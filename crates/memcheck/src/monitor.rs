@@ -76,10 +76,10 @@ impl Memcheck {
         is_partial || is_below_sp || self.is_ignored(address, bytes)
     }
 
-    /// The dynamic loader's own string functions read several vectors at once, and are not in its table of symbols, so
-    /// that they cannot be replaced. What it reads are names that it copied itself.
+    /// The dynamic loader's own string functions read whole vectors and halves of them, and are not in its table of
+    /// symbols, so that they cannot be replaced. What it reads are names that it copied itself.
     fn is_loaders(&self, access: &BadAccess) -> bool {
-        access.size_bytes >= 16 && self.program.interpreter.contains(&access.pc)
+        access.size_bytes >= 8 && self.program.interpreter.contains(&access.pc)
     }
 
     fn end_of_descriptors(&mut self) {

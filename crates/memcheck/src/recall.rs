@@ -38,6 +38,9 @@ struct Layout {
 const NO_LAYOUT: Layout =
     Layout { return_address: 0, stack_pointer: 0, number: 0, registers: 0, count: 0, offsets: [0; WORDS] };
 
+/// No addresses; any address makes it larger.
+const NOWHERE: Range<u64> = Range { start: u64::MAX, end: 0 };
+
 /// The memory of walks.
 pub struct Recall {
     layouts: Box<[Layout]>,
@@ -53,7 +56,7 @@ impl Default for Recall {
             layouts: vec![NO_LAYOUT; LAYOUTS].into_boxed_slice(),
             signatures: vec![(0, StackId::NONE); SIGNATURES],
             last_number: 0,
-            extent: u64::MAX..0,
+            extent: NOWHERE,
         }
     }
 }
@@ -157,7 +160,7 @@ impl Recall {
     pub fn forget(&mut self) {
         if self.extent.end != 0 {
             self.layouts.fill(NO_LAYOUT);
-            self.extent = u64::MAX..0;
+            self.extent = NOWHERE;
         }
     }
 }

@@ -16,9 +16,10 @@ use crate::tool::{RETURN_FROM_CALL, RETURN_FROM_FREERES};
 use leakscope_guest::{Backing, Mapping, Process, Setup};
 
 const PAGE: u64 = 4096;
-/// The stack of a target whose limit says "unlimited", and the most that is marked beforehand.
+/// The stack of a target whose limit says "unlimited", and the most that is marked beforehand: what is marked takes memory.
+/// Accesses below the stack pointer of a deeper stack are not noticed.
 const LARGEST_STACK: u64 = 64 << 20;
-const MOST_MARKED: u64 = 8 << 20;
+const MOST_MARKED: u64 = 1 << 20;
 /// The end of the first thread's stack.
 const STACK_END: u64 = 0x2f00_0000_0000;
 /// Where programs go that may lie anywhere, if there is room: code runs fastest below 2 GB.

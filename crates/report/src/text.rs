@@ -364,12 +364,7 @@ fn leaks_since(text: &mut Text<'_>, analysis: &Analysis, before: Option<&Analysi
     Ok(())
 }
 
-fn loss_record(
-    text: &mut Text<'_>,
-    record: &LossRecord,
-    of: usize,
-    before: Option<&Analysis>,
-) -> io::Result<()> {
+fn loss_record(text: &mut Text<'_>, record: &LossRecord, of: usize, before: Option<&Analysis>) -> io::Result<()> {
     let earlier = before.map(|before| wording::Earlier::of(record, before));
     text.line(kind_style(record.kind), &wording::loss_record(record, of, earlier))?;
     text.stack(&record.stack)?;

@@ -2,8 +2,10 @@
 //!
 //! Each thread gets signal [`SIGNAL`], whose handler stores the interrupted registers and waits. A program cannot
 //! block this signal through libc: glibc keeps it for `setuid` in threads, and installs its own handler when the first
-//! thread is made. Ours then takes its place again and passes on to it what is not ours. A thread that sleeps in a system call which would return EINTR in spite of
-//! SA_RESTART is left alone when the program is to go on: `/proc` tells its stack pointer and arguments.
+//! thread is made. Ours then takes its place again and passes on to it what is not ours. Our signals carry a word by
+//! which they are known, however late they come: glibc's handler would follow a null pointer for one that it did not
+//! send. A thread that sleeps in a system call which would return EINTR in spite of SA_RESTART is left alone when the
+//! program is to go on: `/proc` tells its stack pointer and arguments.
 
 use crate::proc_maps;
 use crate::raw::{self, call, nr};
@@ -23,8 +25,10 @@ const MOST: usize = 4096;
 const PATIENCE_NS: u64 = 300_000_000;
 
 const WAITING: u32 = 1;
-const STOPPED: u32 = 2;
-const KNOWN_FROM_PROC: u32 = 3;
+/// The thread's handler is writing its registers.
+const STOPPING: u32 = 2;
+const STOPPED: u32 = 3;
+const KNOWN_FROM_PROC: u32 = 4;
 
 struct Slot {
     tid: AtomicU32,
@@ -101,13 +105,14 @@ pub fn stay_installed() {
 unsafe extern "C" fn handler(signal: i32, info: *mut libc::siginfo_t, context: *mut c_void) {
     const SI_TKILL: i32 = -6;
     // SAFETY: the kernel gives a valid siginfo and context; `si_pid` is set for these codes.
-    let (code, sender) = unsafe { ((*info).si_code, (*info).si_pid()) };
-    if code == SI_TKILL && sender as u32 == raw::getpid() {
+    let (code, sender, word) = unsafe { ((*info).si_code, (*info).si_pid(), (*info).si_value().sival_ptr) };
+    let is_of_this_process = sender as u32 == raw::getpid();
+    if code == libc::SI_QUEUE && is_of_this_process && word.addr() == HOLD.as_ptr().addr() {
         // SAFETY: as above.
-        if unsafe { !hold_still(context.cast()) } {
-            // SAFETY: as above.
-            unsafe { pass_on(signal, info, context) };
-        }
+        unsafe { hold_still(context.cast()) };
+    } else if code == SI_TKILL && is_of_this_process {
+        // SAFETY: as above.
+        unsafe { pass_on(signal, info, context) };
     } else if ON_REQUEST.swap(1, AcqRel) == 0 {
         // SAFETY: as above; REQUEST was written before the handler was installed.
         unsafe {
@@ -135,17 +140,40 @@ unsafe fn pass_on(signal: i32, info: *mut libc::siginfo_t, context: *mut c_void)
     }
 }
 
-/// Stores this thread's registers and waits until the hold ends. False when this thread is not asked to.
+/// Sends a thread of this process the signal that [`handler`] knows as ours.
+fn send(pid: u32, tid: u32) -> Result<usize, raw::Errno> {
+    const RT_TGSIGQUEUEINFO: usize = 297;
+    /// `siginfo_t` as the kernel reads it. Source: Linux `include/uapi/asm-generic/siginfo.h`.
+    #[repr(C)]
+    struct QueuedSignal {
+        signal: i32,
+        errno: i32,
+        code: i32,
+        _gap: i32,
+        pid: u32,
+        uid: u32,
+        value: usize,
+        _rest: [u64; 12],
+    }
+    const _: () = assert!(size_of::<QueuedSignal>() == 128);
+    let value = HOLD.as_ptr().addr();
+    let info =
+        QueuedSignal { signal: SIGNAL, errno: 0, code: libc::SI_QUEUE, _gap: 0, pid, uid: 0, value, _rest: [0; 12] };
+    // SAFETY: sends a signal that we handle; the kernel reads `info`.
+    unsafe { call!(RT_TGSIGQUEUEINFO, pid, tid, SIGNAL, &raw const info) }
+}
+
+/// Stores this thread's registers and waits until the hold ends. Does nothing when this thread is not asked to any more.
 ///
 /// # Safety
 /// `context` is that of the running handler.
-unsafe fn hold_still(context: *const libc::ucontext_t) -> bool {
+unsafe fn hold_still(context: *const libc::ucontext_t) {
     const FUTEX_WAIT_PRIVATE: usize = 128;
     let tid = raw::gettid();
     let used = (USED.load(Acquire) as usize).min(MOST);
-    let Some(slot) = SLOTS[..used].iter().find(|slot| slot.tid.load(Relaxed) == tid) else { return false };
-    if HOLD.load(Acquire) != 1 || slot.state.load(Acquire) != WAITING {
-        return false;
+    let Some(slot) = SLOTS[..used].iter().find(|slot| slot.tid.load(Relaxed) == tid) else { return };
+    if HOLD.load(Acquire) != 1 || slot.state.compare_exchange(WAITING, STOPPING, AcqRel, Relaxed).is_err() {
+        return;
     }
     // SAFETY: this thread owns the slot until it sets STOPPED.
     unsafe {
@@ -159,7 +187,6 @@ unsafe fn hold_still(context: *const libc::ucontext_t) -> bool {
         // SAFETY: waits on our own word.
         let _ = unsafe { call!(nr::FUTEX, HOLD.as_ptr(), FUTEX_WAIT_PRIVATE, 1, 0) };
     }
-    true
 }
 
 /// How stopping went.
@@ -200,8 +227,7 @@ pub fn stop_others(program_goes_on: bool) -> Stopped {
                 slot.state.store(KNOWN_FROM_PROC, Release);
                 return;
             }
-            // SAFETY: sends a signal that we handle.
-            if unsafe { call!(nr::TGKILL, pid, tid, SIGNAL) }.is_err() {
+            if send(pid, tid).is_err() {
                 slot.state.store(0, Release);
             }
         });
@@ -211,6 +237,9 @@ pub fn stop_others(program_goes_on: bool) -> Stopped {
         }
     }
     for slot in &SLOTS[..used] {
+        while slot.state.load(Acquire) == STOPPING {
+            raw::sleep_ns(20_000);
+        }
         match slot.state.load(Acquire) {
             STOPPED | KNOWN_FROM_PROC => result.seen += 1,
             WAITING => match asleep(slot.tid.load(Relaxed), false) {

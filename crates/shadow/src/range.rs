@@ -46,7 +46,7 @@ impl Shadow {
     pub fn fill(self, address: u64, bytes: u64, value: u8) {
         let (start, word) = (self.at(address), u64::from_ne_bytes([value; 8]));
         // Most blocks are small, and calling somebody for so few bytes costs more than the bytes.
-        if bytes > SMALL_BYTES || bytes < 8 {
+        if !(8..=SMALL_BYTES).contains(&bytes) {
             // SAFETY: `new`'s contract.
             return unsafe { core::ptr::write_bytes(start, value, bytes as usize) };
         }

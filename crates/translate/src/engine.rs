@@ -9,8 +9,8 @@ use crate::exits::Exit;
 use crate::state::{State, state};
 use crate::translate::{Extent, Hook, Translator, Watch};
 use crate::{
-    AccessKind, Action, BadAccess, Config, Error, Fault, GUEST_END, Gpr, Guest, LightHook, Quick, Tool, Version, cpuid, entry,
-    examine, indirect, layout, memory, stack,
+    AccessKind, Action, BadAccess, Config, Error, Fault, GUEST_END, Gpr, Guest, LightHook, Quick, Tool, Version, cpuid,
+    entry, examine, indirect, layout, memory, stack,
 };
 
 /// The simulated CPU; one in a process, as it lives at fixed addresses.
@@ -134,20 +134,7 @@ impl Engine {
                 None => self.block(rip, tool)?,
             };
             self.exits += 1;
-            let translator: *mut Translator = &raw mut *self.translator;
-            // SAFETY: `code` is a block's start, made since the last flush. What the hooks and handlers need is put into
-            // the state page; both pointers outlive the call, and neither object is used here while the cache runs.
-            let record = unsafe {
-                (*state()).engine = translator.expose_provenance() as u64;
-                (*state()).hook_tool = (&raw mut *tool).expose_provenance() as u64;
-                memory::set_gs_to_shadow();
-                if self.translator.config.marks_stack() {
-                    (*state()).settled = (*state()).guest.gpr(Gpr::Rsp);
-                }
-                entry::enter(code);
-                stack::settle((*state()).guest.gpr(Gpr::Rsp));
-                (*state()).exit_record
-            };
+            let record = self.enter(code, tool);
             let exit = self.translator.cache.exits.get(record);
             let action = match exit {
                 Exit::Stopped => {
@@ -192,6 +179,24 @@ impl Engine {
                 Next::Action(Action::Continue) => {}
                 Next::Code(code) => next = Some(code),
             }
+        }
+    }
+
+    /// Runs translated code until it leaves the cache; gives the index of the exit.
+    fn enter<T: Tool>(&mut self, code: u64, tool: &mut T) -> u32 {
+        let translator: *mut Translator = &raw mut *self.translator;
+        // SAFETY: `code` is a block's start, made since the last flush. What the hooks and handlers need is put into
+        // the state page; both pointers outlive the call, and neither object is used here while the cache runs.
+        unsafe {
+            (*state()).engine = translator.expose_provenance() as u64;
+            (*state()).hook_tool = (&raw mut *tool).expose_provenance() as u64;
+            memory::set_gs_to_shadow();
+            if self.translator.config.marks_stack() {
+                (*state()).settled = (*state()).guest.gpr(Gpr::Rsp);
+            }
+            entry::enter(code);
+            stack::settle((*state()).guest.gpr(Gpr::Rsp));
+            (*state()).exit_record
         }
     }
 
@@ -439,9 +444,8 @@ impl Engine {
     /// this may empty.
     pub unsafe fn before_write_in_hook(start: u64, end: u64) {
         // SAFETY: `run` put its own translator there and uses it again after the hook alone.
-        let translator = unsafe {
-            std::ptr::with_exposed_provenance_mut::<Translator>((*state()).engine as usize).as_mut()
-        };
+        let translator =
+            unsafe { std::ptr::with_exposed_provenance_mut::<Translator>((*state()).engine as usize).as_mut() };
         if let Some(translator) = translator
             && translator.regions.unprotect(start, end, false)
         {

@@ -117,7 +117,9 @@ fn stack_move(step: &Step) -> Option<Move> {
         }
         (Mnemonic::Mov, Some(register)) => Some(Move::To(Mem::base(register, 0))),
         // A compiler's own spill, in the frame; from elsewhere comes another stack (coroutines, Go's scheduler).
-        (Mnemonic::Mov, None) => operand(instruction).filter(|mem| matches!(mem.base, Some(RSP | RBP))).map(Move::Saved),
+        (Mnemonic::Mov, None) => {
+            operand(instruction).filter(|mem| matches!(mem.base, Some(RSP | RBP))).map(Move::Saved)
+        }
         (Mnemonic::Lea, _) => operand(instruction).map(|mem| match (mem.base, mem.index) {
             (Some(RSP), None) => Move::By(i64::from(mem.displacement)),
             _ => Move::To(mem),

@@ -24,7 +24,8 @@ pub(super) fn judge(kernel: &Kernel, sections: &Sections) -> Result<()> {
         .filter(|row| has_vmalloc || row.allocator != "vmalloc")
         .map(|row| (row.function, row.allocator, "possible".to_owned(), row.bytes * row.blocks, row.blocks))
         .collect();
-    (expected.sort(), seen.sort());
+    expected.sort();
+    seen.sort();
     ensure!(seen == expected, "traced records:\n{seen:#?}\nexpected:\n{expected:#?}\nsaid: {said}");
     for (record, value) in &found {
         let notes = value["notes"].to_string();

@@ -199,12 +199,11 @@ pub fn of_block(block: usize, bytes: usize) -> Chunk {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use alloc::vec;
 
     #[test]
     fn headers_tell_what_was_written_and_notice_damage() {
-        let memory = vec![0u64; 8];
-        let chunk = Chunk(memory.as_ptr() as usize + 16);
+        let mut memory = [0u64; 8];
+        let chunk = Chunk(memory.as_mut_ptr() as usize + 16);
         assert!(chunk.is_blank());
         for ignored in [false, true] {
             for kind in [AllocKind::Malloc, AllocKind::New, AllocKind::NewArray] {

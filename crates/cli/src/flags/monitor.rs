@@ -4,8 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-
-use super::values::duration;
+use leakscope_monitor::units;
 
 /// `leakscope monitor`.
 #[derive(Clone, Debug, Args)]
@@ -123,7 +122,7 @@ pub struct HistoryArgs {
     #[arg(value_name = "TARGET")]
     pub target: String,
     /// How far back
-    #[arg(long, value_name = "TIME", default_value = "24h", value_parser = duration)]
+    #[arg(long, value_name = "TIME", default_value = "24h", value_parser = length)]
     pub last: Duration,
     /// All rows, for programs
     #[arg(long)]
@@ -139,4 +138,9 @@ pub struct WhyArgs {
     /// The target, as `status` names it
     #[arg(value_name = "TARGET")]
     pub target: String,
+}
+
+/// Days, too: histories are long.
+fn length(text: &str) -> Result<Duration, String> {
+    units::seconds(text).map(Duration::from_secs)
 }

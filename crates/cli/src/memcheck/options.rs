@@ -128,7 +128,7 @@ fn is_known(option: &str) -> bool {
 
 /// The last value of an option that `leakscope run` ignores.
 fn given<'a>(matches: &'a ArgMatches, name: &str) -> Option<&'a String> {
-    matches.try_get_many::<String>(name).ok().flatten().and_then(|values| values.last())
+    matches.try_get_many::<String>(name).ok().flatten().and_then(|mut values| values.next_back())
 }
 
 /// What the process outside does besides.

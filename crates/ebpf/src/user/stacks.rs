@@ -237,8 +237,11 @@ impl Program {
     }
 }
 
+/// Unwind tables, and the addresses that they are for.
+type Placed = (Module<Vec<u8>>, (u64, u64));
+
 /// The unwind tables of a mapped file, and where it lies.
-fn module(pid: u32, mapping: &Mapping) -> Option<(Module<Vec<u8>>, (u64, u64))> {
+fn module(pid: u32, mapping: &Mapping) -> Option<Placed> {
     let bytes = std::fs::read(reachable(pid, mapping)).ok()?;
     let file = object::File::parse(&*bytes).ok()?;
     // The segment that this mapping shows tells how far the file was moved.

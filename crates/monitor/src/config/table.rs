@@ -187,7 +187,7 @@ impl<'a> Table<'a> {
         let used = self.used.borrow();
         for (key, _) in self.table.iter() {
             let name: &str = key.get_ref();
-            if used.iter().any(|known| *known == name) {
+            if used.contains(&name) {
                 continue;
             }
             let near = used.iter().find(|known| is_near(known, name));
