@@ -39,6 +39,8 @@ const PACKAGES: &[&str] = &[
     "npm",
     "openssl",
     "perl",
+    "postfix",
+    "prometheus-alertmanager",
     "python3",
     "python3-venv",
     "redis-server",
@@ -50,7 +52,7 @@ const PACKAGES: &[&str] = &[
 ];
 
 /// What goes without them says so when it runs.
-const OPTIONAL: &[&str] = &["clang-19", "llvm-19", "nginx-light"];
+const OPTIONAL: &[&str] = &["clang-19", "llvm-19", "nginx-light", "postfix", "prometheus-alertmanager"];
 
 /// Packages that a program on PATH stands in for, however it came there.
 const STAND_INS: &[(&str, &str)] = &[("nginx-light", "nginx"), ("nodejs", "node"), ("npm", "npm"), ("golang-go", "go")];
