@@ -65,7 +65,9 @@ impl Checker {
         match self {
             Checker::Native => String::new(),
             Checker::Leakscope => format!("{} memcheck {options} --", leakscope_bin().display()),
-            Checker::Memcheck => format!("valgrind -q --command-line-only=yes --undef-value-errors=no {options}"),
+            Checker::Memcheck => {
+                format!("valgrind -q --command-line-only=yes --undef-value-errors=no --error-limit=no {options}")
+            }
         }
     }
 }
