@@ -221,7 +221,8 @@ fn copy_fixtures(to: &Path) -> Result<()> {
 fn compare(program: &Program, inputs: &Path, with_memcheck: bool) -> Result<Row> {
     let native = observe(program, Checker::Native, inputs)?;
     let ours = observe(program, Checker::Leakscope, inputs)?;
-    let asked = with_memcheck && program.memcheck.is_none();
+    // What is reported has to be explained, in the quick run too.
+    let asked = program.memcheck.is_none() && (with_memcheck || !ours.errors().is_empty());
     let theirs = if asked { Some(observe(program, Checker::Memcheck, inputs)?) } else { None };
     let difference = |what: &str, ours: &[u8], native: &[u8]| {
         let (ours, native) = (String::from_utf8_lossy(ours), String::from_utf8_lossy(native));
