@@ -1,5 +1,12 @@
 //! `leakscope monitor`: watches machines in production. What it does is in the crate `monitor`; here are its words.
 
+/// A line on standard output; a reader that has gone away is no error.
+macro_rules! say {
+    ($($words:tt)*) => {
+        crate::output::print(&format!("{}\n", format_args!($($words)*)))?
+    };
+}
+
 mod history;
 mod install;
 mod status;

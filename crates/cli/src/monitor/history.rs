@@ -34,23 +34,23 @@ pub fn main(args: &HistoryArgs) -> Result<()> {
     };
     let rows = history.rows(&target, scale, at.saturating_sub(back), u64::MAX >> 1)?;
     if args.csv {
-        println!("time,life,{},lowest_resident,highest_resident", COLUMNS.join(","));
+        say!("time,life,{},lowest_resident,highest_resident", COLUMNS.join(","));
         for row in &rows {
             let values: Vec<String> =
                 row.values.iter().map(|value| value.map_or(String::new(), |value| value.to_string())).collect();
             let extremes = row.extremes.map_or(",".to_owned(), |(low, high)| format!("{low},{high}"));
-            println!("{},{},{},{extremes}", row.at, row.life, values.join(","));
+            say!("{},{},{},{extremes}", row.at, row.life, values.join(","));
         }
         return Ok(());
     }
     let resident: Vec<f64> = rows.iter().filter_map(|row| row.values[0].map(|value| value as f64)).collect();
-    println!("{target}: {} rows since {}\n{}\n", rows.len(), moment(at.saturating_sub(back)), sparkline(&resident));
-    println!("{:16}  {:>4}  {:>9}  {:>9}  {:>7}  {:>6}", "time", "life", "resident", "anonymous", "threads", "fds");
+    say!("{target}: {} rows since {}\n{}\n", rows.len(), moment(at.saturating_sub(back)), sparkline(&resident));
+    say!("{:16}  {:>4}  {:>9}  {:>9}  {:>7}  {:>6}", "time", "life", "resident", "anonymous", "threads", "fds");
     let every = rows.len().div_ceil(LINES).max(1);
     for row in rows.iter().step_by(every) {
         let bytes = |index: usize| row.values[index].map_or("-".to_owned(), |value| show_bytes(value as f64));
         let count = |index: usize| row.values[index].map_or("-".to_owned(), |value| value.to_string());
-        println!(
+        say!(
             "{:16}  {:>4}  {:>9}  {:>9}  {:>7}  {:>6}",
             moment(row.at),
             row.life,
@@ -62,10 +62,10 @@ pub fn main(args: &HistoryArgs) -> Result<()> {
     }
     let events = history.events(Some(&target), 10)?;
     if !events.is_empty() {
-        println!("\nevents, newest first:");
+        say!("\nevents, newest first:");
     }
     for event in events {
-        println!("{:16}  {:8}  {}", moment(event.at), event.kind, event.text);
+        say!("{:16}  {:8}  {}", moment(event.at), event.kind, event.text);
     }
     Ok(())
 }

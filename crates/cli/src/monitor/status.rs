@@ -33,15 +33,14 @@ pub fn main(args: &StatusArgs) -> Result<()> {
     let lines = lines(&history)?;
     if args.json {
         let targets: Vec<_> = lines.iter().map(json_line).collect();
-        println!("{}", json!({ "version": 1, "at": now(), "targets": targets }));
+        say!("{}", json!({ "version": 1, "at": now(), "targets": targets }));
         return Ok(());
     }
     if args.prometheus {
-        prometheus(&lines);
-        return Ok(());
+        return prometheus(&lines);
     }
     let width = lines.iter().map(|line| line.target.chars().count()).max().unwrap_or(6).max(6);
-    println!("{:width$}  {:>9}  {:24}  verdict", "target", "memory", "last day");
+    say!("{:width$}  {:>9}  {:24}  verdict", "target", "memory", "last day");
     for line in &lines {
         let memory = Metric::Memory.of(&line.known.values).map_or("-".to_owned(), show_bytes);
         let gone = if line.last + GONE_SECONDS < now() {
@@ -49,13 +48,13 @@ pub fn main(args: &StatusArgs) -> Result<()> {
         } else {
             String::new()
         };
-        println!("{:width$}  {memory:>9}  {:24}  {}{gone}", line.target, sparkline(&line.day), verdicts(&line.known));
+        say!("{:width$}  {memory:>9}  {:24}  {}{gone}", line.target, sparkline(&line.day), verdicts(&line.known));
     }
     let open = State::read_open(&config.state);
     if !open.is_empty() {
-        println!("\nopen alarms:");
+        say!("\nopen alarms:");
         for finding in open {
-            println!("  {} (since {})\n    next: {}", finding.title, moment(finding.since), finding.next);
+            say!("  {} (since {})\n    next: {}", finding.title, moment(finding.since), finding.next);
         }
     }
     Ok(())
@@ -120,15 +119,16 @@ fn json_line(line: &Line) -> serde_json::Value {
 }
 
 /// Names after Prometheus' conventions; targets are as many as are configured, so that labels stay bounded.
-fn prometheus(lines: &[Line]) {
+fn prometheus(lines: &[Line]) -> Result<()> {
     let label = |text: &str| text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
-    let each = |name: &str, help: &str, value: &dyn Fn(&Line) -> Option<f64>| {
-        println!("# HELP {name} {help}\n# TYPE {name} gauge");
+    let each = |name: &str, help: &str, value: &dyn Fn(&Line) -> Option<f64>| -> Result<()> {
+        say!("# HELP {name} {help}\n# TYPE {name} gauge");
         for line in lines.iter().filter(|line| line.last + GONE_SECONDS >= now()) {
             if let Some(value) = value(line) {
-                println!("{name}{{target=\"{}\"}} {value}", label(&line.target));
+                say!("{name}{{target=\"{}\"}} {value}", label(&line.target));
             }
         }
+        Ok(())
     };
     let growth = |line: &Line| match line.known.verdict(Metric::Memory) {
         Verdict::Growing(growth) => growth.per_hour / 3600.0,
@@ -136,12 +136,12 @@ fn prometheus(lines: &[Line]) {
     };
     each("leakscope_target_memory_bytes", "Memory that no file stands behind.", &|line| {
         Metric::Memory.of(&line.known.values)
-    });
+    })?;
     each("leakscope_target_growth_bytes_per_second", "Rate of a growth that was judged a leak, else 0.", &|line| {
         Some(growth(line))
-    });
-    each("leakscope_target_threads", "Threads.", &|line| Metric::Threads.of(&line.known.values));
-    each("leakscope_target_open_fds", "Open descriptors.", &|line| Metric::Descriptors.of(&line.known.values));
+    })?;
+    each("leakscope_target_threads", "Threads.", &|line| Metric::Threads.of(&line.known.values))?;
+    each("leakscope_target_open_fds", "Open descriptors.", &|line| Metric::Descriptors.of(&line.known.values))
 }
 
 /// Values as a line of eight heights.

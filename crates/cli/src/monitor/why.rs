@@ -21,19 +21,18 @@ pub fn main(args: &WhyArgs) -> Result<()> {
     let rows = history.all_rows(&target, now())?;
     let mut known = Known::new(0);
     known.resume(&rows);
-    println!("{target}: {}", verdicts(&known));
+    say!("{target}: {}", verdicts(&known));
     // The daemon knows sites and processes; the history has numbers.
     for finding in State::read_open(&config.state).into_iter().filter(|finding| finding.target == target) {
-        println!("\nalarm since {}: {}", moment(finding.since), finding.title);
-        finding.details.iter().for_each(|line| println!("  {line}"));
+        say!("\nalarm since {}: {}", moment(finding.since), finding.title);
+        for line in &finding.details {
+            say!("  {line}");
+        }
     }
     for metric in Metric::ALL {
         let Some(judge) = known.judges.get(&metric) else { continue };
         let show = |value: f64| if metric.is_bytes() { show_bytes(value) } else { format!("{value:.1}") };
-        println!(
-            "\n{}: each window by its quarters, slope with interval, and what speaks against growth",
-            metric.word()
-        );
+        say!("\n{}: each window by its quarters, slope with interval, and what speaks against growth", metric.word());
         for window in judge.windows() {
             let quarters: Vec<String> = window.quarters.iter().map(|value| show(*value)).collect();
             let mut against = Vec::new();
@@ -46,7 +45,7 @@ pub fn main(args: &WhyArgs) -> Result<()> {
             if let Some(rest) = window.plateau {
                 against.push(format!("it slows down, towards {}", show(rest)));
             }
-            println!(
+            say!(
                 "  {:>9}: {}; {}/h ({} to {}){}{}",
                 show_hours(window.seconds / 3600.0),
                 quarters.join(" "),
@@ -57,8 +56,10 @@ pub fn main(args: &WhyArgs) -> Result<()> {
                 against.join(", ")
             );
         }
-        if let Some(finding) = evidence::growth(&target, metric, &known, now()) {
-            finding.details.iter().take(1).for_each(|line| println!("  {line}"));
+        if let Some(finding) = evidence::growth(&target, metric, &known, now())
+            && let Some(line) = finding.details.first()
+        {
+            say!("  {line}");
         }
     }
     Ok(())
