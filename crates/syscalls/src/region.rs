@@ -15,7 +15,8 @@ pub enum Access {
     Write,
 }
 
-/// A range of the target's memory that a system call reads or writes. Never empty; `address + length` does not wrap.
+/// A range of the target's memory that a system call reads or writes. Never empty; its last byte is in the
+/// address space, so `address + length` wraps for what is only the highest address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Region {
     /// The parameter, in Memcheck's words.

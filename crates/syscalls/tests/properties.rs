@@ -75,7 +75,7 @@ fn describe(number: u64, args: &[u64; 6], result: i64, memory: &Seeded) {
     let hold = |region: &Region| {
         count.set(count.get() + 1);
         assert!(region.length > 0, "{}", region.param);
-        assert!(region.address.checked_add(region.length).is_some(), "{} wraps around", region.param);
+        assert!(region.address.checked_add(region.length - 1).is_some(), "{} wraps around", region.param);
         assert!(!region.param.to_string().is_empty());
     };
     let before = check(number, args, memory, &mut |region| hold(&region));
