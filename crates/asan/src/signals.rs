@@ -2,8 +2,7 @@
 
 use crate::hook::originals;
 use core::ffi::c_int;
-use core::sync::atomic::Ordering::Relaxed;
-use leakscope_asan_rt::signals::{SETTING_IDS, handling, real_sigaction};
+use leakscope_asan_rt::signals::{handling, real_sigaction};
 
 originals! {
     fn signal(number: c_int, handler: usize) -> usize;
@@ -29,36 +28,4 @@ unsafe extern "C" fn signal(number: c_int, handler: usize) -> usize {
     }
     // SAFETY: the program's call.
     unsafe { real::signal(number, handler) }
-}
-
-/// glibc tells all threads by a signal that the leak check uses as well: it has to know when that is glibc's.
-macro_rules! set_ids {
-    ($($name:ident($($arg:ident: $kind:ty),*);)*) => {
-        mod ids {
-            use super::*;
-            originals! { $( fn $name($($arg: $kind),*) -> c_int; )* }
-            $(
-                #[unsafe(no_mangle)]
-                unsafe extern "C" fn $name($($arg: $kind),*) -> c_int {
-                    SETTING_IDS.fetch_add(1, Relaxed);
-                    // SAFETY: the program's call.
-                    let result = unsafe { real::$name($($arg),*) };
-                    SETTING_IDS.fetch_sub(1, Relaxed);
-                    result
-                }
-            )*
-        }
-    };
-}
-
-set_ids! {
-    setuid(a: u32);
-    setgid(a: u32);
-    seteuid(a: u32);
-    setegid(a: u32);
-    setreuid(a: u32, b: u32);
-    setregid(a: u32, b: u32);
-    setresuid(a: u32, b: u32, c: u32);
-    setresgid(a: u32, b: u32, c: u32);
-    setgroups(count: usize, list: *const u32);
 }

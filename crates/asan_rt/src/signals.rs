@@ -5,9 +5,7 @@ use crate::originals::Original;
 use crate::report::signal::{Signal, report};
 use crate::thread;
 use core::ffi::{c_int, c_void};
-use core::sync::atomic::AtomicUsize;
 use core::sync::atomic::Ordering::Relaxed;
-use leakscope_rt::raw::{nr, syscall};
 
 const SIGNAL_STACK_BYTES: usize = 64 << 10;
 
@@ -150,53 +148,4 @@ unsafe extern "C" fn on_deadly_signal(number: c_int, info: *const libc::siginfo_
         context: context.cast::<libc::ucontext_t>(),
     };
     report(&signal)
-}
-
-/// The signal by which the leak check stops threads; glibc uses it in setuid(2) and the like.
-const STOP_SIGNAL: usize = 33;
-
-/// The kernel's `struct sigaction`.
-#[repr(C)]
-struct KernelAction {
-    handler: usize,
-    flags: usize,
-    restorer: usize,
-    mask: u64,
-}
-
-/// glibc's handler of that signal.
-static GLIBC_HANDLER: AtomicUsize = AtomicUsize::new(0);
-/// Calls of setuid(2) and the like that are under way; the exporting library counts them.
-pub static SETTING_IDS: AtomicUsize = AtomicUsize::new(0);
-
-/// Puts a filter in front of glibc's handler of the signal, before the leak check does the same: a thread that was too
-/// slow to stop gets its signal after the check, and glibc's handler would look for a request of its own that is not
-/// there.
-pub fn filter_stop_signal() {
-    let mut present = KernelAction { handler: 0, flags: 0, restorer: 0, mask: 0 };
-    let filter = on_stop_signal as *const () as usize;
-    // SAFETY: the kernel writes and reads structures of its layout.
-    unsafe {
-        let get = [STOP_SIGNAL, 0, &raw mut present as usize, 8, 0, 0];
-        if syscall(nr::RT_SIGACTION, get).is_err() || present.handler <= 1 || present.handler == filter {
-            return;
-        }
-        if crate::modules::is_own_code(present.handler) {
-            return;
-        }
-        GLIBC_HANDLER.store(present.handler, Relaxed);
-        present.handler = filter;
-        let _ = syscall(nr::RT_SIGACTION, [STOP_SIGNAL, &raw const present as usize, 0, 8, 0, 0]);
-    }
-}
-
-unsafe extern "C" fn on_stop_signal(number: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
-    let handler = GLIBC_HANDLER.load(Relaxed);
-    if handler != 0 && SETTING_IDS.load(Relaxed) > 0 {
-        // SAFETY: glibc's handler, with the arguments of the running one.
-        unsafe {
-            let handler: unsafe extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void) = core::mem::transmute(handler);
-            handler(number, info, context);
-        }
-    }
 }

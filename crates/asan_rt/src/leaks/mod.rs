@@ -279,7 +279,6 @@ fn stop_others(program_goes_on: bool) {
         heap::unlock_all();
         1
     }
-    crate::signals::filter_stop_signal();
     let mut program_goes_on = program_goes_on;
     // SAFETY: the callback gets the flag back, and ends the iteration at once.
     unsafe { libc::dl_iterate_phdr(Some(with_loader_lock), (&raw mut program_goes_on).cast()) };
