@@ -41,8 +41,10 @@ fn of_cache<'a>(snapshot: &'a Snapshot, cache: &'a str) -> impl Iterator<Item = 
     snapshot.sites.iter().filter(move |site| site.site.cache == cache)
 }
 
-/// Objects in use of a cache.
+/// Objects in use of a cache. Free ones in slabs that a processor keeps for itself count as used there, so these slabs
+/// are given back first, where sysfs can be written. Source: Linux `mm/slub.c`, `get_slabinfo` and `shrink_store`.
 fn slabinfo(cache: &str) -> u64 {
+    let _ = std::fs::write(format!("/sys/kernel/slab/{cache}/shrink"), "1");
     let text = std::fs::read_to_string("/proc/slabinfo").expect("slabinfo");
     let line = text.lines().find(|line| line.split_whitespace().next() == Some(cache)).expect("the cache");
     line.split_whitespace().nth(1).and_then(|word| word.parse().ok()).expect("a number")
@@ -64,8 +66,13 @@ impl Holder {
              held=[os.eventfd(0) for _ in range({count})]\nprint('held',flush=True)\nsys.stdin.readline()\n\
              for f in held: os.close(f)\n\nprint('gone',flush=True)\nsys.stdin.readline()\n",
         );
+        Self::running(&script)
+    }
+
+    /// Runs a script of Python up to its first line of output.
+    fn running(script: &str) -> Self {
         let child = std::process::Command::new("python3")
-            .args(["-c", &script])
+            .args(["-c", script])
             .stdin(std::process::Stdio::piped())
             .stdout(std::process::Stdio::piped())
             .spawn()
@@ -232,14 +239,7 @@ fn pages_of_a_mapping_are_counted_and_given_back() {
          print('gone',flush=True)\nsys.stdin.readline()\n",
         PAGES
     );
-    let child = std::process::Command::new("python3")
-        .args(["-c", &script])
-        .stdin(std::process::Stdio::piped())
-        .stdout(std::process::Stdio::piped())
-        .spawn()
-        .expect("python3");
-    let mut holder = Holder { child };
-    holder.wait();
+    let mut holder = Holder::running(&script);
     let mut exact = config(&[Kind::Pages], 0);
     exact.filter.pid = Some(holder.child.id());
     let Some(mut tracer) = start(&exact) else { return };
