@@ -297,7 +297,9 @@ proptest! {
             prop_assert!(text.chars().all(|c| c == '\n' || !c.is_control()), "{format}");
         }
         serde_json::from_str::<Value>(&written("sarif", &processes)).unwrap();
-        prop_assert!(quick_junit::Report::deserialize_from_str(&written("junit", &processes)).is_ok());
+        let junit = written("junit", &processes);
+        let read = quick_junit::Report::deserialize_from_str(&junit);
+        prop_assert!(read.is_ok(), "{:?}\n{junit}", read.err());
         if !name.is_empty() {
             let tame = elements(&html_of(&of("markdown", hostile("x"))));
             prop_assert_eq!(elements(&html_of(&written("markdown", &processes))), tame);
