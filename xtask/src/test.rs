@@ -47,7 +47,10 @@ pub fn run(words: &[String]) -> Result<()> {
     // Last, so that what a reader sees at the end is the test runner's own summary.
     let path = path_of_tests()?;
     let length = if fast { FAST } else { FULL };
-    step_with(&[&["cargo", "test"], &others[..]].concat(), &[&[("PATH", path.as_str())], length].concat())
+    step_with(
+        &[&["cargo", "test", "--no-fail-fast"], &others[..]].concat(),
+        &[&[("PATH", path.as_str())], length].concat(),
+    )
 }
 
 /// What `setup` installed below `target` comes first, where it is.
