@@ -11,10 +11,10 @@ use clap::ArgMatches;
 use leakscope_findings::recording::{self, ProcessFacts};
 use leakscope_findings::{ProcessRecording, Recording};
 use leakscope_launch::End;
-use leakscope_launch::memcheck::{Happening, Launch, Session, check};
+use leakscope_launch::memcheck::{Happening, Launch, Session, Side, Streams, check};
 
 use crate::flags::RunArgs;
-use crate::output::{Destination, Outputs, Replacement};
+use crate::output::{Destination, Outputs, Replacement, Target};
 use crate::plan::View;
 use crate::record;
 
@@ -53,8 +53,20 @@ pub fn main(args: &RunArgs, matches: &ArgMatches) -> Result<ExitCode> {
         has_errors: false,
         failure: None,
     };
+    let mut side = None;
     while let Some(happening) = session.next_happening() {
+        if let Happening::Waiting { pids } = &happening {
+            side = run.leave(&mut session, pids);
+            match side {
+                Some(Side::Front) => break,
+                Some(Side::Background) => continue,
+                None => {}
+            }
+        }
         run.take(&mut session, happening);
+    }
+    if side == Some(Side::Background) {
+        return Ok(ExitCode::SUCCESS);
     }
     let (end, pid) = (session.end(), session.first_pid());
     drop(session);
@@ -62,6 +74,10 @@ pub fn main(args: &RunArgs, matches: &ArgMatches) -> Result<ExitCode> {
         run.nothing_started(pid, end, argv0)?;
     }
     record::finish(&run.recording, &run.view, run.outputs, recordings, run.failure, run.has_errors, end)
+}
+
+fn listed(pids: &[u32]) -> String {
+    pids.iter().take(8).map(u32::to_string).collect::<Vec<_>>().join(", ")
 }
 
 struct Run {
@@ -77,6 +93,24 @@ struct Run {
 }
 
 impl Run {
+    /// The first process has ended, others go on: their reports are left to a copy of this process, unless all processes are
+    /// to be in one file.
+    fn leave(&self, session: &mut Session, pids: &[u32]) -> Option<Side> {
+        let view = &self.view;
+        let is_whole = |target: &Target| matches!(target.destination, Destination::Whole(_));
+        if !view.recordings.is_empty() || view.has_documents() || view.targets.iter().any(is_whole) {
+            return None;
+        }
+        let writes_to = |place: &Destination| view.targets.iter().any(|target| target.destination == *place);
+        let streams = Streams { output: writes_to(&Destination::Stdout), error: writes_to(&Destination::Stderr) };
+        let side = session.split(streams);
+        if side == Some(Side::Front) && !view.quiet && view.verbose > 0 {
+            let list = listed(pids);
+            eprintln!("leakscope: the program has ended; its children {list} are reported when they end");
+        }
+        side
+    }
+
     fn take(&mut self, session: &mut Session, happening: Happening) {
         match happening {
             Happening::Event { process, event } => {
@@ -126,7 +160,7 @@ impl Run {
             }
             Happening::Waiting { pids } => {
                 if !self.view.quiet && self.view.verbose > 0 {
-                    let list = pids.iter().take(8).map(u32::to_string).collect::<Vec<_>>().join(", ");
+                    let list = listed(&pids);
                     eprintln!(
                         "leakscope: the program has ended; waiting for its children {list} (Ctrl-C to stop waiting)"
                     );

@@ -4,6 +4,7 @@
 //! `LEAKSCOPE_E2E_TOOL=valgrind` holds the tables against Memcheck instead.
 
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -219,4 +220,53 @@ fn descriptors_are_tracked() {
     let stack = lines[opener..].iter().take_while(|line| line.starts_with("at ") || line.starts_with("by "));
     assert!(stack.clone().any(|line| line.ends_with("open_it (descriptors.c:9)")), "{}", finished.stderr);
     assert!(lines.iter().all(|line| !line.contains("closed")), "{}", finished.stderr);
+}
+
+/// Who starts a daemon waits for the first process only; what is wrong in the daemon comes when it happens. All that is
+/// awaited here is the end of pipes: of the front's output, and of the log.
+#[test]
+fn a_daemon_goes_on_and_is_reported() {
+    let scratch = tempfile::tempdir().unwrap();
+    let program = build("daemon", &["-O0"], scratch.path());
+    let (log, go) = (scratch.path().join("log"), scratch.path().join("go"));
+    let made = Run::new("mkfifo").args([&log, &go]).finish().unwrap();
+    assert_eq!(made.ending, Ending::Exit(0), "{}", made.stderr);
+    // Open for reading too, so that this does not wait for the daemon.
+    let mut daemon = std::fs::File::options().read(true).write(true).open(&go).unwrap();
+    let place = log.clone();
+    let reader = std::thread::spawn(move || std::fs::read_to_string(place).unwrap());
+    let tool = Tool::from_env().unwrap();
+    let checker =
+        start(tool).args(["--leak-check=no", &format!("--log-file={}", log.display())]).arg(&program).arg(&go);
+    let script = format!("said=$({}); echo $? $said", checker.shown());
+    let front = Run::new("sh").args(["-c", &script]).limit(Duration::from_secs(60)).finish().unwrap();
+    daemon.write_all(b"!").unwrap();
+    let log = reader.join().unwrap();
+    let said = String::from_utf8_lossy(&front.stdout).into_owned();
+    let (code, child) = said.trim().split_once(' ').unwrap_or_else(|| panic!("{said} {}", front.stderr));
+    assert_eq!(code, "3", "{}", front.stderr);
+    let (of_child, of_first): (Vec<&str>, Vec<&str>) =
+        log.lines().partition(|line| line.starts_with(&format!("=={child}==")));
+    let has = |lines: &[&str], words: &str| lines.iter().any(|line| line.contains(words));
+    assert!(has(&of_child, "Invalid read of size 1"), "{log}");
+    assert!(!has(&of_first, "Invalid read"), "{log}");
+    if tool == Tool::Leakscope {
+        assert!(has(&of_child, "ERROR SUMMARY: 1 errors from 1 contexts"), "{log}");
+        assert!(has(&of_first, "ERROR SUMMARY: 0 errors from 0 contexts"), "{log}");
+    }
+}
+
+/// Of two threads that work alike none starves, whether they only count, make system calls, or hold one lock in turn. On an
+/// idle machine the slower one does 94 % or more of the faster one's work; a thread that starves does next to none.
+#[test]
+fn no_thread_starves() {
+    let scratch = tempfile::tempdir().unwrap();
+    let program = build("fairness", &["-O1", "-pthread"], scratch.path());
+    for manner in ["count", "calls", "mutex"] {
+        let run = start(Tool::from_env().unwrap()).args(["-q", "--leak-check=no"]).arg(&program);
+        let finished = run.args([manner, "500000"]).limit(Duration::from_secs(120)).finish().unwrap();
+        assert_eq!(finished.ending, Ending::Exit(0), "{manner}: {}", finished.stderr);
+        let percent: u64 = String::from_utf8_lossy(&finished.stdout).trim().parse().unwrap();
+        assert!(percent >= 50, "{manner}: one thread did {percent} % of what the other did");
+    }
 }

@@ -279,10 +279,14 @@ impl<C: Cpu, M: Monitor<C> + 'static> Task<C, M> {
         let stack_end = self.process().space.find(rsp).map_or(rsp, |mapping| mapping.end);
         let shared =
             if shares_memory && request.has(libc::CLONE_VFORK) { SharedStack::new(rsp, stack_end) } else { None };
+        self.monitor().forking(cpu);
         let pid = make_process(request);
         if pid == 0 {
             self.become_child(cpu, request, shared);
             return 0;
+        }
+        if pid < 0 {
+            self.monitor().fork_failed(cpu);
         }
         if let Some(shared) = shared {
             shared.adopt(cpu);

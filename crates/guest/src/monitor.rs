@@ -119,6 +119,12 @@ pub trait Monitor<C>: Sized {
     /// A thread ended; called on it, after its last instruction.
     fn thread_ended(&mut self, cpu: &mut C, tid: i32) {}
 
+    /// A process is about to be made, by `fork` or its like.
+    fn forking(&mut self, cpu: &mut C) {}
+
+    /// It could not be made.
+    fn fork_failed(&mut self, cpu: &mut C) {}
+
     /// The child of `fork`: the calling thread is the only one that is left. Called before its first instruction.
     fn forked(&mut self, cpu: &mut C) {}
 

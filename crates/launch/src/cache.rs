@@ -1,4 +1,4 @@
-//! Unpacks the injected library, which this binary carries, to a place from which targets can load it.
+//! Unpacks the injected libraries, which this binary carries, to a place from which targets can load them.
 //!
 //! The place must be ours alone: whoever can write there runs code in every traced program. A directory is
 //! used when it belongs to us with mode 0700, was reached without following a link in its last two parts,
@@ -25,12 +25,26 @@ use rustix::mm::{MapFlags, ProtFlags};
 
 use crate::Error;
 
-/// The library's bytes.
-static PRELOAD: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/preload.so"));
-/// Their SHA-256, in hex.
-const PRELOAD_SHA256: &str = env!("LEAKSCOPE_PRELOAD_SHA256");
-/// The library's file name, by which it is known among the modules of a target.
+/// The file name of the library that is preloaded, by which it is known among the modules of a target.
 pub const FILE_NAME: &str = "libleakscope_preload.so";
+
+/// A library that this binary carries.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Carried<'c> {
+    /// Its bytes.
+    pub(crate) content: &'c [u8],
+    /// Their SHA-256, in hex.
+    pub(crate) hash: &'c str,
+    /// Its name in the folder of its hash.
+    pub(crate) file_name: &'c str,
+}
+
+/// The library that `leakscope run` preloads.
+const PRELOAD: Carried<'static> = Carried {
+    content: include_bytes!(concat!(env!("OUT_DIR"), "/preload.so")),
+    hash: env!("LEAKSCOPE_PRELOAD_SHA256"),
+    file_name: FILE_NAME,
+};
 /// Versions that were not used for so long are removed.
 const UNUSED: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 /// A file to load instead, for work on the library itself.
@@ -58,13 +72,13 @@ pub fn unpack() -> Result<Library, Error> {
             }
         };
     }
-    unpack_to(&candidates(|name| std::env::var_os(name)), PRELOAD, PRELOAD_SHA256)
+    place_in_first(&own_places(), PRELOAD).or_else(|refusals| in_memory(PRELOAD, refusals))
 }
 
 /// The bytes of the library that [`unpack`] puts in place.
 pub(crate) fn content() -> Cow<'static, [u8]> {
     let other = std::env::var_os(OVERRIDE).and_then(|path| std::fs::read(path).ok());
-    other.map_or(Cow::Borrowed(PRELOAD), Cow::Owned)
+    other.map_or(Cow::Borrowed(PRELOAD.content), Cow::Owned)
 }
 
 /// The directories to try, in order; the last part of each is ours to create.
@@ -84,15 +98,36 @@ fn candidates(variable: impl Fn(&str) -> Option<OsString>) -> Vec<PathBuf> {
     list
 }
 
-fn unpack_to(candidates: &[PathBuf], content: &[u8], hash: &str) -> Result<Library, Error> {
+/// The places that refused, each with its reason.
+type Refusals = Vec<(PathBuf, String)>;
+
+/// Puts a library into a place from which a name of it may be handed on: not into memory.
+///
+/// # Errors
+/// [`Error::NoPlace`] with every candidate's reason.
+pub(crate) fn unpack_as_file(carried: Carried<'_>) -> Result<Library, Error> {
+    place_in_first(&own_places(), carried).map_err(Error::NoPlace)
+}
+
+/// The directories that may be ours, in order.
+pub(crate) fn own_places() -> Vec<PathBuf> {
+    candidates(|name| std::env::var_os(name))
+}
+
+fn place_in_first(candidates: &[PathBuf], carried: Carried<'_>) -> Result<Library, Refusals> {
     let mut refusals = Vec::new();
     for candidate in candidates {
-        match place_in(candidate, content, hash) {
+        match place_in(candidate, carried) {
             Ok(library) => return Ok(library),
             Err(reason) => refusals.push((candidate.clone(), reason)),
         }
     }
-    match place_in_memfd(content) {
+    Err(refusals)
+}
+
+/// The last resort: memory of this process.
+fn in_memory(carried: Carried<'_>, mut refusals: Refusals) -> Result<Library, Error> {
+    match place_in_memfd(carried.content) {
         Ok(library) => Ok(library),
         Err(error) => {
             refusals.push((PathBuf::from("memfd"), error.to_string()));
@@ -102,10 +137,11 @@ fn unpack_to(candidates: &[PathBuf], content: &[u8], hash: &str) -> Result<Libra
 }
 
 /// Puts the file under `<base>/<hash>/`; gives it, or why it cannot be there.
-fn place_in(base: &Path, content: &[u8], hash: &str) -> Result<Library, String> {
-    // LD_PRELOAD is a list separated by spaces and colons, and a dollar sign begins a token.
-    if base.as_os_str().as_bytes().iter().any(|byte| byte.is_ascii_whitespace() || matches!(byte, b':' | b'$')) {
-        return Err("LD_PRELOAD cannot hold a path with a space, a colon or a dollar sign".into());
+fn place_in(base: &Path, carried: Carried<'_>) -> Result<Library, String> {
+    // LD_PRELOAD is a list separated by spaces and colons, LD_LIBRARY_PATH one by colons and semicolons, and a dollar
+    // sign begins a token.
+    if base.as_os_str().as_bytes().iter().any(|byte| byte.is_ascii_whitespace() || matches!(byte, b':' | b';' | b'$')) {
+        return Err("LD_PRELOAD cannot hold a path with a space, a colon, a semicolon or a dollar sign".into());
     }
     let parent = base.parent().ok_or("it is the root directory")?;
     let name = base.file_name().ok_or("it has no name")?;
@@ -117,52 +153,52 @@ fn place_in(base: &Path, content: &[u8], hash: &str) -> Result<Library, String> 
     let flags = OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::PATH;
     let parent_fd = rustix::fs::open(&parent, flags, Mode::empty()).map_err(|error| error.to_string())?;
     let base_fd = open_own_directory(&parent_fd, Path::new(name))?;
-    let directory = open_own_directory(&base_fd, Path::new(hash))?;
-    if !is_good_file(&directory, content)? {
-        write_file(&directory, content).map_err(|error| format!("cannot write there: {error}"))?;
-        if !is_good_file(&directory, content)? {
+    let directory = open_own_directory(&base_fd, Path::new(carried.hash))?;
+    if !is_good_file(&directory, carried)? {
+        write_file(&directory, carried).map_err(|error| format!("cannot write there: {error}"))?;
+        if !is_good_file(&directory, carried)? {
             return Err("what was written reads back differently".into());
         }
     }
-    let held = use_now(&directory);
-    remove_unused(&base_fd, hash);
-    Ok(Library { path: parent.join(name).join(hash).join(FILE_NAME), _held: held })
+    let held = use_now(&directory, carried.file_name);
+    remove_unused(&base_fd, carried);
+    Ok(Library { path: parent.join(name).join(carried.hash).join(carried.file_name), _held: held })
 }
 
 /// Marks the file as used now, and until the descriptor is closed. Where that cannot be, it only grows old sooner.
-fn use_now(directory: &OwnedFd) -> Option<OwnedFd> {
+fn use_now(directory: &OwnedFd, file_name: &str) -> Option<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let file = rustix::fs::openat(directory, FILE_NAME, flags, Mode::empty()).ok()?;
+    let file = rustix::fs::openat(directory, file_name, flags, Mode::empty()).ok()?;
     let now = Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_NOW };
     let _ = rustix::fs::futimens(&file, &Timestamps { last_access: now, last_modification: now });
     rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared).ok()?;
     Some(file)
 }
 
-/// Removes other versions that were not used for [`UNUSED`] and are not in use. What cannot be removed stays.
-fn remove_unused(base: &OwnedFd, own_hash: &str) {
+/// Removes other versions of a library that were not used for [`UNUSED`] and are not in use. What cannot be removed stays.
+fn remove_unused(base: &OwnedFd, carried: Carried<'_>) {
     let Ok(entries) = rustix::fs::Dir::read_from(base) else { return };
     for entry in entries.flatten() {
         let name = entry.file_name();
         let is_hash = name.to_bytes().len() >= 16 && name.to_bytes().iter().all(u8::is_ascii_hexdigit);
-        if is_hash && name.to_bytes() != own_hash.as_bytes() {
-            remove_version(base, name);
+        if is_hash && name.to_bytes() != carried.hash.as_bytes() {
+            remove_version(base, name, carried.file_name);
         }
     }
 }
 
-fn remove_version(base: &OwnedFd, name: &CStr) -> Option<()> {
+fn remove_version(base: &OwnedFd, name: &CStr, file_name: &str) -> Option<()> {
     let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::RDONLY;
     let directory = rustix::fs::openat(base, name, flags, Mode::empty()).ok()?;
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let file = File::from(rustix::fs::openat(&directory, FILE_NAME, flags, Mode::empty()).ok()?);
+    let file = File::from(rustix::fs::openat(&directory, file_name, flags, Mode::empty()).ok()?);
     let unused_for = file.metadata().ok()?.modified().ok()?.elapsed().ok()?;
     if unused_for < UNUSED {
         return None;
     }
     // A leakscope that uses it holds a shared lock. One that takes it up in this moment writes it again if it is gone.
     rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).ok()?;
-    rustix::fs::unlinkat(&directory, FILE_NAME, AtFlags::empty()).ok()?;
+    rustix::fs::unlinkat(&directory, file_name, AtFlags::empty()).ok()?;
     // Stays when something else is in it.
     rustix::fs::unlinkat(base, name, AtFlags::REMOVEDIR).ok()
 }
@@ -216,9 +252,10 @@ fn open_own_directory(parent: &OwnedFd, name: &Path) -> Result<OwnedFd, String> 
 
 /// Whether the file is there with our content and may be mapped for execution. A file that is not as
 /// expected counts as absent and is replaced.
-fn is_good_file(directory: &OwnedFd, content: &[u8]) -> Result<bool, String> {
+fn is_good_file(directory: &OwnedFd, carried: Carried<'_>) -> Result<bool, String> {
+    let content = carried.content;
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let Ok(fd) = rustix::fs::openat(directory, FILE_NAME, flags, Mode::empty()) else { return Ok(false) };
+    let Ok(fd) = rustix::fs::openat(directory, carried.file_name, flags, Mode::empty()) else { return Ok(false) };
     let mut file = File::from(fd);
     let metadata = file.metadata().map_err(|error| error.to_string())?;
     let own =
@@ -255,17 +292,17 @@ fn may_execute(file: &File) -> bool {
 }
 
 /// Writes under a temporary name, then renames: another leakscope never sees half a file.
-fn write_file(directory: &OwnedFd, content: &[u8]) -> io::Result<()> {
+fn write_file(directory: &OwnedFd, carried: Carried<'_>) -> io::Result<()> {
     let temporary =
         format!(".{}.{:x}", std::process::id(), rustix::time::clock_gettime(rustix::time::ClockId::Monotonic).tv_nsec);
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let result = (|| {
         let fd = rustix::fs::openat(directory, &temporary, flags, Mode::RUSR | Mode::WUSR | Mode::XUSR)?;
-        File::from(fd).write_all(content)?;
+        File::from(fd).write_all(carried.content)?;
         if let Err(rustix::io::Errno::ISDIR | rustix::io::Errno::NOTEMPTY) =
-            rustix::fs::renameat(directory, &temporary, directory, FILE_NAME)
+            rustix::fs::renameat(directory, &temporary, directory, carried.file_name)
         {
-            return Err(io::Error::other(format!("{FILE_NAME} is a directory there; remove it")));
+            return Err(io::Error::other(format!("{} is a directory there; remove it", carried.file_name)));
         }
         Ok(())
     })();
@@ -301,8 +338,12 @@ mod tests {
         std::fs::read("/proc/self/exe").unwrap()[..8192].to_vec()
     }
 
+    fn preload<'c>(content: &'c [u8], hash: &'c str) -> Carried<'c> {
+        Carried { content, hash, file_name: FILE_NAME }
+    }
+
     fn place(base: &Path, content: &[u8], hash: &str) -> Result<PathBuf, String> {
-        place_in(base, content, hash).map(|library| library.path)
+        place_in(base, preload(content, hash)).map(|library| library.path)
     }
 
     /// A directory whose ancestors nobody else can write to; the build directory may be anywhere.
@@ -410,7 +451,7 @@ mod tests {
             assert!(place(hostile, &library(), HASH).is_err(), "{}", hostile.display());
         }
         places.push(at("good"));
-        let found = unpack_to(&places, &library(), HASH).unwrap();
+        let found = place_in_first(&places, preload(&library(), HASH)).unwrap();
         assert!(found.path.starts_with(at("good")), "{}", found.path.display());
     }
 
@@ -425,7 +466,7 @@ mod tests {
         };
         let old = place(&base, &library(), &hash("a")).unwrap();
         let young = place(&base, &library(), &hash("b")).unwrap();
-        let in_use = place_in(&base, &library(), &hash("c")).unwrap();
+        let in_use = place_in(&base, preload(&library(), &hash("c"))).unwrap();
         let shared = place(&base, &library(), &hash("d")).unwrap();
         std::fs::write(shared.with_file_name("other"), "x").unwrap();
         let foreign = base.join("notes");
@@ -436,13 +477,13 @@ mod tests {
         {
             age(path, days);
         }
-        let own = place_in(&base, &library(), &hash("e")).unwrap();
+        let own = place_in(&base, preload(&library(), &hash("e"))).unwrap();
         assert!(!old.parent().unwrap().exists());
         assert!(young.exists() && in_use.path.exists() && own.path.exists() && foreign.join(FILE_NAME).exists());
         assert!(!shared.exists() && shared.with_file_name("other").exists());
         // To be used makes it young, and it goes once nobody uses it.
         age(&own.path, 31);
-        let again = place_in(&base, &library(), &hash("e")).unwrap();
+        let again = place_in(&base, preload(&library(), &hash("e"))).unwrap();
         drop((own, again, in_use));
         place(&base, &library(), &hash("f")).unwrap();
         assert!(base.join(hash("e")).exists() && !base.join(hash("c")).exists());
@@ -462,7 +503,11 @@ mod tests {
         let scratch = scratch();
         let file = scratch.path().join("file");
         std::fs::write(&file, "x").unwrap();
-        let found = unpack_to(&[file.join("leakscope")], &library(), HASH).unwrap();
+        let bytes = library();
+        let carried = preload(&bytes, HASH);
+        let refusals = place_in_first(&[file.join("leakscope")], carried).unwrap_err();
+        assert_eq!(refusals.len(), 1);
+        let found = in_memory(carried, refusals).unwrap();
         assert!(found.path.starts_with("/proc"));
         assert_eq!(std::fs::read(&found.path).unwrap(), library());
         assert!(File::options().write(true).open(&found.path).and_then(|mut file| file.write_all(b"x")).is_err());

@@ -10,9 +10,10 @@
 //!  snapshot::request (another leakscope) --> the same thread --> header.snapshot_wanted, then the memfd
 //! ```
 //!
-//! Runs in our own process. `unsafe` lives in [`ledger_file`] (the shared map), `environment`, `signals`
-//! and `spawn`.
+//! Runs in our own process. `unsafe` lives in [`ledger_file`] (the shared map), `environment`, `signals`,
+//! `spawn` and [`asan`] (between fork and exec).
 
+pub mod asan;
 pub mod cache;
 mod control;
 mod environment;

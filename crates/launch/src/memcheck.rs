@@ -13,6 +13,7 @@
 //! One thread: the caller's, which sleeps in `poll`. Unsafe code is in [`file`](self) (the shared header) and in the step
 //! between fork and exec.
 
+mod background;
 mod file;
 mod preflight;
 mod program;
@@ -37,6 +38,7 @@ use crate::signals::SignalSource;
 use crate::spawn::{Request, listen};
 use crate::{Error, socket};
 
+pub use background::{Side, Streams};
 use file::EventFile;
 pub use preflight::check;
 pub(crate) use preflight::check_image;
@@ -79,7 +81,7 @@ pub enum Happening {
         /// Events that did not fit into its file.
         lost: u64,
     },
-    /// The first process has ended, and others still run: we wait for them.
+    /// The first process has ended, and others still run: they are waited for, here or, see [`Session::split`], elsewhere.
     Waiting {
         /// Their process ids.
         pids: Vec<u32>,
@@ -112,6 +114,8 @@ pub struct Session {
     silent: Vec<Silent>,
     said_waiting: bool,
     stop_waiting: bool,
+    /// Since when everything that is known has ended.
+    all_ended: Option<Instant>,
 }
 
 impl Session {
@@ -159,6 +163,7 @@ impl Session {
             silent: Vec::new(),
             said_waiting: false,
             stop_waiting: false,
+            all_ended: None,
         })
     }
 
@@ -174,12 +179,12 @@ impl Session {
             let open: Vec<u32> = self.traced.iter().filter(|traced| !traced.ended).map(|traced| traced.pid).collect();
             if self.child_end.is_some() {
                 if open.is_empty() {
-                    return None;
-                }
-                if self.stop_waiting {
+                    if !self.awaits_child() {
+                        return None;
+                    }
+                } else if self.stop_waiting {
                     return self.give_up();
-                }
-                if !self.said_waiting {
+                } else if !self.said_waiting && !open.contains(&self.child.id()) {
                     self.said_waiting = true;
                     return Some(Happening::Waiting { pids: open });
                 }
@@ -189,6 +194,19 @@ impl Session {
             self.accept();
             self.take_hellos();
         }
+    }
+
+    /// Whether a process of which nothing is known yet is on its way; not for ever, as it may have been killed before it
+    /// could say a word.
+    fn awaits_child(&mut self) -> bool {
+        let since = *self.all_ended.get_or_insert_with(Instant::now);
+        since.elapsed() < PATIENCE && self.traced.iter().any(|traced| traced.file.awaits_child())
+    }
+
+    /// After [`Happening::Waiting`]: lets this process end and leaves what still runs to a copy of it in the background, as
+    /// Memcheck's reports of a daemon come from the daemon. In the copy, the session goes on; `None` when there is none.
+    pub fn split(&mut self, streams: Streams) -> Option<Side> {
+        background::split(streams)
     }
 
     /// Says that the last event was taken, and how many errors were shown and hidden until now.
@@ -347,6 +365,7 @@ impl Session {
             Pid::from_raw(pid as i32).and_then(|pid| rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok());
         let welcome = Welcome { version: WIRE_VERSION, status: 0, file_bytes: file.bytes() };
         if socket::send(connection, &welcome.encode(), Some(file.as_fd())).is_ok() {
+            self.all_ended = None;
             self.traced.push(Traced { pid, file, pidfd, is_forked: kind == origin::FORK, ended: false });
         }
     }

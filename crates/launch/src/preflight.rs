@@ -91,7 +91,10 @@ fn refused<T>(path: &Path, why: &str) -> Result<T, Error> {
 }
 
 /// The file that `execvp` would start.
-fn find(program: &OsStr, path_variable: Option<&OsStr>) -> Result<PathBuf, Error> {
+///
+/// # Errors
+/// [`Error::Refused`] when there is none.
+pub fn find(program: &OsStr, path_variable: Option<&OsStr>) -> Result<PathBuf, Error> {
     if program.is_empty() {
         return Err(Error::Refused(
             "the program's name is empty; usage: leakscope run [OPTIONS] -- PROGRAM ARGUMENTS".into(),

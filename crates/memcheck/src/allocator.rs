@@ -112,14 +112,15 @@ impl Memcheck {
             return None;
         }
         self.heap.prepare_release(start);
-        let id = self.heap.find_live(start)?;
-        if self.heap.block(id).function.family() != function.family() {
-            return None;
-        }
+        // Meanwhile what was asked for arrives.
         let stack = match self.options.keep_frees {
             true => self.recall.find(guest, symbol, self.options.num_callers)?,
             false => StackId::NONE,
         };
+        let id = self.heap.find_live(start)?;
+        if self.heap.block(id).function.family() != function.family() {
+            return None;
+        }
         self.heap.release_quickly(id, stack).then_some(0)
     }
 

@@ -193,7 +193,10 @@ enum SlotMemory {
     Fresh { forbidden_end: u64 },
 }
 
-/// Memory is mapped in pieces of so much, once a heap has grown beyond twice that: large pages of the processor.
+/// Memory for small slots is mapped in pieces of so much.
+const STEP_BYTES: u64 = 64 << 10;
+
+/// In pieces of so much once a heap has grown beyond twice that: large pages of the processor.
 const LARGE_BYTES: u64 = 2 << 20;
 
 /// Has a line of memory brought nearer, wherever it is.
@@ -332,10 +335,6 @@ impl<P: Pages> Heap<P> {
         let units = classes::span_units(slot_bytes);
         let slots = units * UNIT_BYTES / slot_bytes;
         let (first, start) = self.grow(units, slot_bytes, slots)?;
-        if self.mapped_end == start + units * UNIT_BYTES {
-            // Nobody else has forbidden it.
-            self.shadow.forbid(start, units * UNIT_BYTES);
-        }
         let steps = (self.options.redzone_bytes / 16) as u16;
         for (slot, block) in self.blocks[first.0 as usize..].iter_mut().enumerate() {
             block.start = start + slot as u64 * slot_bytes + u64::from(steps) * 16;
@@ -364,7 +363,8 @@ impl<P: Pages> Heap<P> {
         Some((first, SlotMemory::Fresh { forbidden_end }))
     }
 
-    /// A new span; its first slot and its address. Its shadow is forbidden where memory was mapped before, otherwise zero.
+    /// A new span; its first slot and its address. Its shadow is forbidden; that of a single slot only where memory was
+    /// mapped before, otherwise it is zero.
     fn grow(&mut self, units: u64, slot_bytes: u64, slots: u64) -> Option<(BlockId, u64)> {
         let first = u32::try_from(self.blocks.len() as u64 + slots).ok()? - slots as u32;
         let start = self.spans.next_start(units)?;
@@ -374,24 +374,29 @@ impl<P: Pages> Heap<P> {
         Some((BlockId(first), start))
     }
 
-    /// Has memory mapped up to an address; of a heap that is large already, ahead, if it is for small slots.
+    /// Has memory mapped up to an address; for small slots ahead, and forbidden.
     fn map_to(&mut self, end: u64, is_small: bool) -> Option<()> {
         let start = self.mapped_end;
         if end <= start {
             return Some(());
         }
-        let is_ahead = is_small && end - self.spans.extent().start > 2 * LARGE_BYTES;
-        let upto = if is_ahead { end.next_multiple_of(LARGE_BYTES).min(self.spans.end()) } else { end };
-        if is_ahead && self.pages.map_large(start, upto - start) {
-            self.shadow.forbid(start, upto - start);
-        } else if !self.pages.map(start, end - start) {
+        let is_large = end - self.spans.extent().start > 2 * LARGE_BYTES;
+        let step = if is_large { LARGE_BYTES } else { STEP_BYTES };
+        let upto = if is_small { end.next_multiple_of(step).min(self.spans.end()) } else { end };
+        let is_ahead = upto > end && self.map(start, upto, is_large);
+        let upto = if is_ahead { upto } else { end };
+        if !is_ahead && !self.map(start, end, false) {
             return None;
-        } else {
-            self.mapped_end = end;
-            return Some(());
+        }
+        if is_small {
+            self.shadow.forbid(start, upto - start);
         }
         self.mapped_end = upto;
         Some(())
+    }
+
+    fn map(&mut self, start: u64, end: u64, is_large: bool) -> bool {
+        if is_large { self.pages.map_large(start, end - start) } else { self.pages.map(start, end - start) }
     }
 
     /// First address and bytes of a block's slot.
@@ -442,11 +447,14 @@ impl<P: Pages> Heap<P> {
         can
     }
 
-    /// Has what a release will write brought nearer.
+    /// Has what a release will look at and write brought nearer.
     #[inline]
     pub fn prepare_release(&self, start: u64) {
-        prefetch(self.shadow.address_of(start));
-        prefetch(self.shadow.address_of(start + 64));
+        if let Some(id) = self.spans.block_at(start) {
+            self.prefetch_block(BlockId(id));
+            prefetch(self.shadow.address_of(start));
+            prefetch(self.shadow.address_of(start + 64));
+        }
     }
 
     /// Whether [`Heap::release_quickly`] will do it.
@@ -473,12 +481,24 @@ impl<P: Pages> Heap<P> {
             self.shadow.forbid(start, size);
         }
         self.quarantine.push(id, size);
+        if self.quarantine.is_over() {
+            self.thin_out();
+        }
+    }
+
+    /// Lets blocks leave the quarantine until the others fit.
+    fn thin_out(&mut self) {
         while let Some(out) = self.quarantine.overflow(|id| self.blocks[id.0 as usize].size_bytes) {
+            if let Some(later) = self.quarantine.ahead(6) {
+                self.prefetch_block(later);
+            }
             self.recycle(out);
         }
-        if let Some(later) = self.quarantine.ahead(4) {
-            prefetch((&raw const self.blocks[later.0 as usize]).addr() as u64);
-        }
+    }
+
+    #[inline]
+    fn prefetch_block(&self, id: BlockId) {
+        prefetch((&raw const self.blocks[id.0 as usize]).addr() as u64);
     }
 
     /// Gives a slot back that has been in the quarantine long enough.

@@ -27,6 +27,7 @@ pub mod pools;
 pub mod probe;
 pub mod recall;
 pub mod requests;
+pub mod stack_marks;
 pub mod stacks;
 pub mod start;
 pub mod strings;

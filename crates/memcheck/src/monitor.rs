@@ -73,7 +73,7 @@ impl Memcheck {
             let distance = rsp.wrapping_sub(address);
             near <= distance && distance <= far
         });
-        is_partial || is_below_sp || self.is_ignored(address, bytes)
+        is_partial || is_below_sp || self.is_ignored(address, bytes) || tool::is_stack_probe(access.pc)
     }
 
     /// The dynamic loader's own string functions read whole vectors and halves of them, and are not in its table of
@@ -100,6 +100,8 @@ impl Monitor<Engine> for Memcheck {
         self.view = Some(view);
         tool::set_instance(self);
         self.threads.begin(std::process::id(), engine.guest().gpr(Gpr::Rsp), Some(&view));
+        let stack = self.threads.current().stack.clone();
+        engine.guest_mut().stack = [stack.start, stack.end];
         let mappings: Vec<Mapping> = view.space().iter().cloned().collect();
         for mapping in &mappings {
             self.code_mapped(engine, mapping);
@@ -133,6 +135,9 @@ impl Monitor<Engine> for Memcheck {
     }
 
     fn call_arguments(&mut self, _engine: &mut Engine, call: &Call, _used: u8) {
+        if call.number as i64 == libc::SYS_clone3 {
+            self.keep_given_stack(call.arguments[0]);
+        }
         if matches!(call.number as i64, libc::SYS_fork | libc::SYS_vfork | libc::SYS_clone | libc::SYS_clone3) {
             self.program.tid_of_forking = call.tid as u32;
             // What is told before is the parent's, and taken; the child begins with a copy.
@@ -157,18 +162,30 @@ impl Monitor<Engine> for Memcheck {
         self.report(&guest, ErrorKind::SyscallParam, &name, message, Some(bad));
     }
 
-    fn thread_started(&mut self, _engine: &mut Engine, start: &ThreadStart) {
+    fn thread_started(&mut self, engine: &mut Engine, start: &ThreadStart) {
         self.threads.begin(start.tid as u32, start.stack_pointer, self.view.as_ref());
+        self.begin_stack(engine.guest_mut(), start.stack_pointer);
     }
 
     fn thread_ended(&mut self, _engine: &mut Engine, tid: i32) {
-        self.threads.end(tid as u32);
+        if let Some(thread) = self.threads.end(tid as u32) {
+            forget_shadow(thread.unused.start, thread.unused.end - thread.unused.start);
+        }
+    }
+
+    fn forking(&mut self, _engine: &mut Engine) {
+        self.output.child_begins();
+    }
+
+    fn fork_failed(&mut self, _engine: &mut Engine) {
+        self.output.child_arrived();
     }
 
     fn forked(&mut self, _engine: &mut Engine) {
         let parent = self.program.tid_of_forking;
         self.threads.keep_current(parent);
         let output = if self.options.child_silent { None } else { crate::start::connect(&self.program.connect, 1) };
+        self.output.child_arrived();
         match output {
             Some(mut output) => {
                 output.inherit(&self.output);

@@ -73,6 +73,16 @@ impl Output {
         self.field(Field::State).store(state, Ordering::Release);
     }
 
+    /// A child is about to be made; the outside waits until it has connected, also when this process ends before.
+    pub fn child_begins(&self) {
+        self.field(Field::Forks).fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// In a child, whose parent's file this still is: it has connected, or never will. Or in the parent: there is no child.
+    pub fn child_arrived(&self) {
+        self.field(Field::Arrived).fetch_add(1, Ordering::AcqRel);
+    }
+
     /// The options.
     pub fn config(&self) -> String {
         // SAFETY: the header's page is mapped; the outside has written the options before it handed the file over.

@@ -44,7 +44,8 @@ const NOWHERE: Range<u64> = Range { start: u64::MAX, end: 0 };
 /// The memory of walks.
 pub struct Recall {
     layouts: Box<[Layout]>,
-    signatures: Vec<(u64, StackId)>,
+    /// Signature and number of the stack; zeros take no memory until they are written.
+    signatures: Vec<[u64; 2]>,
     last_number: u32,
     /// Where the layouts read.
     extent: Range<u64>,
@@ -54,7 +55,7 @@ impl Default for Recall {
     fn default() -> Self {
         Self {
             layouts: vec![NO_LAYOUT; LAYOUTS].into_boxed_slice(),
-            signatures: vec![(0, StackId::NONE); SIGNATURES],
+            signatures: vec![[0; 2]; SIGNATURES],
             last_number: 0,
             extent: NOWHERE,
         }
@@ -108,8 +109,8 @@ impl Recall {
             return None;
         }
         let signature = Self::signature(layout, guest, symbol, most);
-        let (known, stack) = self.signatures[(signature >> 32) as usize % SIGNATURES];
-        (known == signature).then_some(stack)
+        let [known, stack] = self.signatures[(signature >> 32) as usize % SIGNATURES];
+        (known == signature).then_some(StackId(stack as u32))
     }
 
     /// Keeps what a walk from here found.
@@ -146,7 +147,7 @@ impl Recall {
             *known = layout;
         }
         let signature = Self::signature(&layout, guest, symbol, most);
-        self.signatures[(signature >> 32) as usize % SIGNATURES] = (signature, stack);
+        self.signatures[(signature >> 32) as usize % SIGNATURES] = [signature, stack.0.into()];
     }
 
     /// Memory is not what it was: nothing is read there any more.
@@ -162,5 +163,139 @@ impl Recall {
             self.layouts.fill(NO_LAYOUT);
             self.extent = NOWHERE;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use super::*;
+
+    /// A generator of numbers that is the same in every run: xorshift64*.
+    struct Numbers(u64);
+
+    impl Numbers {
+        fn below(&mut self, limit: u64) -> u64 {
+            self.0 ^= self.0 >> 12;
+            self.0 ^= self.0 << 25;
+            self.0 ^= self.0 >> 27;
+            (self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 33) % limit
+        }
+    }
+
+    const WORDS_OF_STACK: usize = 200;
+    /// Return addresses of functions; what follows from one is how large its caller's frame is, and by what it is found.
+    const FUNCTIONS: u64 = 24;
+    const RBP: usize = 6;
+
+    /// A stack that is walked in the slowest way.
+    struct Model {
+        memory: Vec<u64>,
+    }
+
+    impl Model {
+        fn address(&self, word: usize) -> u64 {
+            &raw const self.memory[word] as u64
+        }
+
+        /// The walk from a word at which a return address lies: the addresses, and what was read on the way.
+        fn walk(&self, start: usize, guest: &Guest, most: usize) -> (Vec<u64>, Trace) {
+            let (mut addresses, mut trace) = (Vec::new(), Trace::default());
+            trace.begin();
+            let mut at = start;
+            while at < WORDS_OF_STACK && addresses.len() < most {
+                let function = self.memory[at];
+                if at != start {
+                    trace.read(self.address(at));
+                }
+                addresses.push(function);
+                if function >= FUNCTIONS {
+                    break;
+                }
+                at = if function % 5 == 4 {
+                    // Found by rbp, as the caller has it: so many words further.
+                    trace.uses(RBP);
+                    at + 1 + guest.gpr[dwarf_register(RBP)] as usize % 7
+                } else {
+                    at + 2 + function as usize % 6
+                };
+            }
+            (addresses, trace)
+        }
+    }
+
+    /// Thousands of walks of stacks that change a word at a time: what is recalled is what a walk gives, and what was walked
+    /// is recalled as long as nothing of it changes.
+    #[test]
+    fn what_is_recalled_is_what_a_walk_would_give() {
+        let mut numbers = Numbers(0x1357_9BDF_2468_ACE1);
+        let mut model = Model { memory: vec![FUNCTIONS; WORDS_OF_STACK] };
+        let mut recall = Recall::default();
+        let mut known: HashMap<(Vec<u64>, usize), StackId> = HashMap::new();
+        let mut guest = Guest::new();
+        let (mut hits, mut kept) = (0, 0);
+        for word in &mut model.memory {
+            *word = numbers.below(FUNCTIONS);
+        }
+        for step in 0..60_000 {
+            let word = numbers.below(WORDS_OF_STACK as u64) as usize;
+            model.memory[word] = numbers.below(FUNCTIONS + 1);
+            if numbers.below(4) == 0 {
+                guest.gpr[dwarf_register(RBP)] = numbers.below(20);
+            }
+            if numbers.below(500) == 0 {
+                recall.forget();
+            }
+            let start = numbers.below(12) as usize;
+            guest.set_gpr(Gpr::Rsp, model.address(start));
+            let most = [4, 12][numbers.below(2) as usize];
+            let (addresses, trace) = model.walk(start, &guest, most);
+            let next = StackId(known.len() as u32 + 1);
+            let expected = *known.entry((addresses, most)).or_insert(next);
+            let symbol = 0x1000;
+            if let Some(found) = recall.find(&guest, symbol, most) {
+                assert_eq!(found, expected, "step {step}");
+                hits += 1;
+                continue;
+            }
+            recall.keep(&guest, symbol, most, &trace, expected);
+            // Whoever walks more words than are kept, or has another layout in its place, is not recalled.
+            if trace.words().len() <= WORDS {
+                assert_eq!(recall.find(&guest, symbol, most), Some(expected), "step {step}: just walked");
+                kept += 1;
+            }
+            assert_eq!(recall.find(&guest, symbol + 16, most), None, "another function's");
+        }
+        assert!(hits > 5000 && kept > 5000, "{hits} recalled, {kept} kept: the test shows nothing");
+    }
+
+    #[test]
+    fn what_is_unmapped_is_not_read_again() {
+        let model = Model { memory: vec![0; WORDS_OF_STACK] };
+        let mut guest = Guest::new();
+        guest.set_gpr(Gpr::Rsp, model.address(0));
+        let (_, trace) = model.walk(0, &guest, 12);
+        let mut recall = Recall::default();
+        recall.keep(&guest, 7, 12, &trace, StackId(3));
+        let (low, high) = (model.address(0), model.address(WORDS_OF_STACK - 1));
+        recall.unmapped(high + 8, high + 4096);
+        recall.unmapped(low - 4096, low);
+        assert_eq!(recall.find(&guest, 7, 12), Some(StackId(3)), "other memory");
+        let last = *trace.words().last().unwrap();
+        recall.unmapped(last + 7, last + 8);
+        assert_eq!(recall.find(&guest, 7, 12), None);
+    }
+
+    #[test]
+    fn what_cannot_be_repeated_is_not_kept() {
+        let model = Model { memory: vec![0; WORDS_OF_STACK] };
+        let mut guest = Guest::new();
+        guest.set_gpr(Gpr::Rsp, model.address(0));
+        let (_, mut trace) = model.walk(0, &guest, 12);
+        trace.lose();
+        let mut recall = Recall::default();
+        recall.keep(&guest, 7, 12, &trace, StackId(3));
+        assert_eq!(recall.find(&guest, 7, 12), None);
     }
 }

@@ -14,6 +14,8 @@ pub struct Thread {
     pub tid: u32,
     /// Where its stack is.
     pub stack: Range<u64>,
+    /// What of it was made unaddressable before the thread began.
+    pub unused: Range<u64>,
     /// Errors are not reported while this is above zero (`VALGRIND_DISABLE_ERROR_REPORTING`).
     pub errors_disabled: u32,
     /// The function whose wrapper was called last.
@@ -25,7 +27,12 @@ pub struct Thread {
 pub struct Threads {
     by_tid: HashMap<u32, Thread>,
     last_number: u32,
+    /// Stacks that were given to threads which have not begun yet.
+    given: Vec<Range<u64>>,
 }
+
+/// Stacks that are remembered for threads that have not begun: one for each thread that may be on its way.
+const MOST_GIVEN: usize = 64;
 
 /// The kernel's number of the calling thread.
 fn own_tid() -> u32 {
@@ -50,7 +57,7 @@ impl Threads {
     }
 
     fn get(&mut self, tid: u32) -> &mut Thread {
-        let Self { by_tid, last_number } = self;
+        let Self { by_tid, last_number, .. } = self;
         by_tid.entry(tid).or_insert_with(|| {
             *last_number += 1;
             Thread { number: *last_number, tid, ..Thread::default() }
@@ -65,9 +72,29 @@ impl Threads {
         self.get(tid).stack = stack;
     }
 
+    /// A thread is about to be made with this stack.
+    pub fn give_stack(&mut self, stack: Range<u64>) {
+        self.given.retain(|other| other.end != stack.end);
+        if self.given.len() == MOST_GIVEN {
+            self.given.remove(0);
+        }
+        self.given.push(stack);
+    }
+
+    /// The stack of a thread that begins at this stack pointer, if it was given one of known size.
+    pub fn take_stack(&mut self, stack_pointer: u64) -> Option<Range<u64>> {
+        let at = self.given.iter().position(|stack| stack.end == stack_pointer)?;
+        Some(self.given.swap_remove(at))
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.by_tid.len()
+    }
+
     /// A thread has ended.
-    pub fn end(&mut self, tid: u32) {
-        self.by_tid.remove(&tid);
+    pub fn end(&mut self, tid: u32) -> Option<Thread> {
+        self.by_tid.remove(&tid)
     }
 
     /// After fork the calling thread is the only one.

@@ -225,12 +225,23 @@ impl Tool for Alone<'_> {
     }
 }
 
+/// The instruction at an address.
+fn instruction_at(pc: u64) -> iced_x86::Instruction {
+    let mut code = [0u8; 15];
+    let length = (1..=15).rev().find(|&length| probe::read(pc, &mut code[..length])).unwrap_or(0);
+    iced_x86::Decoder::with_ip(64, &code[..length], pc, iced_x86::DecoderOptions::NONE).decode()
+}
+
+/// Whether an instruction touches the stack at a constant distance: what is below the stack pointer is touched so by those who
+/// want to know whether there is room (Java, `-fstack-check`), and by nobody else.
+pub fn is_stack_probe(pc: u64) -> bool {
+    let instruction = instruction_at(pc);
+    instruction.memory_base() == iced_x86::Register::RSP && instruction.memory_index() == iced_x86::Register::None
+}
+
 /// Size and direction of the access that faulted.
 pub fn faulting_access(guest: &Guest, error: u64) -> (u64, bool) {
-    let mut code = [0u8; 15];
-    let length = (1..=15).rev().find(|&length| probe::read(guest.rip, &mut code[..length])).unwrap_or(0);
-    let mut decoder = iced_x86::Decoder::with_ip(64, &code[..length], guest.rip, iced_x86::DecoderOptions::NONE);
-    let bytes = match decoder.decode().memory_size().size() as u64 {
+    let bytes = match instruction_at(guest.rip).memory_size().size() as u64 {
         0 => 8,
         bytes => bytes,
     };

@@ -59,7 +59,7 @@ pub struct Trace {
 const CONSTANT: u64 = u64::MAX;
 
 impl Trace {
-    fn begin(&mut self) {
+    pub(crate) fn begin(&mut self) {
         self.words.clear();
         self.origins = [0; 16];
         self.origins[RSP] = CONSTANT;
@@ -67,12 +67,24 @@ impl Trace {
     }
 
     /// A register's value decides where something is.
-    fn uses(&mut self, register: usize) {
+    pub(crate) fn uses(&mut self, register: usize) {
         match self.origins[register] {
             0 => self.used |= 1 << register,
             CONSTANT => {}
             address => self.words.push(address),
         }
+    }
+
+    /// For tests of those who use it: this word decided.
+    #[cfg(test)]
+    pub fn read(&mut self, address: u64) {
+        self.words.push(address);
+    }
+
+    /// For tests of those who use it: something else did.
+    #[cfg(test)]
+    pub fn lose(&mut self) {
+        self.is_lost = true;
     }
 
     /// Addresses of words that decided.

@@ -9,6 +9,7 @@ use std::hash::{BuildHasherDefault, Hasher};
 
 use crate::emit::{Code, Mem};
 use crate::exits::{Exit, Exits};
+use crate::indirect::Table;
 use crate::recovery::{Mark, Recovery, Rule};
 use crate::state::slot;
 use crate::{Config, Version, layout, memory};
@@ -65,8 +66,8 @@ pub(crate) struct Cache {
     cold_end: u64,
     blocks: AddressMap<BlockKey, u64>,
     pages: BTreeMap<u64, Vec<BlockKey>>,
-    /// Where the stub of an indirect branch's target jumps to the target's block.
-    stubs: AddressMap<u64, u64>,
+    /// Where the stubs of an indirect branch's target jump to the target's block, for each table.
+    stubs: [AddressMap<u64, u64>; 2],
     pub exits: Exits,
     pub recovery: Recovery,
     pub flushes: u64,
@@ -82,7 +83,7 @@ impl Cache {
             cold_end: layout::COLD + half,
             blocks: AddressMap::default(),
             pages: BTreeMap::new(),
-            stubs: AddressMap::default(),
+            stubs: Default::default(),
             exits: Exits::new(),
             recovery: Recovery::default(),
             flushes: 0,
@@ -114,7 +115,7 @@ impl Cache {
         self.cold_next = layout::COLD;
         self.blocks.clear();
         self.pages.clear();
-        self.stubs.clear();
+        self.stubs.iter_mut().for_each(AddressMap::clear);
         self.exits.clear();
         self.recovery.clear();
     }
@@ -122,11 +123,16 @@ impl Cache {
     /// Makes the key known while its block is being written, so that loops find their start.
     pub fn announce(&mut self, key: BlockKey, host: u64) {
         self.blocks.insert(key, host);
-        if let Some(&site) = self.stubs.get(&key.pc())
-            && key == BlockKey::new(key.pc(), Version::Fast)
-        {
+        if key != BlockKey::new(key.pc(), Version::Fast) {
+            return;
+        }
+        for stubs in &self.stubs {
             // Otherwise code that is rewritten again and again would lead through all its former blocks.
-            self.link(site, host);
+            if let Some(&site) = stubs.get(&key.pc())
+                && site + 4 != host
+            {
+                self.link_stub(site, host);
+            }
         }
     }
 
@@ -148,20 +154,20 @@ impl Cache {
         self.hot_next = hot.here().max(hot.start + 5).next_multiple_of(16);
     }
 
-    fn put_cold(&mut self, cold: &Code) {
+    pub fn put_cold(&mut self, cold: &Code) {
         // SAFETY: as above.
         unsafe { memory::put(cold.start, &cold.bytes) };
         self.cold_next = cold.here();
     }
 
-    /// Whether indirect branches to `pc` have a stub.
-    pub fn has_stub(&self, pc: u64) -> bool {
-        self.stubs.contains_key(&pc)
+    /// Whether indirect branches by this table to `pc` have a stub.
+    pub fn has_stub(&self, table: Table, pc: u64) -> bool {
+        self.stubs[table as usize].contains_key(&pc)
     }
 
     /// Keeps where the stub for `pc` jumps to the block, so that it follows when the block is made anew.
-    pub fn keep_stub(&mut self, pc: u64, site: u64) {
-        self.stubs.insert(pc, site);
+    pub fn keep_stub(&mut self, table: Table, pc: u64, site: u64) {
+        self.stubs[table as usize].insert(pc, site);
     }
 
     /// Whether anything was translated from these addresses.
@@ -214,6 +220,15 @@ impl Cache {
     pub fn link(&mut self, site: u64, host: u64) {
         // SAFETY: `site` is in the cache: it came from an exit that was made since the last `clear`.
         unsafe { memory::put(site, &crate::emit::displacement(site, host).to_le_bytes()) };
+    }
+
+    /// The same for a stub's jump, which may have been left out ([`crate::emit::NOTHING`]).
+    fn link_stub(&self, site: u64, host: u64) {
+        let mut jump = Code::default();
+        jump.begin(site - 1);
+        jump.jump(host);
+        // SAFETY: the last five bytes of a stub that was made since the last `clear`.
+        unsafe { memory::put(site - 1, &jump.bytes) };
     }
 }
 

@@ -2,6 +2,8 @@
 
 use iced_x86::{Code, Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register};
 
+use crate::x87;
+
 /// Longest block, in instructions.
 const BLOCK_INSTRUCTIONS: usize = 64;
 
@@ -24,6 +26,8 @@ pub(crate) enum Kind {
     Plain,
     /// Copy it; it ends its block (`ud2`).
     PlainEnd,
+    /// Copy it, then put the address of the last x87 instruction right in what it stored ([`crate::x87`]).
+    StoresX87,
     /// `jmp` to this address.
     Jump(u64),
     /// A conditional jump: the low half of its opcode.
@@ -159,6 +163,7 @@ fn kind(instruction: &Instruction) -> Kind {
         }
         Mnemonic::Int1 => return Kind::Trap { signal: libc::SIGTRAP, code: libc::TRAP_BRKPT, trap: 1, after: true },
         Mnemonic::Sysenter | Mnemonic::Sysexit | Mnemonic::Sysret => return ILLEGAL,
+        _ if x87::is_store(instruction) => return Kind::StoresX87,
         _ => {}
     }
     if loads_segment(instruction) || instruction.is_string_instruction() && instruction.segment_prefix() == Register::GS

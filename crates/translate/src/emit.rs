@@ -53,6 +53,9 @@ impl Mem {
     }
 }
 
+/// An instruction of five bytes that does nothing, in the place of a jump.
+pub(crate) const NOTHING: [u8; 5] = [0x0f, 0x1f, 0x44, 0x00, 0x00];
+
 /// Code on its way to a known address.
 #[derive(Debug, Default)]
 pub(crate) struct Code {

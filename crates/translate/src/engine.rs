@@ -6,11 +6,12 @@ use iced_x86::{Decoder, DecoderOptions};
 
 use crate::cache::BlockKey;
 use crate::exits::Exit;
+use crate::indirect::{Flags, Table};
 use crate::state::{State, state};
 use crate::translate::{Extent, Hook, Translator, Watch};
 use crate::{
     AccessKind, Action, BadAccess, Config, Error, Fault, GUEST_END, Gpr, Guest, LightHook, Quick, Tool, Version, cpuid,
-    entry, examine, indirect, layout, memory, stack,
+    entry, examine, indirect, layout, memory, stack, x87,
 };
 
 /// The simulated CPU; one in a process, as it lives at fixed addresses.
@@ -73,6 +74,7 @@ impl Engine {
             state.exit_code = labels.exit;
             state.hook_code = labels.hook;
             state.miss_code = labels.miss;
+            state.miss_return_code = labels.miss_return;
             state.mark_code = labels.mark;
             state.scan_code = labels.scan;
             state.settle_code = labels.settle;
@@ -155,7 +157,7 @@ impl Engine {
                     next = Some(host);
                     continue;
                 }
-                Exit::Indirect => {
+                Exit::Indirect | Exit::Return => {
                     // SAFETY: as above.
                     let pc = unsafe { (*state()).target };
                     self.guest_mut().rip = pc;
@@ -164,11 +166,8 @@ impl Engine {
                     } else if pc >= GUEST_END {
                         continue;
                     } else {
-                        let host = self.block(pc, tool)?;
-                        if self.translator.cache.has_room() {
-                            indirect::add_stub(&mut self.translator.cache, pc, host);
-                        }
-                        next = Some(host);
+                        let table = if exit == Exit::Return { Table::Returns } else { Table::Jumps };
+                        next = Some(self.target_block(pc, table, tool)?);
                         continue;
                     }
                 }
@@ -195,6 +194,7 @@ impl Engine {
                 (*state()).settled = (*state()).guest.gpr(Gpr::Rsp);
             }
             entry::enter(code);
+            x87::correct_state(&mut (*state()).guest, &self.translator.cache.recovery);
             stack::settle((*state()).guest.gpr(Gpr::Rsp));
             (*state()).exit_record
         }
@@ -208,6 +208,24 @@ impl Engine {
         }
         self.ask_for_region(pc, tool);
         self.translator.make(key, Extent::Block, Watch::Yes)
+    }
+
+    /// The code for the target of an indirect branch, which will find it by itself from now on.
+    fn target_block<T: Tool>(&mut self, pc: u64, table: Table, tool: &mut T) -> Result<u64, Error> {
+        let has_room = self.translator.cache.has_room();
+        let known = self.translator.cache.find(BlockKey::new(pc, Version::Fast));
+        if known.is_none() {
+            self.ask_for_region(pc, tool);
+        }
+        if has_room {
+            let flags = if self.config().flags_die_at_calls { Flags::Dead } else { Flags::Alive };
+            // A new block is put right behind its stub.
+            indirect::add_stub(&mut self.translator.cache, table, flags, pc, known);
+        }
+        match known {
+            Some(host) => Ok(host),
+            None => self.block(pc, tool),
+        }
     }
 
     fn ask_for_region<T: Tool>(&mut self, pc: u64, tool: &mut T) {
@@ -255,6 +273,11 @@ impl Engine {
                 Action::Continue
             }
             Exit::Examine { pc } => return self.examine(pc, tool),
+            Exit::StoredX87 { pc, next } => {
+                self.guest_mut().rip = next;
+                self.stored_x87(pc);
+                Action::Continue
+            }
             Exit::Replaced { pc, cookie } => {
                 self.guest_mut().rip = pc;
                 tool.replaced(self, cookie)
@@ -279,7 +302,7 @@ impl Engine {
             }
             Exit::NotExecutable { pc } => self.not_executable(pc, tool),
             Exit::Fault => return self.fault(tool),
-            Exit::Stopped | Exit::Indirect | Exit::Link { .. } => Action::Continue,
+            Exit::Stopped | Exit::Indirect | Exit::Return | Exit::Link { .. } => Action::Continue,
         };
         Ok(Next::Action(action))
     }
@@ -315,6 +338,18 @@ impl Engine {
             }
         }
         self.solo(pc, Watch::Yes, tool).map(Next::Code)
+    }
+
+    /// Corrects what the instruction at `pc` stored.
+    fn stored_x87(&mut self, pc: u64) {
+        let Some(region) = self.translator.regions.find(pc) else { return };
+        // SAFETY: the region is mapped; see `Translator::make`.
+        let bytes = unsafe { memory::code(pc, region.end) };
+        let instruction = Decoder::with_ip(64, bytes, pc, DecoderOptions::NONE).decode();
+        if let Some(address) = examine::operand_address(&instruction, self.guest()) {
+            // SAFETY: the instruction has just written there.
+            unsafe { x87::correct_memory(&instruction, self.guest(), address, &self.translator.cache.recovery) };
+        }
     }
 
     fn fault<T: Tool>(&mut self, tool: &mut T) -> Result<Next, Error> {

@@ -67,6 +67,14 @@ global_asm!(
     "popfq",
     "mov dword ptr [{record}], {stopped}",
     "jmp 3f",
+    // A miss in the table of returns: the target was popped.
+    ".globl leakscope_translate_miss_return",
+    "leakscope_translate_miss_return:",
+    "mov rcx, qword ptr [rsp - 8]",
+    "mov qword ptr [{target}], rcx",
+    "mov rcx, qword ptr [{saved_rcx}]",
+    "mov dword ptr [{record}], {returned}",
+    "jmp leakscope_translate_exit",
     // A miss in the table of indirect branches: rcx is the guest's again, then as every exit.
     ".globl leakscope_translate_miss",
     "leakscope_translate_miss:",
@@ -182,7 +190,7 @@ global_asm!(
     "mov r14, qword ptr [{gpr} + 112]",
     "mov r15, qword ptr [{gpr} + 120]",
     "movzx ecx, word ptr [{target}]",
-    "jmp qword ptr [rcx*8 + {table}]",
+    "jmp qword ptr [rcx*8 + {returns}]",
     ".globl leakscope_translate_hook_end",
     "leakscope_translate_hook_end:",
     // The guest is in the state page, its vectors are in the processor.
@@ -206,22 +214,19 @@ global_asm!(
     // The end of a quick function: rax holds what it gives, and its caller goes on.
     ".globl leakscope_translate_quick_return",
     "leakscope_translate_quick_return:",
-    "mov rcx, qword ptr [rsp]",
     "cmp dword ptr [{stop}], 0",
     "jne 35f",
-    "mov qword ptr [{target}], rcx",
-    "movzx ecx, cx",
-    "mov rcx, qword ptr [rcx*8 + {table}]",
-    "lea rsp, [rsp + 8]",
+    "pop rcx",
     ".globl leakscope_translate_quick_popped",
     "leakscope_translate_quick_popped:",
-    "jmp rcx",
+    "movzx ecx, cx",
+    "jmp qword ptr [rcx*8 + {returns}]",
     ".globl leakscope_translate_quick_stop",
     "leakscope_translate_quick_stop:",
-    "mov rcx, qword ptr [{target}]",
+    "mov rcx, qword ptr [rsp - 8]",
     "jmp 36f",
     "35:",
-    "lea rsp, [rsp + 8]",
+    "pop rcx",
     "36:",
     "mov qword ptr [{rip}], rcx",
     "mov dword ptr [{record}], {stopped}",
@@ -269,10 +274,18 @@ global_asm!(
     "jb 4f",
     "cmp rax, {far}",
     "jbe 6f",
+    "cmp rsp, qword ptr [{stack}]",
+    "jb 5f",
+    "cmp rcx, qword ptr [{stack} + 8]",
+    "jbe 6f",
     "jmp 5f",
     "4:",
     "neg rax",
     "cmp rax, {far}",
+    "jbe leakscope_translate_mark_check",
+    "cmp rcx, qword ptr [{stack}]",
+    "jb 5f",
+    "cmp rsp, qword ptr [{stack} + 8]",
     "jbe leakscope_translate_mark_check",
     // To another stack: bring this one up to date.
     "5:",
@@ -508,6 +521,7 @@ global_asm!(
     xsave = const slot!(guest.xsave),
     fs = const slot!(guest.fs_base),
     rflags = const slot!(guest.rflags),
+    stack = const slot!(guest.stack),
     rip = const slot!(guest.rip),
     gpr = const slot!(guest.gpr),
     guest = const slot!(guest),
@@ -520,10 +534,11 @@ global_asm!(
     hook_cookie = const slot!(hook_cookie),
     hook_function = const slot!(hook_function),
     quick_function = const slot!(quick_function),
-    table = const layout::TABLES,
+    returns = const layout::RETURNS,
     stopped = const crate::exits::STOPPED,
     fault = const crate::exits::FAULT,
     indirect = const crate::exits::INDIRECT,
+    returned = const crate::exits::RETURN,
 );
 
 unsafe extern "C" {
@@ -532,6 +547,7 @@ unsafe extern "C" {
     fn leakscope_translate_enter_end();
     fn leakscope_translate_enter_abort();
     fn leakscope_translate_miss();
+    fn leakscope_translate_miss_return();
     fn leakscope_translate_exit();
     fn leakscope_translate_hook();
     fn leakscope_translate_hook_begin();
@@ -565,6 +581,7 @@ pub(crate) unsafe fn enter(code: u64) {
 pub(crate) struct Labels {
     pub exit: u64,
     pub miss: u64,
+    pub miss_return: u64,
     pub hook: u64,
     pub mark: u64,
     pub scan: u64,
@@ -577,6 +594,7 @@ pub(crate) fn labels() -> Labels {
     Labels {
         exit: leakscope_translate_exit as *const () as u64,
         miss: leakscope_translate_miss as *const () as u64,
+        miss_return: leakscope_translate_miss_return as *const () as u64,
         hook: leakscope_translate_hook as *const () as u64,
         mark: leakscope_translate_mark as *const () as u64,
         scan: leakscope_translate_scan as *const () as u64,
@@ -605,7 +623,7 @@ pub(crate) fn border(host_pc: u64) -> Border {
     } else if between(leakscope_translate_quick_return, leakscope_translate_quick_popped) {
         // Up to here nothing has changed.
         Border::Resumable(leakscope_translate_quick_return as *const () as u64)
-    } else if host_pc == leakscope_translate_quick_popped as *const () as u64 {
+    } else if between(leakscope_translate_quick_popped, leakscope_translate_quick_stop) {
         Border::Resumable(leakscope_translate_quick_stop as *const () as u64)
     } else if between(leakscope_translate_mark_check, leakscope_translate_mark_end) {
         // What the rest restores is still saved: look at `stop` again.

@@ -43,6 +43,14 @@ pub(crate) fn touches(instruction: &Instruction, guest: &Guest, is_bad: impl Fn(
     list
 }
 
+/// The address of the instruction's first memory operand.
+pub(crate) fn operand_address(instruction: &Instruction, guest: &Guest) -> Option<u64> {
+    let look = Look { instruction, guest, vectors: Vectors::new(guest) };
+    let mut factory = InstructionInfoFactory::new();
+    let memory = *factory.info(instruction).used_memory().first()?;
+    look.address(&memory, 0)
+}
+
 struct Look<'a> {
     instruction: &'a Instruction,
     guest: &'a Guest,

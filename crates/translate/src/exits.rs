@@ -7,6 +7,9 @@ pub(crate) const FAULT: u32 = 1;
 /// Index of [`Exit::Indirect`].
 pub(crate) const INDIRECT: u32 = 2;
 
+/// Index of [`Exit::Return`].
+pub(crate) const RETURN: u32 = 3;
+
 /// One way out of the cache; code names it by its index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Exit {
@@ -16,6 +19,8 @@ pub(crate) enum Exit {
     Fault,
     /// An indirect branch whose target is not in the table; it is in the state's `target`.
     Indirect,
+    /// The same of a return.
+    Return,
     /// A direct branch whose target was not translated: the four bytes at `site` are to lead there.
     Link { pc: u64, site: u64 },
     /// `syscall`; `pc` is behind it.
@@ -26,6 +31,8 @@ pub(crate) enum Exit {
     Cpuid { pc: u64 },
     /// The operands of the instruction at `pc` are to be looked at, then it runs unchecked.
     Examine { pc: u64 },
+    /// The instruction at `pc` stored the state of the x87 unit; `next` is behind it.
+    StoredX87 { pc: u64, next: u64 },
     /// A replaced function at `pc`.
     Replaced { pc: u64, cookie: u64 },
     /// `valgrind.h`; `pc` is behind it.
@@ -48,7 +55,7 @@ pub(crate) struct Exits {
 
 impl Exits {
     pub fn new() -> Self {
-        Self { list: vec![Exit::Stopped, Exit::Fault, Exit::Indirect] }
+        Self { list: vec![Exit::Stopped, Exit::Fault, Exit::Indirect, Exit::Return] }
     }
 
     pub fn add(&mut self, exit: Exit) -> u32 {
@@ -61,6 +68,6 @@ impl Exits {
     }
 
     pub fn clear(&mut self) {
-        self.list.truncate(3);
+        self.list.truncate(4);
     }
 }

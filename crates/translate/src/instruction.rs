@@ -7,7 +7,6 @@ use crate::cache::leave;
 use crate::decode::{Kind, Step};
 use crate::emit::{Mem, RCX};
 use crate::exits::Exit;
-use crate::indirect;
 use crate::recovery::{Mark, Rule};
 use crate::state::slot;
 use crate::translate::Translator;
@@ -64,7 +63,7 @@ impl Translator {
                 let scratch = free_register(&step.instruction);
                 let changed = self.borrow_for(step, operand, scratch);
                 self.encode(step.pc(), &changed)?;
-                if step.kind == Kind::Plain {
+                if step.kind != Kind::PlainEnd {
                     self.mark(step.next_pc(), Rule::scratch(scratch));
                 }
                 self.hot.load(scratch, &Mem::at(slot!(saved_scratch)));
@@ -127,7 +126,7 @@ impl Translator {
             self.push(step.next_pc());
         }
         self.mark(step.pc(), Rule::TO_RCX);
-        indirect::dispatch(&mut self.hot, &mut self.marks, step.pc());
+        self.go_to_rcx(step.pc());
         Ok(())
     }
 

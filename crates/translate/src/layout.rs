@@ -23,7 +23,7 @@ pub const STATE: u64 = 0x2000_0000;
 /// How many bytes are mapped at [`STATE`].
 pub const STATE_BYTES: usize = 0x1_0000;
 
-/// Tables of indirect branches: one for jumps and calls, one for returns, for each version of blocks.
+/// Tables of indirect branches: one for jumps and calls, then one for returns, for each version of blocks.
 pub const TABLES: u64 = 0x2001_0000;
 
 /// Entries of one table; the low bits of a target's address are its index.
@@ -31,6 +31,9 @@ pub const TABLE_ENTRIES: usize = 0x1_0000;
 
 /// How many bytes are mapped at [`TABLES`].
 pub const TABLES_BYTES: usize = 4 * 8 * TABLE_ENTRIES;
+
+/// The table of returns.
+pub const RETURNS: u64 = TABLES + 8 * TABLE_ENTRIES as u64;
 
 /// Pseudo-addresses for [`crate::Engine::hook`] and [`crate::Engine::hook_light`]: nothing is ever mapped here, a jump to
 /// a registered one enters the tool.

@@ -18,6 +18,8 @@ pub(crate) enum Pc {
     Target,
     /// It is in the host's rcx.
     Rcx,
+    /// It was popped: it is the word below the stack pointer.
+    Popped,
 }
 
 impl Rule {
@@ -29,6 +31,9 @@ impl Rule {
     pub const TO_RCX: Self = Self(4 | 0x10 | 0x40);
     /// rcx is in `saved_rcx`, and the guest goes to `target`.
     pub const TO_TARGET: Self = Self(4 | 0x10 | 0x20);
+
+    /// rcx is in `saved_rcx`, and the guest goes to what it has popped.
+    pub const POPPED: Self = Self(4 | 0x10 | 0x60);
 
     /// The register is in `saved_scratch`.
     pub const fn scratch(register: u8) -> Self {
@@ -52,7 +57,8 @@ impl Rule {
         match self.0 >> 5 {
             0 => Pc::Marked,
             1 => Pc::Target,
-            _ => Pc::Rcx,
+            2 => Pc::Rcx,
+            _ => Pc::Popped,
         }
     }
 }
@@ -203,6 +209,7 @@ mod tests {
             mark(3, 0x40_0003, Rule::scratch(9)),
             mark(400, 0x40_0012, Rule::RCX),
             mark(401, 0x7fff_1234_5678, Rule::TO_TARGET),
+            mark(405, 0x7fff_1234_5678, Rule::POPPED),
             mark(410, 0x7fff_1234_5670, Rule::EXACT),
         ];
         let second = [mark(500, 0x40_0100, Rule::TO_RCX), mark(520, 0x40_0101, Rule::EXACT)];

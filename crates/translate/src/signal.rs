@@ -190,6 +190,8 @@ pub unsafe fn recover(host_pc: u64, context: *const libc::ucontext_t) -> Option<
             Pc::Marked => mark.pc,
             Pc::Target => (*state).target,
             Pc::Rcx => gpr[1],
+            // The target has just read it there.
+            Pc::Popped => std::ptr::with_exposed_provenance::<u64>(gpr[4] as usize).wrapping_sub(1).read_unaligned(),
         };
         if mark.rule.restores_rcx() {
             gpr[1] = (*state).saved_rcx;

@@ -7,7 +7,8 @@
 //! anything to make bad: before the next look at memory, and at the end of a block at the latest. When the cache is
 //! left, [`settle`] brings everything up to date, so that Rust never sees the difference.
 //!
-//! Moves of more than 2 MB go to another stack and mark nothing, as in Memcheck; so do instructions that compute the
+//! Moves of more than 2 MB go to another stack and mark nothing, as in Memcheck, unless the thread's own stack is known to
+//! reach so far ([`crate::Guest::stack`]); so do instructions that compute the
 //! stack pointer in ways that no compiler does (`xchg`, `cmov`, `pop rsp`).
 
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};

@@ -52,7 +52,10 @@ pub struct Guest {
     pub fs_base: u64,
     /// The target's own GS base (the processor's is the shadow's).
     pub gs_base: u64,
-    reserved: [u64; 12],
+    /// First byte of the stack that the thread was given and the first behind it, or zeros: however far the stack pointer moves
+    /// within, it does not go to another stack.
+    pub stack: [u64; 2],
+    reserved: [u64; 10],
     /// The standard format of `xsave` for the components of [`Guest::xsave_mask`], as in a signal frame.
     pub xsave: [u8; XSAVE_BYTES],
 }
@@ -67,7 +70,8 @@ impl Guest {
             rflags: 0x202,
             fs_base: 0,
             gs_base: 0,
-            reserved: [0; 12],
+            stack: [0; 2],
+            reserved: [0; 10],
             xsave: [0; XSAVE_BYTES],
         };
         guest.reset_vectors();
@@ -148,6 +152,7 @@ pub(crate) struct State {
     pub exit_code: u64,
     pub hook_code: u64,
     pub miss_code: u64,
+    pub miss_return_code: u64,
     pub mark_code: u64,
     pub hook_function: u64,
     pub hook_cookie: u64,

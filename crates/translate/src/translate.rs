@@ -1,6 +1,5 @@
 //! Makes blocks: decode, find out which flags are alive, write checks and instructions, put the result in the cache.
 
-use std::collections::HashMap;
 use std::ops::Range;
 
 use iced_x86::{Encoder, InstructionInfo, InstructionInfoFactory, OpAccess, Register};
@@ -12,6 +11,7 @@ use crate::decode::{Kind, Step, decode_block};
 use crate::emit::{Code, Mem, RCX};
 use crate::exits::Exit;
 use crate::flags::{self, Ahead};
+use crate::indirect::Table;
 use crate::recovery::{Mark, Rule};
 use crate::regions::Regions;
 use crate::stack::After;
@@ -53,7 +53,7 @@ pub(crate) struct Translator {
     pub config: Config,
     pub cache: Cache,
     pub regions: Regions,
-    pub hooks: HashMap<u64, Hook>,
+    pub hooks: AddressMap<u64, Hook>,
     pub(crate) hot: Code,
     pub(crate) cold: Code,
     pub(crate) marks: Vec<Mark>,
@@ -69,7 +69,7 @@ pub(crate) struct Translator {
 /// What [`flags`] may know of the code behind a block.
 struct Peek<'a> {
     regions: &'a Regions,
-    hooks: &'a HashMap<u64, Hook>,
+    hooks: &'a AddressMap<u64, Hook>,
     learned: &'a mut AddressMap<u64, bool>,
     dead_at_calls: bool,
 }
@@ -117,7 +117,7 @@ impl Translator {
             config,
             cache: Cache::new(&config),
             regions: Regions::default(),
-            hooks: HashMap::new(),
+            hooks: AddressMap::default(),
             hot: Code::default(),
             cold: Code::default(),
             marks: Vec::new(),
@@ -281,6 +281,11 @@ impl Translator {
     fn write_step(&mut self, step: &Step, bytes: &[u8], block: u64, live: bool) -> Result<(), Error> {
         match step.kind {
             Kind::Plain | Kind::PlainEnd => return self.write_plain(step, bytes),
+            Kind::StoresX87 => {
+                self.write_plain(step, bytes)?;
+                self.mark(step.next_pc(), Rule::EXACT);
+                self.leave_by(Exit::StoredX87 { pc: step.pc(), next: step.next_pc() });
+            }
             Kind::SegmentBase => self.write_segment_base(step, bytes),
             Kind::Jump(target) => self.jump_to(target),
             Kind::Branch(condition, target) => {
@@ -307,6 +312,13 @@ impl Translator {
                 }
                 return self.write_indirect(step);
             }
+            Kind::Return(0) if self.config.flags_die_at_calls => {
+                self.hot.store(&Mem::at(slot!(saved_rcx)), RCX);
+                self.mark(step.pc(), Rule::RCX);
+                self.hot.raw(&[0x59]);
+                self.mark(step.pc(), Rule::POPPED);
+                indirect::dispatch(&mut self.hot, Table::Returns);
+            }
             Kind::Return(pops) => {
                 self.hot.store(&Mem::at(slot!(saved_rcx)), RCX);
                 self.mark(step.pc(), Rule::RCX);
@@ -317,7 +329,7 @@ impl Translator {
                     self.hot.lea(4, &Mem::base(4, 8 + i32::from(pops)));
                 }
                 self.mark(step.pc(), Rule::TO_RCX);
-                indirect::dispatch(&mut self.hot, &mut self.marks, step.pc());
+                self.go_to_rcx(step.pc());
             }
             Kind::Transaction(target) => {
                 self.hot.set(0, 0);
@@ -412,6 +424,13 @@ impl Translator {
             let at = (site - self.hot.start) as usize;
             self.hot.bytes[at..at + 4].copy_from_slice(&crate::emit::displacement(site, stale).to_le_bytes());
         }
+    }
+
+    /// The end of an indirect branch: rcx holds the target, `saved_rcx` the guest's rcx. The caller marks what comes before.
+    pub(crate) fn go_to_rcx(&mut self, pc: u64) {
+        self.hot.store(&Mem::at(slot!(target)), RCX);
+        self.mark(pc, Rule::TO_TARGET);
+        indirect::dispatch(&mut self.hot, Table::Jumps);
     }
 
     pub(crate) fn mark(&mut self, pc: u64, rule: Rule) {

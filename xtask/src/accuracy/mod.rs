@@ -27,6 +27,9 @@ struct Notes {
     /// For `accuracy memcheck`: program to the reason why it behaves otherwise or is reported otherwise.
     #[serde(default)]
     memcheck: BTreeMap<String, String>,
+    /// For `accuracy memcheck`: program to the reason why its leaks are others than Memcheck's.
+    #[serde(default)]
+    memcheck_leaks: BTreeMap<String, String>,
 }
 
 fn notes() -> Result<Notes> {

@@ -86,6 +86,13 @@ impl EventFile {
         self.field(Field::Lost).load(Relaxed)
     }
 
+    /// Whether the process has made another one that has not connected yet.
+    pub(super) fn awaits_child(&self) -> bool {
+        // Read in this order: a child arrives after it was made.
+        let arrived = self.field(Field::Arrived).load(Acquire);
+        self.field(Field::Forks).load(Acquire) > arrived
+    }
+
     /// The next event that is published and readable; those that are not events are passed over.
     pub(super) fn next_event(&mut self) -> Option<Event> {
         loop {

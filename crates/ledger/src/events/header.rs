@@ -4,7 +4,7 @@
 pub const MAGIC: u64 = u64::from_le_bytes(*b"leaksmc1");
 
 /// Version of this format; both sides must agree.
-pub const VERSION: u64 = 2;
+pub const VERSION: u64 = 3;
 
 /// Bytes of the file: room for events of a long life, in memory only as far as it is written.
 pub const FILE_BYTES: u64 = 1 << 32;
@@ -22,7 +22,7 @@ pub const CONFIG_BYTES: u64 = EVENTS_OFFSET - CONFIG_OFFSET;
 pub const EVENTS_OFFSET: u64 = 4096;
 
 /// How many fields there are.
-pub const HEADER_FIELDS: usize = 10;
+pub const HEADER_FIELDS: usize = 12;
 
 /// A number of 8 bytes in the header; its offset is 8 times its value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +48,10 @@ pub enum Field {
     State,
     /// Events that did not fit; by the engine.
     Lost,
+    /// Processes that this one has made, or is about to make; by the engine.
+    Forks,
+    /// Of these, those that have connected, or never will; by their engines.
+    Arrived,
 }
 
 /// How far the engine came.

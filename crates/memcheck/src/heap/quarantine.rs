@@ -7,6 +7,8 @@ use super::BlockId;
 /// Two queues: blocks from a certain size on leave before smaller ones do.
 pub(super) struct Quarantine {
     most_bytes: u64,
+    /// So much more is held before blocks leave, many in a row: one now and then is what no processor predicts.
+    slack_bytes: u64,
     big_bytes: u64,
     held_bytes: u64,
     small: VecDeque<BlockId>,
@@ -15,7 +17,8 @@ pub(super) struct Quarantine {
 
 impl Quarantine {
     pub(super) fn new(most_bytes: u64, big_bytes: u64) -> Self {
-        Self { most_bytes, big_bytes, held_bytes: 0, small: VecDeque::new(), big: VecDeque::new() }
+        let slack_bytes = most_bytes / 1024;
+        Self { most_bytes, slack_bytes, big_bytes, held_bytes: 0, small: VecDeque::new(), big: VecDeque::new() }
     }
 
     /// Whether blocks of this size, and what leaves for them, are small ones only.
@@ -29,6 +32,12 @@ impl Quarantine {
         self.held_bytes += bytes;
         let queue = if bytes >= self.big_bytes { &mut self.big } else { &mut self.small };
         queue.push_back(id);
+    }
+
+    /// Whether blocks must leave.
+    #[inline]
+    pub(super) fn is_over(&self) -> bool {
+        self.held_bytes > self.most_bytes + self.slack_bytes
     }
 
     /// A block that must leave; `None` while all of them fit. `bytes_of` gives their sizes as they were pushed.

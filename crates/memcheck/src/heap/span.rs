@@ -1,12 +1,12 @@
 //! The region cut into spans, and the way from an address to its slot.
 //!
-//! Spans follow one another without gaps, in units of 64 KiB. A table tells for each unit which span it is in.
+//! Spans follow one another without gaps, in units of 16 KiB. A table tells for each unit which span it is in.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 
 /// The unit of spans.
-pub(super) const UNIT_BYTES: u64 = 64 << 10;
+pub(super) const UNIT_BYTES: u64 = 16 << 10;
 
 /// Some units cut into slots of one size.
 #[derive(Clone, Copy, Debug)]
@@ -76,7 +76,7 @@ impl Spans {
         Some((number, self.list.get(number as usize)?))
     }
 
-    /// The number of the block in whose slot an address lies; `None` outside of all slots.
+    /// The number of the block in whose slot an address lies; `None` outside of all slots. Looks at no block.
     #[inline]
     pub(super) fn block_at(&self, address: u64) -> Option<u32> {
         let (_, span) = self.span_at(address)?;

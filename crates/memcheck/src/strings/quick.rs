@@ -7,6 +7,9 @@
 //!
 //! Source of the rules for registers: [`leakscope_translate::Quick::Code`].
 
+#[cfg(test)]
+mod tests;
+
 use std::arch::global_asm;
 
 use crate::functions::Text;

@@ -479,8 +479,9 @@ impl<'a> Generator<'a> {
         }
     }
 
-    /// `lea rax, [rip+n]; jmp rax`, or through memory.
+    /// `lea rax, [rip+n]; jmp rax`, or through memory. Flags are dead behind it by agreement.
     fn indirect(&mut self) {
+        self.undefined = ARITHMETIC;
         if self.random.one_in(2) {
             // lea r11,[rip+3]; jmp r11
             self.raw(&[0x4c, 0x8d, 0x1d, 3, 0, 0, 0, 0x41, 0xff, 0xe3]);

@@ -2,25 +2,28 @@
 //! undefined values. A program must print and return the same as natively, and no error may be reported that Memcheck does
 //! not report; each exception has a line in docs/accuracy.toml.
 
+mod results;
 mod suites;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use leakscope_e2e::{Finished, Report, Run, fixtures_dir, leakscope_bin, parse_report, repo_root};
+use leakscope_e2e::{Ending, Finished, Report, Run, fixtures_dir, leakscope_bin, parse_report, repo_root};
 use serde::Deserialize;
 
 use super::programs::make_inputs;
-use super::{KINDS, one_line};
+use super::{KINDS, Notes, one_line};
 use crate::bench::redis::free_port;
 use crate::bench::tools::Tool;
 use crate::generated::rewrite;
 use crate::step::{build_leakscope, first_line, on_path};
 
 const LIMIT: Duration = Duration::from_secs(600);
+/// Longer than any prefix.
+const PREFIX_BYTES: usize = 1024;
 
 #[derive(Deserialize)]
 struct Programs {
@@ -54,22 +57,35 @@ enum Checker {
 }
 
 impl Checker {
-    /// The words of `$M`.
-    fn prefix(self, reports: &Path, children: bool) -> String {
+    /// The words of `$M`, which stand in the environment, too: of the same length for all.
+    fn prefix(self, reports: &Path, children: bool, variables: &str) -> String {
         let file = reports.join("report.%p");
         let options = format!(
             "--leak-check=full --show-leak-kinds=all --num-callers=40 --xml=yes --xml-file={} --trace-children={}",
             file.display(),
             if children { "yes" } else { "no" }
         );
-        match self {
+        let words = match self {
             Checker::Native => String::new(),
-            Checker::Leakscope => format!("{} memcheck {options} --", leakscope_bin().display()),
+            Checker::Leakscope => format!("env {variables} {} memcheck {options} --", leakscope_bin().display()),
             Checker::Memcheck => {
                 format!("valgrind -q --command-line-only=yes --undef-value-errors=no --error-limit=no {options}")
             }
-        }
+        };
+        format!("{words:<PREFIX_BYTES$}")
     }
+}
+
+/// What Valgrind and its start script add to the environment, for leakscope's runs: shells and interpreters copy each variable
+/// to their heap. The loader's own variable gets another name of the same length.
+fn variables_of_valgrind() -> Result<String> {
+    let path = std::env::var("PATH").context("PATH")?;
+    let words = ["-i", &format!("PATH={path}"), "PWD=/", "valgrind", "-q", "--command-line-only=yes", "env"];
+    let finished = Run::new("env").args(words).dir("/").finish()?;
+    anyhow::ensure!(finished.ending == Ending::Exit(0), "valgrind env: {}", finished.stderr);
+    let text = String::from_utf8_lossy(&finished.stdout).into_owned();
+    let added = text.lines().filter(|line| !line.starts_with("PATH=") && !line.starts_with("PWD="));
+    Ok(added.map(|line| line.replacen("LD_PRELOAD=", "LE_PRELOAD=", 1)).collect::<Vec<_>>().join(" "))
 }
 
 /// One run of a script.
@@ -117,23 +133,28 @@ struct Row {
     seconds: [Option<f64>; 3],
 }
 
-/// Runs the named programs and suites, or all whose packages are installed.
+/// Runs the named programs and suites, or all whose packages are installed. `--resume` keeps what an earlier run found of a
+/// suite, `--minutes=N` begins no test of a suite later than that.
 ///
 /// # Errors
 /// A program does not behave as natively, a report has no explanation, or an input cannot be made.
 pub fn run(words: &[String]) -> Result<()> {
     let (flags, names): (Vec<&String>, Vec<&String>) = words.iter().partition(|word| word.starts_with('-'));
     let (mut write, mut quick) = (false, false);
+    let mut effort = suites::Effort { resume: false, limit: None };
     for flag in flags {
-        match flag.as_str() {
-            "--write" => write = true,
-            "--quick" => quick = true,
-            _ => bail!("usage: cargo xtask accuracy memcheck [NAME..] [--quick] [--write]"),
+        match (flag.as_str(), flag.strip_prefix("--minutes=").map(str::parse::<u64>)) {
+            ("--write", _) => write = true,
+            ("--quick", _) => quick = true,
+            ("--resume", _) => effort.resume = true,
+            (_, Some(Ok(minutes))) => effort.limit = Some(Duration::from_secs(60 * minutes)),
+            _ => bail!("usage: cargo xtask accuracy memcheck [NAME..] [--quick] [--write] [--resume] [--minutes=N]"),
         }
     }
     build_leakscope()?;
     let is_wanted = |name: &str| names.is_empty() || names.iter().any(|wanted| *wanted == name);
     let mut rows = Vec::new();
+    let variables = if on_path("valgrind") { variables_of_valgrind()? } else { String::new() };
     let inputs = scratch()?;
     make_inputs(inputs.path())?;
     copy_fixtures(inputs.path())?;
@@ -141,19 +162,19 @@ pub fn run(words: &[String]) -> Result<()> {
     let (here, missing): (Vec<Program>, Vec<Program>) =
         all.into_iter().partition(|program| is_installed(&program.package));
     for program in here.iter().filter(|program| is_wanted(&program.name) && (!quick || program.quick)) {
-        let row = compare(program, inputs.path(), !quick).with_context(|| program.name.clone())?;
+        let row = compare(program, inputs.path(), &variables, !quick).with_context(|| program.name.clone())?;
         println!("{}", row.text());
         rows.push(row);
     }
     let wants_suite = |name: &str| !quick && is_wanted(name);
-    let suites = suites::run(&wants_suite)?;
+    let suites = suites::run(&wants_suite, effort)?;
     for program in missing.iter().filter(|program| is_wanted(&program.name)) {
         eprintln!("left out: {}; next: apt-get install --no-install-recommends {}", program.name, program.package);
     }
     if rows.is_empty() && suites.is_empty() {
         bail!("no program or suite of this name is installed");
     }
-    let notes = super::notes()?.memcheck;
+    let notes = super::notes()?;
     if write {
         let path = repo_root().join("docs/accuracy.md");
         let before = std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
@@ -218,12 +239,12 @@ fn copy_fixtures(to: &Path) -> Result<()> {
     Ok(())
 }
 
-fn compare(program: &Program, inputs: &Path, with_memcheck: bool) -> Result<Row> {
-    let native = observe(program, Checker::Native, inputs)?;
-    let ours = observe(program, Checker::Leakscope, inputs)?;
+fn compare(program: &Program, inputs: &Path, variables: &str, with_memcheck: bool) -> Result<Row> {
+    let native = observe(program, Checker::Native, inputs, variables)?;
+    let ours = observe(program, Checker::Leakscope, inputs, variables)?;
     // What is reported has to be explained, in the quick run too.
     let asked = program.memcheck.is_none() && (with_memcheck || !ours.errors().is_empty());
-    let theirs = if asked { Some(observe(program, Checker::Memcheck, inputs)?) } else { None };
+    let theirs = if asked { Some(observe(program, Checker::Memcheck, inputs, variables)?) } else { None };
     let difference = |what: &str, ours: &[u8], native: &[u8]| {
         let (ours, native) = (String::from_utf8_lossy(ours), String::from_utf8_lossy(native));
         let first = ours.lines().zip(native.lines()).find(|(ours, native)| ours != native);
@@ -242,6 +263,10 @@ fn compare(program: &Program, inputs: &Path, with_memcheck: bool) -> Result<Row>
         Ok(())
     };
     let (found, expected) = (ours.errors(), theirs.as_ref().map(Observed::errors).unwrap_or_default());
+    if let Some(theirs) = theirs.as_ref().filter(|theirs| theirs.leaks() != ours.leaks()) {
+        let of = KINDS.join(", ");
+        eprintln!("{}: bytes and blocks of {of}: {:?}, Memcheck's {:?}", program.name, ours.leaks(), theirs.leaks());
+    }
     let is_same_program = theirs.as_ref().map(|theirs| theirs.finished.ending == native.finished.ending);
     Ok(Row {
         name: program.name.clone(),
@@ -257,7 +282,7 @@ fn compare(program: &Program, inputs: &Path, with_memcheck: bool) -> Result<Row>
     })
 }
 
-fn observe(program: &Program, checker: Checker, inputs: &Path) -> Result<Observed> {
+fn observe(program: &Program, checker: Checker, inputs: &Path, variables: &str) -> Result<Observed> {
     let scratch = scratch()?;
     let (out, reports) = (scratch.path().join("out"), scratch.path().join("reports"));
     for dir in [&out, &reports] {
@@ -268,7 +293,7 @@ fn observe(program: &Program, checker: Checker, inputs: &Path) -> Result<Observe
     let port = free_port()?;
     let mut finished = Run::new("sh")
         .args(["-eu", "-c", &program.script])
-        .env("M", checker.prefix(&reports, program.children))
+        .env("M", checker.prefix(&reports, program.children, variables))
         .env("OUT", &out)
         .env("PORT", port.to_string())
         // Hash tables whose order depends on chance would change the output from run to run.
@@ -323,8 +348,13 @@ impl Row {
     }
 }
 
-fn judge(rows: &[Row], suites: &[suites::Suite], notes: &BTreeMap<String, String>) -> Result<()> {
+fn judge(rows: &[Row], suites: &[suites::Suite], notes: &Notes) -> Result<()> {
     let mut wrong = Vec::new();
+    for row in rows.iter().filter(|row| row.same_leaks == Some(false) && !notes.memcheck_leaks.contains_key(&row.name))
+    {
+        wrong.push(format!("{}: other leaks than Memcheck's, and no line in docs/accuracy.toml", row.name));
+    }
+    let notes = &notes.memcheck;
     for row in rows.iter().filter(|row| !notes.contains_key(&row.name)) {
         if let Err(reason) = &row.behaves {
             wrong.push(format!("{}: {reason}", row.name));
@@ -348,7 +378,7 @@ fn judge(rows: &[Row], suites: &[suites::Suite], notes: &BTreeMap<String, String
 }
 
 /// The generated part of docs/accuracy.md. Rows of what was not run this time stay as they were.
-fn page(before: &str, rows: &[Row], suites: &[suites::Suite], notes: &BTreeMap<String, String>) -> Result<String> {
+fn page(before: &str, rows: &[Row], suites: &[suites::Suite], notes: &Notes) -> Result<String> {
     let new = |name: &str| rows.iter().find(|row| row.name == name).map(Row::text);
     let names: Vec<String> = programs()?.into_iter().map(|program| program.name).collect();
     let lines: Vec<String> =
@@ -370,11 +400,12 @@ fn page(before: &str, rows: &[Row], suites: &[suites::Suite], notes: &BTreeMap<S
     );
     text +=
         "| program | behaves | reports | leaks | natively | leakscope | Memcheck |\n|---|---|---|---|---|---|---|\n";
-    for line in lines {
-        text += &line;
+    for line in &lines {
+        text += line;
         text.push('\n');
     }
-    text += "\n| test suite | pass natively | of these pass under leakscope | natively | leakscope |\n|---|---|---|---|---|\n";
+    text += "\n| test suite | tests | tried | pass natively | of these pass under leakscope | natively | leakscope | on |\n\
+             |---|---|---|---|---|---|---|---|\n";
     for name in suites::NAMES {
         match suites.iter().find(|suite| suite.name == name) {
             Some(suite) => text += &suite.text(),
@@ -382,7 +413,14 @@ fn page(before: &str, rows: &[Row], suites: &[suites::Suite], notes: &BTreeMap<S
         }
     }
     text += "\nWhat differs:\n\n";
-    for (name, note) in notes {
+    for (name, note) in &notes.memcheck {
+        text += &format!("- **{name}**: {note}\n");
+    }
+    text += "\nWhose leaks differ:\n\n";
+    let differing: Vec<String> =
+        lines.iter().filter(|line| cell(line, 4) == "differ").map(|line| cell(line, 1)).collect();
+    for name in &differing {
+        let note = notes.memcheck_leaks.get(name).map_or("not explained yet", String::as_str);
         text += &format!("- **{name}**: {note}\n");
     }
     Ok(text)

@@ -3,11 +3,12 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use leakscope_e2e::{Ending, Finished, Run, conformance_cache, fixtures_dir, leakscope_bin, repo_root};
 
+use super::results::{Outcome, Results};
 use crate::step::on_path;
 
 /// Natively: what takes longer is left out.
@@ -21,26 +22,58 @@ pub struct Suite {
     /// Its name in the table.
     pub name: &'static str,
     version: String,
-    native_passes: usize,
+    tests: usize,
+    run: usize,
+    passed: usize,
     /// Tests that pass natively and not here.
     pub failed: Vec<String>,
-    native_seconds: f64,
-    seconds: f64,
+    seconds: [f64; 2],
+    days: String,
 }
 
 impl Suite {
+    /// What is known of a plan's tests.
+    fn of(plan: &Plan, results: &Results) -> Suite {
+        let passed = results.with(Outcome::Passes, &plan.tests);
+        let failed = results.with(Outcome::Fails, &plan.tests);
+        let known = passed.iter().chain(&failed).filter_map(|test| results.of(test));
+        let seconds = known.fold([0.0; 2], |sum, one| [sum[0] + one.seconds[0], sum[1] + one.seconds[1]]);
+        Suite {
+            name: plan.name,
+            version: plan.version.clone(),
+            tests: plan.tests.len(),
+            run: plan.tests.iter().filter(|test| results.of(test).is_some()).count(),
+            passed: passed.len(),
+            failed,
+            seconds,
+            days: results.days(&plan.tests),
+        }
+    }
+
     /// Its row of the table.
     pub fn text(&self) -> String {
         format!(
-            "| {} {} | {} | {} | {:.0} | {:.0} |\n",
+            "| {} {} | {} | {} | {} | {} | {:.0} | {:.0} | {} |\n",
             self.name,
             self.version,
-            self.native_passes,
-            self.native_passes - self.failed.len(),
-            self.native_seconds,
-            self.seconds
+            self.tests,
+            self.run,
+            self.passed + self.failed.len(),
+            self.passed,
+            self.seconds[0],
+            self.seconds[1],
+            self.days
         )
     }
+}
+
+/// How much of the suites to run.
+#[derive(Debug, Clone, Copy)]
+pub struct Effort {
+    /// What passed in an earlier run is not run again.
+    pub resume: bool,
+    /// No test of a suite is begun later.
+    pub limit: Option<Duration>,
 }
 
 /// What to run, and how.
@@ -65,7 +98,7 @@ pub const NAMES: [&str; 3] = ["coreutils' tests", "perl's tests", "python's test
 ///
 /// # Errors
 /// A source package cannot be fetched, or a test cannot be started.
-pub fn run(is_wanted: &dyn Fn(&str) -> bool) -> Result<Vec<Suite>> {
+pub fn run(is_wanted: &dyn Fn(&str) -> bool, effort: Effort) -> Result<Vec<Suite>> {
     let mut done = Vec::new();
     for (name, plan) in [
         ("coreutils' tests", coreutils as fn() -> Result<Option<Plan>>),
@@ -76,46 +109,57 @@ pub fn run(is_wanted: &dyn Fn(&str) -> bool) -> Result<Vec<Suite>> {
             continue;
         }
         match plan()? {
-            Some(plan) => done.push(carry_out(&plan)?),
+            Some(plan) => done.push(carry_out(&plan, effort)?),
             None => eprintln!("left out: {name}"),
         }
     }
     Ok(done)
 }
 
-fn carry_out(plan: &Plan) -> Result<Suite> {
-    let mut suite = Suite {
-        name: plan.name,
-        version: plan.version.clone(),
-        native_passes: 0,
-        failed: Vec::new(),
-        native_seconds: 0.0,
-        seconds: 0.0,
-    };
+fn carry_out(plan: &Plan, effort: Effort) -> Result<Suite> {
+    let mut results = Results::open(plan.name, &plan.version, effort.resume)?;
+    let begin = Instant::now();
     for test in &plan.tests {
-        let native = one(plan, test, "", NATIVE_LIMIT)?;
-        let cpu = native.cpu.as_secs_f64();
-        if !(plan.passes)(&native) || cpu > NATIVE_SECONDS {
+        if effort.limit.is_some_and(|limit| begin.elapsed() >= limit) {
+            break;
+        }
+        if results.of(test).is_some_and(|tested| tested.outcome != Outcome::Fails) {
             continue;
         }
-        suite.native_passes += 1;
-        suite.native_seconds += cpu;
+        let native = one(plan, test, "", NATIVE_LIMIT)?;
+        let natively = native.cpu.as_secs_f64();
+        if natively > NATIVE_SECONDS || !(plan.passes)(&native) {
+            let is_slow = natively > NATIVE_SECONDS || native.ending == Ending::TimedOut;
+            let outcome = if is_slow { Outcome::Slow } else { Outcome::FailsNatively };
+            results.add(test, outcome, [natively, 0.0], "")?;
+            continue;
+        }
         let prefix = format!(
             "{} memcheck -q --leak-check=no --trace-children={} --log-file=/dev/null --",
             leakscope_bin().display(),
             if plan.children { "yes" } else { "no" }
         );
         let ours = one(plan, test, &prefix, LIMIT)?;
-        suite.seconds += ours.cpu.as_secs_f64();
-        let passed = (plan.passes)(&ours);
+        let outcome = if (plan.passes)(&ours) { Outcome::Passes } else { Outcome::Fails };
         // One line each, so that a run that is cut short has told what it found.
-        println!("{}: {test}: {}", plan.name, if passed { "passes" } else { "fails" });
-        if !passed {
-            suite.failed.push(test.clone());
-        }
+        println!("{}: {test}: {}", plan.name, outcome.word());
+        let said = format!("{:?}\n{}\n{}", ours.ending, ours.stderr, String::from_utf8_lossy(&ours.stdout));
+        results.add(test, outcome, [natively, ours.cpu.as_secs_f64()], &said)?;
     }
+    let suite = Suite::of(plan, &results);
     print!("{}", suite.text());
+    for test in &suite.failed {
+        println!("{}: {test}: see {}", plan.name, results.output_of(test).display());
+    }
     Ok(suite)
+}
+
+/// Small ones first, so that a run that is cut short has run most of them. Folders are large.
+fn small_first(tests: &mut [String], path_of: impl Fn(&str) -> PathBuf) {
+    tests.sort_by_cached_key(|test| {
+        let known = std::fs::metadata(path_of(test)).ok().filter(|known| known.is_file());
+        (known.map_or(u64::MAX, |known| known.len()), test.clone())
+    });
 }
 
 fn one(plan: &Plan, test: &str, prefix: &str, limit: Duration) -> Result<Finished> {
@@ -168,18 +212,19 @@ fn version_in(path: &Path) -> String {
     name.split_once('-').map_or(name.clone(), |(_, version)| version.to_owned())
 }
 
-/// Tests in the order of the list, those that need root or much time among them: they skip themselves.
+/// All tests of the list, those that need root or much time among them: they skip themselves.
 fn coreutils() -> Result<Option<Plan>> {
     let source = source("coreutils")?;
     let list = std::fs::read_to_string(source.join("tests/local.mk")).context("tests/local.mk")?;
     let (_, list) = list.split_once("\nall_tests =").context("tests/local.mk has no all_tests")?;
-    let tests = list
+    let mut tests: Vec<String> = list
         .lines()
         .map(|line| line.trim().trim_end_matches('\\').trim())
         .take_while(|line| !line.starts_with('$') || line.starts_with("$(all_root"))
         .filter(|line| line.starts_with("tests/") && (line.ends_with(".sh") || line.ends_with(".pl")))
         .map(str::to_owned)
         .collect();
+    small_first(&mut tests, |test| source.join(test));
     Ok(Some(Plan {
         name: NAMES[0],
         version: version_in(&source),
@@ -205,7 +250,7 @@ fn perl() -> Result<Option<Plan>> {
             }
         }
     }
-    tests.sort();
+    small_first(&mut tests, |test| source.join(test));
     Ok(Some(Plan {
         name: NAMES[1],
         version: version_in(&source),
@@ -220,19 +265,24 @@ fn perl() -> Result<Option<Plan>> {
 /// The first python that has its tests: the system's, or the one on PATH.
 fn python() -> Result<Option<Plan>> {
     const LIST: &str = "import sys, test.test_grammar, test.regrtest\n\
-                        from test.libregrtest import runtest\nprint(sys.executable, sys.version.split()[0], *runtest.findtests())";
+                        from test.libregrtest import runtest\n\
+                        print(sys.executable, sys.version.split()[0], test.__path__[0], *runtest.findtests())";
     for python in ["/usr/bin/python3", "python3"] {
         let output = Command::new(python).args(["-c", LIST]).output();
         let Some(output) = output.ok().filter(|output| output.status.success()) else { continue };
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         let mut words = text.split_whitespace().map(str::to_owned);
-        let (Some(program), Some(version)) = (words.next(), words.next()) else { continue };
+        let (Some(program), Some(version), Some(folder)) = (words.next(), words.next(), words.next()) else {
+            continue;
+        };
+        let mut tests: Vec<String> = words.collect();
+        small_first(&mut tests, |test| Path::new(&folder).join(format!("{test}.py")));
         return Ok(Some(Plan {
             name: NAMES[2],
             version,
             script: script("python.sh"),
             words: vec![program, BUILD.to_owned()],
-            tests: words.collect(),
+            tests,
             children: false,
             passes: ends_with_0,
         }));
