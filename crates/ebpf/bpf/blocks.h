@@ -39,6 +39,7 @@ enum {
 	LOST_EVENT_FULL,   /* printed events that found the ring full */
 	LOST_NAME,         /* names of processes that found no room */
 	LOST_CALL,         /* returns whose call was not seen, or calls that found no room */
+	LOST_STACK_WRONG,  /* stacks that were recalled otherwise than the kernel has them, where that is checked */
 	LOST_KINDS
 };
 
@@ -74,6 +75,10 @@ struct state {
 	u64 window_ns;
 	u64 window_events;
 	u64 last_tgid;
+	u64 recalled; /* stacks that were had without the kernel's unwinder */
+	u64 unwound;  /* and with it */
+	u64 checked;  /* stacks of the former that were found to be right */
+	s64 until_check;
 	u64 number; /* for pointers to come out as numbers, which the verifier lets us calculate with */
 	u64 ips[MOST_FRAMES];
 };
@@ -318,16 +323,9 @@ INLINE void remember_name(struct state *state, u32 tgid)
 		lose(LOST_NAME, 1);
 }
 
-/* The number of the site of `frames` addresses in `state->ips`. */
-INLINE u32 site_number(struct state *state, u32 frames, u32 kind, u64 cache, const char *name)
+/* The number of the site of `frames` addresses in `state->ips`, which `hash` stands for. */
+INLINE u32 site_number(struct state *state, u64 hash, u32 frames, u32 kind, u64 cache, const char *name)
 {
-	u64 hash = (cache ^ (kind + 1)) * 0x9E3779B97F4A7C15ULL;
-	for (u32 i = 0; i < MOST_FRAMES; i++) {
-		if (i >= frames)
-			break;
-		hash = (hash ^ state->ips[i]) * 0xFF51AFD7ED558CCDULL;
-		hash ^= hash >> 32;
-	}
 	u32 *known = map_lookup(&site_numbers, &hash);
 	if (known)
 		return *known;

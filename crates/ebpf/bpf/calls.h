@@ -15,6 +15,8 @@ typedef long long s64;
 
 #define SEC(name) __attribute__((section(name), used))
 #define INLINE static inline __attribute__((always_inline))
+/* A function of its own, which the verifier looks at once, whatever its callers know of their arguments. */
+#define FUNCTION __attribute__((noinline))
 #define KERNEL_TYPE __attribute__((preserve_access_index))
 #define offset_of(type, member) __builtin_offsetof(type, member)
 /* Keeps a value in a register as the verifier knows it, where clang would compute it anew and lose the bounds. */
@@ -58,5 +60,10 @@ static u64 (*current_ancestor_cgroup_id)(s32 level) = (void *)123;
 static void *(*ring_reserve)(void *ring, u64 bytes, u64 flags) = (void *)131;
 static void (*ring_submit)(void *record, u64 flags) = (void *)132;
 static void (*ring_discard)(void *record, u64 flags) = (void *)133;
+
+/* struct pt_regs of x86-64; its first members are those that callees keep. */
+struct registers {
+	u64 r15, r14, r13, r12, bp, bx, r11, r10, r9, r8, ax, cx, dx, si, di, orig_ax, ip, cs, flags, sp;
+};
 
 #endif

@@ -9,12 +9,12 @@
  * A tracepoint of a release comes before the memory can be handed out again, and that of an allocation before the
  * caller has it. So the events of one address come in order, on whatever processor they are.
  */
-#include "blocks.h"
+#include "stacks.h"
 
 /* Programs by number: the index of their `states`. */
 enum {
 	P_KMALLOC, P_KMALLOC_NODE, P_SLAB, P_SLAB_NODE, P_PAGE, P_PERCPU, P_VMALLOC, P_BULK,
-	P_KFREE, P_SLAB_FREE, P_PAGE_FREE, P_PERCPU_FREE, P_VMALLOC_FREE, P_BULK_FREE, P_RCU_FREE,
+	P_KFREE, P_SLAB_FREE, P_PAGE_FREE, P_PERCPU_FREE, P_VMALLOC_FREE, P_BULK_FREE, P_RCU_FREE, P_VMALLOC_PROBE,
 };
 
 #define MOST_ORDER 10
@@ -51,29 +51,31 @@ INLINE int holds_module(struct state *state, u32 frames)
 	return 0;
 }
 
-INLINE void track(void *ctx, struct state *state, u64 address, struct block *block, struct kmem_cache *cache, u64 call_site)
+/* A pointer as a number: the verifier lets nobody calculate with it, but what comes out of a map is a number. */
+INLINE u64 number_of(struct state *state, void *pointer)
 {
-	long bytes = get_stack(ctx, state->ips, sizeof(state->ips), 0);
-	u32 frames = (u64)bytes >> 3;
-	if (bytes <= 0 || frames > MOST_FRAMES) {
-		lose(LOST_STACK, 1);
-		state->ips[0] = call_site;
-		frames = call_site != 0;
-	} else if (frames == MOST_FRAMES) {
-		lose(LOST_STACK_CUT, 1);
-	}
+	state->number = (u64)pointer;
+	asm volatile("" ::: "memory");
+	return state->number;
+}
+
+INLINE void track(void *ctx, struct state *state, u32 program, u64 address, struct block *block, struct kmem_cache *cache,
+		  u64 call_site)
+{
+	struct stack *stack = map_lookup(&stacks, &program);
+	if (!stack)
+		return;
+	u64 number = cache ? number_of(state, cache) : 0;
+	stack->hash = (number ^ (block->kind + 1)) * 0x9E3779B97F4A7C15ULL;
+	/* The arguments of a kprobe are registers that were saved elsewhere. */
+	u64 start = program == P_VMALLOC_PROBE ? 0 : number_of(state, ctx);
+	u32 frames = walk(ctx, state, stack, start, program, call_site);
 	if (wants_module && !holds_module(state, frames))
 		return;
 	const char *name = 0;
-	u64 number = 0;
-	if (cache) {
-		/* The verifier forbids to hash a typed pointer; what comes out of a map is a number. */
-		state->number = (u64)cache;
-		asm volatile("" ::: "memory");
-		number = state->number;
+	if (cache)
 		read_kernel(&name, sizeof(name), &cache->name);
-	}
-	block->site = site_number(state, frames, block->kind, number, name);
+	block->site = site_number(state, stack->hash, frames, block->kind, number, name);
 	enter(state, address, block);
 }
 
@@ -86,35 +88,41 @@ INLINE int on_alloc(void *ctx, u32 program, u32 kind, u64 address, u64 requested
 	if (!state)
 		return 0;
 	u64 key = kind == PERCPU ? address ^ PERCPU_TAG : address;
-	/* An address that is in the table and is handed out again was released where we do not look. */
-	if (maybe[filter_slot(key)]) {
-		struct block *stale = map_lookup(&blocks, &key);
-		if (stale)
-			supersede(key, stale);
-	}
 	state->events++;
 	state->bytes += usable;
 	/* Whom it is for is asked of samples only: a call of a helper costs more than all of the rest. */
 	if (prints_events && is_wanted())
 		print_event(state, kind, 0, address, requested, usable, call_site, order);
 	u64 weight = sampled(state, usable);
-	if (!weight || !is_wanted())
+	if (!weight || !is_wanted()) {
+		/* An address that is in the table and is handed out again was released where we do not look. Of one that is
+		 * tracked again, entering it notices. */
+		if (maybe[filter_slot(key)]) {
+			struct block *stale = map_lookup(&blocks, &key);
+			if (stale)
+				supersede(key, stale);
+		}
 		return 0;
+	}
 	struct block block = {
 		.requested = requested, .usable = usable, .weight = weight, .order = order, .kind = kind,
 	};
-	track(ctx, state, key, &block, cache, call_site);
+	track(ctx, state, program, key, &block, cache, call_site);
 	return 0;
 }
 
+/* Objects have other addresses than pages, of which alone the order must be known. */
 INLINE void release(struct state *state, u64 key)
 {
-	if (maybe[filter_slot(key)]) {
-		struct block *block = map_lookup(&blocks, &key);
-		if (block) {
-			forget(key, block);
+	u32 slot = filter_slot(key);
+	if (maybe[slot]) {
+		long failed = map_delete(&blocks, &key);
+		if (!failed) {
+			atomic_add(&maybe[slot], (u32)-1);
 			return;
 		}
+		if (failed != -E_NOENT)
+			lose(LOST_FREE_BUSY, 1);
 	}
 	state->unknown++;
 }
@@ -277,6 +285,33 @@ SEC("tp_btf/free_vmap_area_noflush") int vmap_free(u64 *ctx)
 	return on_free(P_VMALLOC_FREE, VMALLOC, ctx[0], 0);
 }
 
+/* Before 6.3 vmalloc has no tracepoint: where there are kprobes, what __get_vm_area_node returns. */
+struct vm_struct {
+	void *addr;
+	unsigned long size;
+	unsigned long flags;
+} KERNEL_TYPE;
+
+#define VM_NO_GUARD 0x40
+#define GUARD_BYTES 4096
+
+SEC("kretprobe") int vmap_return(struct registers *ctx)
+{
+	struct vm_struct *area = (void *)ctx->ax;
+	u64 address = 0, bytes = 0, flags = 0;
+	if (!area || read_kernel(&address, sizeof(address), &area->addr) || read_kernel(&bytes, sizeof(bytes), &area->size) ||
+	    read_kernel(&flags, sizeof(flags), &area->flags))
+		return 0;
+	if (!(flags & VM_NO_GUARD))
+		bytes -= GUARD_BYTES;
+	return on_alloc(ctx, P_VMALLOC_PROBE, VMALLOC, address, bytes, bytes, 0, 0, 0);
+}
+/* remove_vm_area(address) */
+SEC("kprobe") int vmap_remove(struct registers *ctx)
+{
+	return on_free(P_VMALLOC_FREE, VMALLOC, ctx->di, 0);
+}
+
 /* kmem_cache_alloc_bulk(cache, flags, size, blocks) has no tracepoint. */
 SEC("fexit/kmem_cache_alloc_bulk") int bulk_alloc(u64 *ctx)
 {
@@ -319,4 +354,9 @@ SEC("fentry/kmem_cache_free_bulk") int bulk_free(u64 *ctx)
 SEC("fentry/kvfree_call_rcu") int rcu_free(u64 *ctx)
 {
 	return on_free(P_RCU_FREE, KMALLOC, ctx[1], 0);
+}
+/* kvfree_call_rcu(head, offset) before 6.4: without a head the second argument is the block. */
+SEC("fentry/kvfree_call_rcu") int rcu_free_offset(u64 *ctx)
+{
+	return on_free(P_RCU_FREE, KMALLOC, ctx[0] ? ctx[0] - ctx[1] : ctx[1], 0);
 }

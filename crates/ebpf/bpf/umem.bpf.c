@@ -16,11 +16,6 @@
 
 char LICENSE[] SEC("license") = "Dual MIT/GPL";
 
-/* struct pt_regs of x86-64; its first members are those that callees keep. */
-struct registers {
-	u64 r15, r14, r13, r12, bp, bx, r11, r10, r9, r8, ax, cx, dx, si, di, orig_ax, ip, cs, flags, sp;
-};
-
 enum { P_ALLOC, P_FREE };
 enum { OUT_POINTER = 1, FAILS_BY_CODE = 2 };
 
@@ -192,7 +187,14 @@ INLINE int end_call(struct registers *ctx, u32 how)
 			lose(LOST_STACK_CUT, 1);
 		}
 		/* Where a program is mapped differs from process to process. */
-		block.site = site_number(state, frames, USER, id >> 32, 0);
+		u64 hash = id >> 32;
+		for (u32 i = 0; i < MOST_FRAMES; i++) {
+			if (i >= frames)
+				break;
+			hash = (hash ^ state->ips[i]) * 0xFF51AFD7ED558CCDULL;
+			hash ^= hash >> 32;
+		}
+		block.site = site_number(state, hash, frames, USER, id >> 32, 0);
 	}
 	enter(state, key, &block);
 	if (copies_stacks)

@@ -34,6 +34,12 @@ pub struct ProgramCounters {
     /// Events for which the kernel did not run it, because it was running on that processor. Zero before 5.12, which
     /// does not count them.
     pub missed: u64,
+    /// Stacks that were had without the kernel's unwinder.
+    pub recalled: u64,
+    /// Stacks that the kernel's unwinder walked.
+    pub unwound: u64,
+    /// Stacks of the former that were compared with the kernel's, and found to be right.
+    pub checked: u64,
     /// Nanoseconds in it while run time was measured.
     pub run_time_ns: u64,
     /// Runs while run time was measured.
@@ -69,6 +75,8 @@ pub struct Lost {
     pub names: u64,
     /// Calls whose return was not seen, or the other way round.
     pub calls: u64,
+    /// Stacks that were recalled otherwise than the kernel has them, of those that were compared. The kernel's counts.
+    pub stacks_wrong: u64,
     /// Events for which a program was not run because it was running already.
     pub events_missed: u64,
 }
@@ -131,6 +139,9 @@ pub(crate) fn read(maps: &Maps, programs: &[ProgramFd]) -> Result<Counters, Erro
             bytes: sum(|state| state.bytes),
             unknown: sum(|state| state.unknown),
             missed: runs.misses,
+            recalled: sum(|state| state.recalled),
+            unwound: sum(|state| state.unwound),
+            checked: sum(|state| state.checked),
             run_time_ns: runs.run_time_ns,
             runs: runs.runs,
         });
@@ -153,6 +164,7 @@ pub(crate) fn read(maps: &Maps, programs: &[ProgramFd]) -> Result<Counters, Erro
         events_full: count(LostKind::EventFull)?,
         names: count(LostKind::Name)?,
         calls: count(LostKind::Call)?,
+        stacks_wrong: count(LostKind::StackWrong)?,
         events_missed: counters.programs.iter().map(|program| program.missed).sum(),
     };
     Ok(counters)

@@ -20,7 +20,15 @@ pub struct Config {
     pub filter: Filter,
     /// How much of them.
     pub limits: Limits,
+    /// Where the function lies that all system calls go through (`do_syscall_64`): stacks end there. Without it they are
+    /// right too, and cost more.
+    pub outermost_text: Option<(u64, u64)>,
+    /// Compare one in so many recalled stacks with what the kernel's unwinder says ([`CHECK_EVERY`]; 1 is all of them).
+    pub check_every: u32,
 }
+
+/// How many recalled stacks one comparison with the kernel's unwinder stands for, unless somebody wants more.
+pub const CHECK_EVERY: u32 = 256;
 
 /// How a program is attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +36,7 @@ enum Hook {
     Tracepoint(&'static str),
     Entry(&'static str),
     Exit(&'static str),
+    Probe(&'static str),
 }
 
 /// A program that fits the running kernel.
@@ -58,6 +67,7 @@ mod number {
     pub(super) const VMALLOC_FREE: u32 = 12;
     pub(super) const BULK_FREE: u32 = 13;
     pub(super) const RCU_FREE: u32 = 14;
+    pub(super) const VMALLOC_PROBE: u32 = 15;
 }
 
 /// Tracks allocations from its creation until it is dropped.
@@ -92,12 +102,14 @@ impl Tracer {
         }
         let page_bytes = types.index.struct_bytes("page").filter(|bytes| bytes.is_power_of_two()).unwrap_or(0);
         let processors = aya::util::nr_cpus().map_or(1, |count| count as u32);
+        let (outermost_low, outermost_high) = config.outermost_text.unwrap_or_default();
         let mut loader = load::loader(&types.btf, &config.filter, &config.limits);
-        loader.set_global("processors", load::leaked(processors), true).set_global(
-            "page_struct_bytes",
-            load::leaked(page_bytes),
-            true,
-        );
+        loader
+            .set_global("processors", load::leaked(processors), true)
+            .set_global("page_struct_bytes", load::leaked(page_bytes), true)
+            .set_global("outermost_low", load::leaked(outermost_low), true)
+            .set_global("outermost_high", load::leaked(outermost_high), true)
+            .set_global("check_every", load::leaked(config.check_every.max(1)), true);
         let ebpf = load::load(&mut loader, object)?;
         let maps = Maps::new(&ebpf, &config.limits)?;
         let kinds = config.kinds.iter().copied().filter(|kind| !absent.contains(kind)).collect();
@@ -138,11 +150,22 @@ impl Tracer {
             (Program::FExit(program), Hook::Exit(name)) => {
                 program.load(name, &types.btf).and_then(|()| program.attach().map(drop))
             }
+            (Program::KProbe(program), Hook::Probe(name)) => {
+                program.load().and_then(|()| program.attach(name, 0).map(drop))
+            }
             _ => unreachable!("{choice:?} is of the kind that its section says"),
         };
         match (attached, choice.hook) {
             (Ok(()), _) => {}
             (Err(error), Hook::Tracepoint(_)) => return Err(load::refused(choice.program, &error)),
+            (Err(_), Hook::Probe(function)) => {
+                self.kinds.retain(|kind| *kind != choice.kind);
+                self.notes.push(format!(
+                    "this kernel has no tracepoints for {}, and no kprobe at {function}",
+                    choice.kind.name()
+                ));
+                return Ok(());
+            }
             (Err(_), Hook::Entry(function) | Hook::Exit(function)) => {
                 self.notes.push(format!(
                     "calls of {function} are not seen (the kernel has no fentry for it): blocks that it releases look \
@@ -186,6 +209,7 @@ impl Watch for Tracer {
                 Some(Program::BtfTracePoint(program)) => drop(program.unload()),
                 Some(Program::RawTracePoint(program)) => drop(program.unload()),
                 Some(Program::FExit(program)) => drop(program.unload()),
+                Some(Program::KProbe(program)) => drop(program.unload()),
                 _ => {}
             }
             false
@@ -328,9 +352,12 @@ fn object_releases(index: &Index) -> Vec<Choice> {
     if index.function("kmem_cache_free_bulk").is_some_and(|parameters| parameters.len() == 3) {
         found.push(entry("bulk_free", "kmem_cache_free_bulk", number::BULK_FREE));
     }
-    let takes_pointer = |parameters: &Vec<Parameter>| parameters.get(1).is_some_and(|second| second.name == "ptr");
-    if index.function("kvfree_call_rcu").is_some_and(|parameters| takes_pointer(&parameters)) {
-        found.push(entry("rcu_free", "kvfree_call_rcu", number::RCU_FREE));
+    // The block itself, or how far its head lies behind it.
+    let second = index.function("kvfree_call_rcu").and_then(|parameters| parameters.into_iter().nth(1));
+    match second.map(|second| second.name).as_deref() {
+        Some("ptr") => found.push(entry("rcu_free", "kvfree_call_rcu", number::RCU_FREE)),
+        Some("func") => found.push(entry("rcu_free_offset", "kvfree_call_rcu", number::RCU_FREE)),
+        _ => {}
     }
     found
 }
@@ -365,6 +392,18 @@ fn vmalloc(index: &Index) -> Vec<Choice> {
     }
     if index.tracepoint("free_vmap_area_noflush").is_some() {
         found.push(release("vmap_free", "free_vmap_area_noflush", number::VMALLOC_FREE, Kind::Vmalloc));
+    }
+    // A kprobe there takes its argument from a register of x86-64.
+    if found.is_empty() && cfg!(target_arch = "x86_64") && index.function("remove_vm_area").is_some() {
+        let probe = |program, name, number, is_release| Choice {
+            program,
+            hook: Hook::Probe(name),
+            number,
+            kind: Kind::Vmalloc,
+            is_release,
+        };
+        found.push(probe("vmap_return", "__get_vm_area_node", number::VMALLOC_PROBE, false));
+        found.push(probe("vmap_remove", "remove_vm_area", number::VMALLOC_FREE, true));
     }
     found
 }

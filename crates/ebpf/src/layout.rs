@@ -47,6 +47,10 @@ pub(crate) struct State {
     pub(crate) window_ns: u64,
     pub(crate) window_events: u64,
     pub(crate) last_tgid: u64,
+    pub(crate) recalled: u64,
+    pub(crate) unwound: u64,
+    pub(crate) checked: u64,
+    pub(crate) until_check: i64,
     rest: [u64; STATE_REST],
 }
 
@@ -61,6 +65,10 @@ impl Default for State {
             window_ns: 0,
             window_events: 0,
             last_tgid: 0,
+            recalled: 0,
+            unwound: 0,
+            checked: 0,
+            until_check: 0,
             rest: [0; STATE_REST],
         }
     }
@@ -133,4 +141,5 @@ pub(crate) enum LostKind {
     EventFull,
     Name,
     Call,
+    StackWrong,
 }

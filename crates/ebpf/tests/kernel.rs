@@ -7,7 +7,7 @@ use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use leakscope_ebpf::kmem::{Config, Tracer};
+use leakscope_ebpf::kmem::{CHECK_EVERY, Config, Tracer};
 use leakscope_ebpf::{Filter, Kind, Limits, LiveSite, Snapshot, Watch};
 
 /// One tracer at a time: slabinfo is everybody's.
@@ -22,7 +22,19 @@ fn config(kinds: &[Kind], sample_bytes: u64) -> Config {
         kinds: kinds.to_vec(),
         filter: Filter::default(),
         limits: Limits { sample_bytes, blocks: 1 << 19, sites: 8192, events_per_second: 0 },
+        outermost_text: outermost_text(),
+        check_every: CHECK_EVERY,
     }
+}
+
+/// Where `do_syscall_64` lies.
+fn outermost_text() -> Option<(u64, u64)> {
+    let text = std::fs::read_to_string("/proc/kallsyms").ok()?;
+    let symbol = |line: &str| Some((u64::from_str_radix(line.get(..16)?, 16).ok()?, line.get(19..)?.to_owned()));
+    let symbols: Vec<(u64, String)> = text.lines().filter_map(symbol).collect();
+    let begin = symbols.iter().find(|(_, name)| name == "do_syscall_64")?.0;
+    let end = symbols.iter().map(|&(address, _)| address).filter(|&address| address > begin).min()?;
+    Some((begin, end))
 }
 
 /// A tracer, or `None` with the reason printed.
@@ -335,4 +347,28 @@ fn the_tracers_own_process_is_left_out() {
     let snapshot = tracer.snapshot(0).unwrap();
     let own = snapshot.processes.iter().find(|(tgid, _)| *tgid == std::process::id());
     assert_eq!(own, None);
+}
+
+#[test]
+fn stacks_that_are_recalled_are_those_of_the_kernel() {
+    let _alone = alone();
+    let mut holder = Holder::running(
+        "import os,sys,socket\nprint('ready',flush=True)\nsys.stdin.readline()\n\
+         for i in range(3000):\n  f=os.open('/proc/self/stat',0); os.read(f,99); os.close(f)\n  a,b=socket.socketpair(); a.send(b'x'*200); a.close(); b.close()\n  \
+         r,w=os.pipe(); os.write(w,b'y'); os.close(r); os.close(w)\n  x=bytearray(1<<17)\n\nprint('held',flush=True)\nsys.stdin.readline()\n",
+    );
+    let mut checking = config(&Kind::KERNEL, 0);
+    checking.check_every = 1;
+    let Some(mut tracer) = start(&checking) else { return };
+    holder.step();
+    tracer.stop_allocations();
+    let counters = tracer.counters().unwrap();
+    let recalled: u64 = counters.programs.iter().map(|program| program.recalled).sum();
+    let allocations: u64 = Kind::KERNEL.into_iter().map(|kind| counters.allocations(kind).0).sum();
+    let checked: u64 = counters.programs.iter().map(|program| program.checked).sum();
+    eprintln!("{recalled} of {allocations} stacks recalled, {} of them wrong", counters.lost.stacks_wrong);
+    assert_eq!(checked + counters.lost.stacks_wrong, recalled, "every one of them is compared");
+    assert!(recalled > allocations / 2, "{recalled} of {allocations}");
+    // Words that earlier calls left on the stack can teach a wrong distance, until a comparison shows it.
+    assert!(counters.lost.stacks_wrong * 10_000 <= recalled, "{} of {recalled}", counters.lost.stacks_wrong);
 }

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::ArgMatches;
-use leakscope_ebpf::kmem::{Config, Tracer};
+use leakscope_ebpf::kmem::{CHECK_EVERY, Config, Tracer};
 use leakscope_ebpf::{Filter, Kind, Limits, Watch};
 use leakscope_import::{TraceFacts, kernel_trace};
 use leakscope_kernel::Places;
@@ -29,14 +29,14 @@ const USUAL_SAMPLE_BYTES: u64 = 512 << 10;
 /// The kernel cannot be traced, and what to do; or a report cannot be written.
 pub fn main(args: &KernelTraceArgs, matches: &ArgMatches) -> Result<ExitCode> {
     let mut reports = Reports::open(&args.view, matches)?;
-    let config = config(args)?;
+    let symbols = Kallsyms::read(&Places::default());
+    let config = config(args, &symbols)?;
     let interrupts = leakscope_ebpf::interrupts::Interrupts::block().context("cannot wait for signals")?;
     let mut tracer = Tracer::start(&config)?;
     if !reports.is_quiet() {
         let names: Vec<&str> = tracer.kinds().iter().map(|kind| kind.name()).collect();
         eprintln!("leakscope: tracing {}; Ctrl-C ends it and reports", names.join(", "));
     }
-    let symbols = Kallsyms::read(&Places::default());
     let mut target = Target::Kernel(sites::Kernel::new(symbols));
     if args.watch.print_events {
         let mut events = tracer.take_events()?;
@@ -58,7 +58,7 @@ pub fn main(args: &KernelTraceArgs, matches: &ArgMatches) -> Result<ExitCode> {
     Ok(reports.exit_code(has_errors))
 }
 
-fn config(args: &KernelTraceArgs) -> Result<Config> {
+fn config(args: &KernelTraceArgs, symbols: &Kallsyms) -> Result<Config> {
     let asked = [args.kmalloc, args.slab, args.pages, args.percpu, args.vmalloc];
     let all = asked.iter().all(|asked| !asked);
     let kinds = Kind::KERNEL.into_iter().zip(asked).filter(|(_, asked)| all || *asked).map(|(kind, _)| kind).collect();
@@ -69,7 +69,8 @@ fn config(args: &KernelTraceArgs) -> Result<Config> {
         module_text: args.module.as_deref().map(module_text).transpose()?,
     };
     let sample_bytes = args.watch.sample.unwrap_or(USUAL_SAMPLE_BYTES);
-    Ok(Config { kinds, filter, limits: limits(&args.watch, sample_bytes) })
+    let limits = limits(&args.watch, sample_bytes);
+    Ok(Config { kinds, filter, limits, outermost_text: outermost_text(symbols), check_every: CHECK_EVERY })
 }
 
 /// How much is kept.
@@ -82,6 +83,14 @@ pub fn limits(watch: &crate::flags::trace::WatchArgs, sample_bytes: u64) -> Limi
         sites: watch.max_stacks,
         events_per_second: if watch.print_events { watch.events_per_second } else { 0 },
     }
+}
+
+/// Where the function lies that all system calls go through.
+fn outermost_text(symbols: &Kallsyms) -> Option<(u64, u64)> {
+    const OUTERMOST: &str = "do_syscall_64";
+    let begin = symbols.iter().find(|symbol| symbol.name == OUTERMOST && symbol.module.is_empty())?.address;
+    let end = symbols.iter().map(|symbol| symbol.address).filter(|&address| address > begin).min()?;
+    Some((begin, end))
 }
 
 /// Where a module lies.
