@@ -20,6 +20,41 @@ const DAY: u64 = 86_400;
 /// A value that has become so many times larger is said again.
 const GROWN: f64 = 2.0;
 
+/// An allocation site or a leak that stands behind a finding.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Evidence {
+    /// What found it: `ledger`, `leak check`, `kmemleak`, `kernel trace`.
+    pub source: String,
+    /// Its identity, the same as in leakscope's reports.
+    pub fingerprint: String,
+    /// When it was seen first, if that was before this alarm; `None` when it is new.
+    pub known_since: Option<u64>,
+    /// One line: how much, by how much more, in which process.
+    pub title: String,
+    /// Its frames, innermost first, each with file and line where they are known.
+    pub stack: Vec<String>,
+    /// Bytes that are alive.
+    pub bytes: u64,
+    /// Blocks that are alive.
+    pub blocks: u64,
+}
+
+impl Evidence {
+    /// Frames that are shown in one line.
+    const FRAMES: usize = 6;
+
+    /// One line for people.
+    pub fn line(&self) -> String {
+        let age = match self.known_since {
+            Some(at) => format!("known since {}", crate::format::time(at)),
+            None => "new".to_owned(),
+        };
+        let shown = self.stack.iter().take(Self::FRAMES).map(String::as_str).collect::<Vec<_>>().join(" < ");
+        let more = if self.stack.len() > Self::FRAMES { " < ..." } else { "" };
+        format!("{} {} ({age}): {}: {shown}{more}", self.source, self.fingerprint, self.title)
+    }
+}
+
 /// Something that is wrong now.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Finding {
@@ -29,8 +64,11 @@ pub struct Finding {
     pub target: String,
     /// One line: what grows, how fast, how long until the limit.
     pub title: String,
-    /// More lines: since when, evidence.
+    /// More lines: since when, what the values are.
     pub details: Vec<String>,
+    /// The sites and leaks behind it, with their identities.
+    #[serde(default)]
+    pub evidence: Vec<Evidence>,
     /// What to type next.
     pub next: String,
     /// The value now, by which growth is judged.
@@ -45,6 +83,13 @@ pub struct Finding {
     pub urgent: bool,
     /// The last values, for a chart: seconds since the epoch and value.
     pub series: Vec<(u64, f64)>,
+}
+
+impl Finding {
+    /// All lines below the title: the details, and a line for each piece of evidence.
+    pub fn lines(&self) -> Vec<String> {
+        self.details.iter().cloned().chain(self.evidence.iter().map(Evidence::line)).collect()
+    }
 }
 
 /// What a notice says of its findings.
@@ -258,6 +303,17 @@ pub fn sample_finding(at: u64) -> Finding {
             "This is a test: nothing is wrong.".to_owned(),
             "resident memory 488 MB, since yesterday".to_owned(),
         ],
+        evidence: vec![Evidence {
+            source: "ledger".to_owned(),
+            fingerprint: "0123456789abcdef".to_owned(),
+            known_since: None,
+            title: "12 MB more in 60 min, 288 MB live in 2304 blocks".to_owned(),
+            stack: ["malloc", "load_page (cache.c:12)", "serve (server.c:88)", "main (main.c:3)"]
+                .map(str::to_owned)
+                .to_vec(),
+            bytes: 288_000_000,
+            blocks: 2304,
+        }],
         next: "leakscope monitor why name:example".to_owned(),
         value: 488e6,
         per_hour: 12e6,
@@ -346,6 +402,23 @@ mod tests {
         let mut again: Book = serde_json::from_str(&text).unwrap();
         assert_eq!(again, book);
         assert_eq!(again.update(&[finding("a", 1.5)], &Policy::default(), 15, 12, "m"), None);
+    }
+
+    #[test]
+    fn evidence_says_whether_it_is_new() {
+        let mut finding = finding("a", 1.0);
+        finding.evidence[0].stack = (0..9).map(|n| format!("f{n}")).collect();
+        let line = finding.lines().pop().unwrap();
+        assert_eq!(
+            line,
+            "ledger 0123456789abcdef (new): 12 MB more in 60 min, 288 MB live in 2304 blocks: f0 < f1 < f2 < f3 < f4 < f5 < ..."
+        );
+        finding.evidence[0].known_since = Some(1_700_000_000);
+        assert!(finding.lines().pop().unwrap().contains("(known since 2023-11-14T22:13:20Z)"));
+        // What an earlier version kept has none.
+        let mut text = serde_json::to_value(&finding).unwrap();
+        text.as_object_mut().unwrap().remove("evidence");
+        assert_eq!(serde_json::from_value::<Finding>(text).unwrap().evidence, []);
     }
 
     #[test]

@@ -22,7 +22,7 @@ pub fn text(notice: &Notice) -> String {
     let mut out = String::new();
     for (kind, finding) in &notice.findings {
         let _ = writeln!(out, "{} ({})", one_line(&finding.title), kind.word());
-        for line in &finding.details {
+        for line in &finding.lines() {
             let _ = writeln!(out, "  {}", one_line(line));
         }
         let _ = writeln!(out, "  since {}", time(finding.since));
@@ -42,7 +42,7 @@ pub fn html(notice: &Notice, picture: impl Fn(usize) -> Option<String>) -> Strin
     );
     for (index, (kind, finding)) in notice.findings.iter().enumerate() {
         let _ = write!(out, "<h3>{} <small>({})</small></h3><ul>", escape(&finding.title), escape(kind.word()));
-        for line in &finding.details {
+        for line in &finding.lines() {
             let _ = write!(out, "<li>{}</li>", escape(line));
         }
         let _ = write!(out, "<li>since {}</li></ul>", escape(&time(finding.since)));
@@ -86,9 +86,16 @@ pub fn short(value: f64) -> String {
 /// For programs: what webhooks and commands get.
 pub fn machine_readable(notice: &Notice) -> Value {
     let findings = notice.findings.iter().map(|(kind, finding)| {
+        let evidence = finding.evidence.iter().map(|one| {
+            json!({
+                "source": one.source, "fingerprint": one.fingerprint, "is_new": one.known_since.is_none(),
+                "known_since": one.known_since, "title": one.title, "stack": one.stack, "bytes": one.bytes,
+                "blocks": one.blocks,
+            })
+        });
         json!({
             "state": kind, "key": finding.key, "target": finding.target, "title": finding.title,
-            "details": finding.details, "next": finding.next, "value": finding.value, "per_hour": finding.per_hour,
+            "details": finding.details, "evidence": evidence.collect::<Vec<_>>(), "next": finding.next, "value": finding.value, "per_hour": finding.per_hour,
             "hours_left": finding.hours_left, "since": finding.since, "urgent": finding.urgent,
         })
     });
@@ -132,7 +139,7 @@ pub fn alertmanager(notice: &Notice, keep_seconds: u64) -> Value {
                 "instance": notice.machine, "target": finding.target, "key": finding.key,
             },
             "annotations": {
-                "summary": finding.title, "description": finding.details.join("\n"), "next": finding.next,
+                "summary": finding.title, "description": finding.lines().join("\n"), "next": finding.next,
             },
             "startsAt": time(finding.since), "endsAt": time(end),
         })

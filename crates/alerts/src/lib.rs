@@ -18,7 +18,7 @@ pub mod format;
 pub mod outbox;
 mod secret;
 
-pub use book::{Book, Finding, Kind, Notice, Policy};
+pub use book::{Book, Evidence, Finding, Kind, Notice, Policy};
 pub use channel::Channel;
 pub use error::AlertError;
 pub use outbox::Outbox;

@@ -4,6 +4,7 @@
 //! and left out.
 
 use std::fs;
+use std::io::Write;
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -55,7 +56,12 @@ struct Postfix {
     folder: tempfile::TempDir,
     start_tls: u16,
     tls: u16,
+    /// Takes mail from those alone who show a password.
+    login: u16,
 }
+
+const USER: &str = "alerts";
+const PASSWORD: &str = "swordfish and=more";
 
 impl Postfix {
     fn start() -> Option<Self> {
@@ -85,26 +91,47 @@ impl Postfix {
         let signed = ["-CA", ca.as_str(), "-CAkey", ca_key.as_str(), "-addext", "subjectAltName=DNS:localhost"];
         let more = [&signed[..], &["-addext", "basicConstraints=critical,CA:FALSE"]].concat();
         request("/CN=localhost", "key.pem", "cert.pem", &more);
-        let (start_tls, tls) = (free_port(), free_port());
+        let (start_tls, tls, login) = (free_port(), free_port(), free_port());
+        fs::create_dir(folder.path().join("etc/sasl")).unwrap();
+        let sasl = format!(
+            "pwcheck_method: auxprop\nauxprop_plugin: sasldb\nmech_list: PLAIN LOGIN\nsasldb_path: {}\n",
+            at("etc/users")
+        );
+        fs::write(folder.path().join("etc/sasl/smtpd.conf"), sasl).unwrap();
+        if is_installed("saslpasswd2") {
+            let mut child = Command::new("saslpasswd2")
+                .args(["-p", "-c", "-u", "localhost", "-f", &at("etc/users"), USER])
+                .stdin(Stdio::piped())
+                .spawn()
+                .unwrap();
+            child.stdin.take().unwrap().write_all(PASSWORD.as_bytes()).unwrap();
+            assert!(child.wait().unwrap().success());
+            run("chown", &["postfix", &at("etc/users")]);
+        }
         let main = format!(
             "compatibility_level = 3.6\nqueue_directory = {}\ndata_directory = {}\nmyhostname = localhost\n\
              inet_interfaces = 127.0.0.1\ninet_protocols = ipv4\nmynetworks = 127.0.0.0/8\nmydestination =\n\
              virtual_mailbox_domains = example.test\nvirtual_mailbox_base = {}\nvirtual_mailbox_maps = static:inbox\n\
              virtual_uid_maps = static:65534\nvirtual_gid_maps = static:65534\nmaillog_file = {}\n\
              maillog_file_prefixes = {}\n\
-             smtpd_tls_cert_file = {}\nsmtpd_tls_key_file = {}\nsmtpd_tls_security_level = encrypt\nalias_maps =\n",
+             smtpd_tls_cert_file = {}\nsmtpd_tls_key_file = {}\nsmtpd_tls_security_level = encrypt\nalias_maps =\n\
+             smtpd_sasl_type = cyrus\nsmtpd_sasl_path = smtpd\nsmtpd_sasl_local_domain = localhost\ncyrus_sasl_config_path = {}\n",
             at("queue"),
             at("data"),
             at("mail"),
             at("log"),
             at(""),
             at("cert.pem"),
-            at("key.pem")
+            at("key.pem"),
+            at("etc/sasl")
         );
         fs::write(folder.path().join("etc/main.cf"), main).unwrap();
         let master = format!(
             "127.0.0.1:{start_tls} inet n - n - - smtpd\n\
              127.0.0.1:{tls} inet n - n - - smtpd\n  -o smtpd_tls_wrappermode=yes\n\
+             127.0.0.1:{login} inet n - n - - smtpd\n  -o smtpd_sasl_auth_enable=yes\n  -o smtpd_tls_auth_only=yes\n  \
+             -o smtpd_recipient_restrictions=permit_sasl_authenticated,reject\n  \
+             -o smtpd_relay_restrictions=permit_sasl_authenticated,reject\n\
              pickup unix n - n 60 1 pickup\ncleanup unix n - n - 0 cleanup\nqmgr unix n - n 300 1 qmgr\n\
              rewrite unix - - n - - trivial-rewrite\nbounce unix - - n - 0 bounce\ndefer unix - - n - 0 bounce\n\
              virtual unix - n n - - virtual\nanvil unix - - n - 1 anvil\ntlsmgr unix - - n 1000? 1 tlsmgr\n\
@@ -114,7 +141,7 @@ impl Postfix {
         fs::write(folder.path().join("etc/master.cf"), master).unwrap();
         run("postfix", &["-c", &at("etc"), "start"]);
         wait_for("Postfix", || TcpStream::connect(("127.0.0.1", tls)).ok());
-        Some(Self { folder, start_tls, tls })
+        Some(Self { folder, start_tls, tls, login })
     }
 
     fn mail(&self, port: u16, security: Security, ca: bool) -> Channel {
@@ -129,6 +156,18 @@ impl Postfix {
                 login: None,
             },
         })
+    }
+
+    /// The channel to the port that asks for a password, which stands in a file.
+    fn with_login(&self, password: Option<&str>) -> Channel {
+        let login = password.map(|password| {
+            let path = self.folder.path().join("password");
+            fs::write(&path, format!("{password}\n")).unwrap();
+            (USER.to_owned(), Secret::File(path))
+        });
+        let Channel::Mail(mail) = self.mail(self.login, Security::StartTls, true) else { unreachable!() };
+        let Transport::Smtp { host, port, security, ca_file, .. } = mail.transport else { unreachable!() };
+        Channel::Mail(Mail { transport: Transport::Smtp { host, port, security, ca_file, login }, ..mail })
     }
 
     fn inbox(&self) -> String {
@@ -164,6 +203,75 @@ fn mail_arrives_over_starttls_and_tls() {
     assert!(stranger.to_string().to_lowercase().contains("certificate"), "{stranger}");
     let clear = postfix.mail(postfix.start_tls, Security::None, true).send(&notice(Kind::Test, "x")).unwrap_err();
     assert!(clear.to_string().contains("STARTTLS"), "{clear}");
+}
+
+#[test]
+fn a_server_that_asks_for_a_password_gets_it() {
+    let Some(postfix) = Postfix::start() else { return };
+    if !is_installed("saslpasswd2") {
+        return;
+    }
+    postfix.with_login(Some(PASSWORD)).send(&notice(Kind::Opened, "with a password")).unwrap();
+    wait_for("the mail", || Some(postfix.inbox()).filter(|text| text.contains("with a password")));
+    let wrong = postfix.with_login(Some("sw0rdfish")).send(&notice(Kind::Opened, "x")).unwrap_err().to_string();
+    assert!(wrong.contains("535") && !wrong.contains("sw0rdfish"), "{wrong}");
+    let none = postfix.with_login(None).send(&notice(Kind::Opened, "x")).unwrap_err().to_string();
+    assert!(none.contains("554"), "{none}");
+    assert_eq!(postfix.inbox().matches("\nSubject: ").count(), 2, "one mail to two recipients");
+}
+
+/// What Python's parser of mails understands of the newest mail in a mailbox.
+const READER: &str = r#"
+import email, email.policy, json, mailbox, sys
+mail = list(mailbox.mbox(sys.argv[1]))[-1]
+mail = email.message_from_bytes(mail.as_bytes(), policy=email.policy.default)
+print(json.dumps({'names': sorted({k.lower() for k in mail.keys()}), 'subject': mail['Subject'], 'to': mail['To'],
+    'text': mail.get_body(('plain',)).get_content()}))
+"#;
+
+#[test]
+fn hostile_names_through_the_local_sendmail() {
+    let Some(postfix) = Postfix::start() else { return };
+    let program = postfix.folder.path().join("sendmail");
+    let etc = postfix.folder.path().join("etc");
+    fs::write(&program, format!("#!/bin/sh\nexec /usr/sbin/sendmail -C {} \"$@\"\n", etc.display())).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    let channel = Channel::Mail(Mail {
+        from: "leakscope <leakscope@example.test>".into(),
+        to: vec!["Ops <ops@example.test>".into()],
+        transport: Transport::Sendmail(program),
+    });
+    let mut plain = vec![];
+    for (number, name) in [
+        "x\r\nBcc: everybody@example.test",
+        "x\n\nbody",
+        "=?utf-8?Q?x=0D=0ABcc:_everybody@example.test?=",
+        "\u{202e}\u{0}\u{1b}[31m",
+        ".\r\n.\r\nQUIT",
+        "-oQ/tmp -X/tmp/x",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let mut notice = notice(Kind::Opened, &format!("name:{name}: memory grows"));
+        notice.findings[0].1.details = vec![format!("detail {name}"), ".".to_owned()];
+        notice.machine = name.to_owned();
+        channel.send(&notice).unwrap();
+        let count = number + 1;
+        wait_for("the mail", || Some(postfix.inbox()).filter(|text| text.matches("\nSubject: ").count() == count));
+        let inbox = postfix.folder.path().join("mail/inbox");
+        let output = Command::new("python3").args(["-c", READER]).arg(&inbox).output().unwrap();
+        let mail: serde_json::Value = serde_json::from_slice(&output.stdout)
+            .unwrap_or_else(|_| panic!("{}", String::from_utf8_lossy(&output.stderr)));
+        assert_eq!(mail["to"], "Ops <ops@example.test>", "{name:?}");
+        assert!(!mail["names"].to_string().contains("bcc"), "{name:?}: {mail:#}");
+        let subject = mail["subject"].as_str().unwrap();
+        assert!(!subject.contains(['\r', '\n']) && subject.starts_with("[leakscope] "), "{subject:?}");
+        let text = mail["text"].as_str().unwrap();
+        assert!(text.contains("next: leakscope monitor why"), "the text goes to its end: {text}");
+        plain.push(mail["names"].clone());
+    }
+    assert!(plain.windows(2).all(|pair| pair[0] == pair[1]), "no name makes a header: {plain:#?}");
 }
 
 struct Server(Child);

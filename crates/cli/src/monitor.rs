@@ -17,6 +17,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
 use leakscope_history::History;
+use leakscope_monitor::checks::own_program;
 use leakscope_monitor::state::State;
 use leakscope_monitor::{Config, daemon};
 
@@ -29,7 +30,7 @@ use crate::flags::monitor::{MonitorArgs, MonitorCommand, OnceArgs};
 pub fn main(args: &MonitorArgs) -> Result<ExitCode> {
     match &args.command {
         MonitorCommand::Run(args) => {
-            daemon::run(Config::read(&args.config)?, &mut |line| eprintln!("leakscope: {line}"))?;
+            daemon::run(Config::read(&args.config)?, &own_program(), &mut |line| eprintln!("leakscope: {line}"))?;
         }
         MonitorCommand::Once(args) => return once(args),
         MonitorCommand::TestAlert(args) => return test_alert(&Config::read(&args.config)?),
@@ -45,7 +46,7 @@ pub fn main(args: &MonitorArgs) -> Result<ExitCode> {
 
 fn once(args: &OnceArgs) -> Result<ExitCode> {
     let quiet = args.quiet;
-    let findings = daemon::once(Config::read(&args.config.config)?, &mut |line| {
+    let findings = daemon::once(Config::read(&args.config.config)?, &own_program(), &mut |line| {
         if !quiet {
             eprintln!("leakscope: {line}");
         }
@@ -53,7 +54,7 @@ fn once(args: &OnceArgs) -> Result<ExitCode> {
     if !quiet {
         for finding in &findings {
             println!("{}", finding.title);
-            finding.details.iter().for_each(|line| println!("  {line}"));
+            finding.lines().iter().for_each(|line| println!("  {line}"));
             println!("  next: {}", finding.next);
         }
     }

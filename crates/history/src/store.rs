@@ -7,10 +7,11 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 
 use crate::codec::{Row, Values, decode, decode_tick, encode, encode_tick};
 use crate::error::HistoryError;
+use crate::found;
 use crate::rollup::rollup;
 
 /// Version of the tables, in `user_version`.
-const VERSION: i64 = 1;
+const VERSION: i64 = 2;
 const HOUR: u64 = 3600;
 const DAY: u64 = 24 * HOUR;
 /// Events are kept as long as the coarsest samples.
@@ -93,7 +94,7 @@ pub struct Event {
 #[derive(Debug)]
 pub struct History {
     path: PathBuf,
-    connection: Connection,
+    pub(crate) connection: Connection,
     ids: HashMap<String, u64>,
     /// The hour of the last tick, to see when one ends.
     hour: Option<u64>,
@@ -136,7 +137,9 @@ impl History {
         if version > VERSION {
             return Err(HistoryError::Newer { path: path.to_owned(), found: version, known: VERSION });
         }
-        connection.execute_batch(TABLES).map_err(attempt("make its tables"))?;
+        // Each version only ever added tables: what an older one wrote is complete with these.
+        let made = connection.execute_batch(TABLES).and_then(|()| connection.execute_batch(found::TABLE));
+        made.map_err(attempt("make its tables"))?;
         connection.pragma_update(None, "user_version", VERSION).map_err(attempt("write its version"))?;
         Self::with(path, connection)
     }
@@ -164,7 +167,7 @@ impl History {
         Ok(Self { path: path.to_owned(), connection, ids, hour: newest.map(|at| at / HOUR) })
     }
 
-    fn attempt(&self, what: &'static str) -> impl Fn(rusqlite::Error) -> HistoryError + use<> {
+    pub(crate) fn attempt(&self, what: &'static str) -> impl Fn(rusqlite::Error) -> HistoryError + use<> {
         let path = self.path.clone();
         move |source| HistoryError::Sqlite { path: path.clone(), what, source }
     }
@@ -265,7 +268,27 @@ impl History {
         transaction
             .execute("DELETE FROM events WHERE at < ?1", [now.saturating_sub(EVENTS_SECONDS)])
             .map_err(&attempt)?;
+        found::forget(&transaction, now).map_err(&attempt)?;
         transaction.commit().map_err(&attempt)
+    }
+
+    /// Adds rows of one target at one scale in one transaction.
+    pub(crate) fn append_rows(&mut self, target: &str, scale: Scale, rows: &[Row]) -> Result<(), HistoryError> {
+        let attempt = self.attempt("add rows");
+        let transaction = self.connection.transaction().map_err(&attempt)?;
+        transaction.execute("INSERT OR IGNORE INTO targets (name) VALUES (?1)", [target]).map_err(&attempt)?;
+        let query = "SELECT id FROM targets WHERE name = ?1";
+        let id: u64 = transaction.query_row(query, [target], |row| row.get(0)).map_err(&attempt)?;
+        append(&transaction, id, scale, rows).map_err(&attempt)?;
+        transaction.commit().map_err(&attempt)?;
+        self.ids.insert(target.to_owned(), id);
+        Ok(())
+    }
+
+    /// Moves what stands in the journal into the file.
+    pub(crate) fn checkpoint(&self) -> Result<(), HistoryError> {
+        let query = "PRAGMA wal_checkpoint(TRUNCATE)";
+        self.connection.query_row(query, [], |_| Ok(())).map_err(self.attempt("write the journal into it"))
     }
 
     /// The rows of a target at one scale, in order of time.

@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use leakscope_history::{Event, History, METRICS, Row, Scale, TargetSample, Values};
+use leakscope_history::{Event, Found, History, METRICS, Row, Scale, TargetSample, Values};
 
 fn values(resident: u64) -> Values {
     let mut values = [None; METRICS];
@@ -81,6 +81,77 @@ fn events_and_facts() {
     assert_eq!(history.events(None, 1).unwrap(), [event(10, "b")]);
     history.set_facts(&[("k".to_owned(), "1"), ("k".to_owned(), "2")]).unwrap();
     assert_eq!((history.fact("k").unwrap().as_deref(), history.fact("x").unwrap()), (Some("2"), None));
+}
+
+#[test]
+fn findings_keep_when_they_were_seen_first() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("h");
+    let (mut history, _) = History::open(&path).unwrap();
+    let one = |source: &str, fingerprint: &str, at| Found {
+        target: "a".into(),
+        source: source.into(),
+        fingerprint: fingerprint.into(),
+        title: format!("at {at}"),
+        stack: vec!["malloc".into(), "f (x.c:3)".into()],
+        bytes: at,
+        blocks: u64::MAX,
+        first_at: at,
+        last_at: at,
+    };
+    history.note_found(&[one("ledger", "f1", 100), one("ledger", "f2", 100)]).unwrap();
+    history.note_found(&[one("ledger", "f1", 200), one("leak check", "f1", 50)]).unwrap();
+    drop(history);
+    let history = History::open_read_only(&path).unwrap();
+    let found = history.found(Some("a"), 9).unwrap();
+    let facts: Vec<_> = found.iter().map(|f| (f.fingerprint.as_str(), f.first_at, f.last_at, f.bytes)).collect();
+    assert_eq!(facts, [("f1", 100, 200, 200), ("f2", 100, 100, 100), ("f1", 50, 50, 50)]);
+    assert_eq!((found[0].stack.len(), found[0].title.as_str(), found[0].blocks), (2, "at 200", i64::MAX as u64));
+    assert_eq!((history.first_seen("a", "f1").unwrap(), history.first_seen("b", "f1").unwrap()), (Some(50), None));
+    assert_eq!(history.found(Some("b"), 9).unwrap(), []);
+    drop(history);
+    // An hour's step 401 days later forgets them.
+    let (mut history, _) = History::open(&path).unwrap();
+    history.write_tick(300, &[], &[]).unwrap();
+    history.write_tick(401 * 86_400, &[], &[]).unwrap();
+    assert_eq!(history.found(None, 9).unwrap(), []);
+}
+
+/// A file of the first version is read, and goes on.
+#[test]
+fn a_file_of_the_first_version_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("h");
+    let (mut history, _) = History::open(&path).unwrap();
+    history.write_tick(10, &[sample("a", 0, 5)], &[]).unwrap();
+    drop(history);
+    let script = "DROP TABLE findings; PRAGMA user_version = 1;";
+    let done = Command::new("sqlite3").arg(&path).arg(script).status().expect("sqlite3 is installed");
+    assert!(done.success());
+    let (history, damaged) = History::open(&path).unwrap();
+    assert_eq!((damaged, history.found(None, 9).unwrap().len(), history.targets()), (None, 0, vec!["a".to_owned()]));
+}
+
+/// 500 targets for a year by their hourly rows, as a daemon writes them: the chart of each is fast, and 1,000 targets fit.
+#[test]
+fn a_year_of_500_targets() {
+    let shm = Path::new("/dev/shm");
+    let folder = if shm.is_dir() { tempfile::tempdir_in(shm) } else { tempfile::tempdir() }.unwrap();
+    let path = folder.path().join("history.sqlite");
+    let start = 1_700_000_000 / 3600 * 3600;
+    let bytes = leakscope_history::generate_year(&path, 500, start).unwrap();
+    let history = History::open_read_only(&path).unwrap();
+    let mut longest = std::time::Duration::ZERO;
+    for number in [0, 250, 499] {
+        let begin = std::time::Instant::now();
+        let rows = history.rows(&format!("name:program{number}"), Scale::Hour, start, start + 366 * 86_400).unwrap();
+        longest = longest.max(begin.elapsed());
+        assert_eq!(rows.len(), 365 * 24, "{number}");
+        assert!(rows.windows(2).all(|pair| pair[1].at == pair[0].at + 3600));
+    }
+    eprintln!("500 targets: {bytes} bytes, a year's chart in {longest:?}");
+    assert!(longest.as_millis() < 200, "{longest:?}");
+    assert!(bytes * 2 < 2_000_000_000, "{bytes} bytes for 500 targets");
 }
 
 #[test]

@@ -11,6 +11,7 @@
 //! ```
 
 mod channels;
+mod outlets;
 mod table;
 
 use std::fmt;
@@ -20,8 +21,11 @@ use leakscope_alerts::{Channel, Policy};
 use leakscope_sampling::Selector;
 use toml::de::DeTable;
 
+use crate::checks::Plan;
 use crate::error::MonitorError;
+use crate::targets::Manner;
 use crate::units;
+pub use outlets::{Otlp, PAGE, Page};
 use table::{Problems, Table};
 
 /// A mistake in the configuration.
@@ -57,6 +61,14 @@ pub struct WatchEntry {
 pub struct Config {
     /// Seconds between two samples.
     pub interval_seconds: u64,
+    /// The shortest window that is judged, seconds; the others are shorter in proportion.
+    pub window_seconds: f64,
+    /// How often what is checked.
+    pub checks: Plan,
+    /// The page, if there is one.
+    pub page: Option<Page>,
+    /// Where metrics are pushed to, if anywhere.
+    pub otlp: Option<Otlp>,
     /// Where everything is kept.
     pub state: PathBuf,
     /// How this machine is called in messages.
@@ -74,6 +86,10 @@ pub struct Config {
 }
 
 const DEFAULT_INTERVAL: u64 = 10;
+/// A window of 64 bins must have bins that are not much shorter than a second.
+const SHORTEST_WINDOW: f64 = 45.0;
+/// A leak check stops the program for a moment.
+const LEAST_CHECK_SECONDS: u64 = 10;
 const DEFAULT_WARM_UP: u64 = 120;
 const DEFAULT_PRESSURE: u64 = 20;
 /// Where root's daemon keeps its state.
@@ -91,6 +107,11 @@ impl Config {
             source,
         })?;
         Self::decode(&text).map_err(|problems| MonitorError::Config { path: path.to_owned(), problems })
+    }
+
+    /// How a target is judged, with a warm-up of so many seconds.
+    pub fn manner(&self, warm_up_seconds: u64) -> Manner {
+        Manner { warm_up_seconds, window_seconds: self.window_seconds }
     }
 
     /// The configuration in a text.
@@ -126,9 +147,30 @@ fn decode_root(root: &Table<'_>) -> Config {
         root.problem("interval", "must be between 1s and 1h");
     }
     let pressure = root.number("pressure", 1..=100).unwrap_or(DEFAULT_PRESSURE);
+    let usual = Manner::default().window_seconds;
+    let window_seconds = root.with("window", units::seconds).map_or(usual, |seconds| (seconds as f64).min(usual));
+    if window_seconds < SHORTEST_WINDOW {
+        root.problem("window", "must be between 45s and 11m");
+    }
+    if window_seconds < 56.0 * interval_seconds as f64 {
+        root.problem("window", "must hold at least 56 intervals; write a shorter `interval`");
+    }
+    let every = |key| {
+        let seconds = root.with(key, units::seconds);
+        if seconds.is_some_and(|seconds| seconds < LEAST_CHECK_SECONDS) {
+            root.problem(key, "must be at least 10s");
+        }
+        seconds
+    };
+    let checks =
+        Plan { leak_check: every("leak_check"), kmemleak: every("kmemleak"), kernel_trace: every("kernel_trace") };
     let watch: Vec<WatchEntry> = root.tables("watch").iter().filter_map(decode_watch).collect();
     Config {
         interval_seconds,
+        window_seconds,
+        checks,
+        page: outlets::page(root),
+        otlp: outlets::otlp(root),
         state: root.string("state").map_or_else(default_state, PathBuf::from),
         machine: root.string("machine").map(str::to_owned),
         watch,
@@ -225,6 +267,36 @@ mod tests {
         assert_eq!(problems.first().map(|problem| problem.line), Some(1), "{problems:?}");
         assert!(Config::decode("kernel = false").unwrap_err()[0].text.contains("nothing is watched"));
         assert!(Config::decode("").is_ok(), "the kernel is watched");
+    }
+
+    #[test]
+    fn the_page_is_refused_where_others_could_read_it() {
+        let problem = |text: &str| Config::decode(text).map(|_| ()).map_err(|problems| problems[0].to_string());
+        assert_eq!(problem("[page]\n"), Ok(()));
+        assert_eq!(problem("[page]\nlisten = \"[::1]:80\"\n"), Ok(()));
+        assert!(
+            problem("[page]\nlisten = \"0.0.0.0:80\"\n").unwrap_err().starts_with("2:10: beyond this machine a token")
+        );
+        let token = "[page]\nlisten = \"0.0.0.0:80\"\ntoken_file = \"/t\"\n";
+        assert!(problem(token).unwrap_err().contains("TLS is needed"));
+        assert_eq!(problem(&format!("{token}certificate = \"/c\"\nkey = \"/k\"\n")), Ok(()));
+        assert_eq!(problem(&format!("{token}behind_proxy = true\n")), Ok(()));
+        assert!(problem("[page]\ntoken = \"x\"\n").unwrap_err().contains("token_file"));
+        assert!(problem("[page]\nlisten = \"80\"\n").unwrap_err().contains("no place to listen"));
+        assert!(problem("[page]\ncertificate = \"/c\"\n").unwrap_err().contains("needs `key`"));
+        assert!(problem("[otlp]\n").unwrap_err().contains("`url` is missing"));
+        assert!(problem("[otlp]\nurl = \"collector\"\n").unwrap_err().contains("no web address"));
+    }
+
+    #[test]
+    fn windows_and_checks() {
+        let config = Config::decode("interval = \"1s\"\nwindow = \"1m\"\nleak_check = \"1h\"\n").unwrap();
+        assert_eq!((config.window_seconds, config.checks.leak_check, config.checks.kmemleak), (60.0, Some(3600), None));
+        assert_eq!(Config::decode("window = \"12m\"\n").unwrap().window_seconds, Manner::default().window_seconds);
+        let problem = |text: &str| Config::decode(text).unwrap_err()[0].to_string();
+        assert!(problem("window = \"2m\"\n").starts_with("1:10: must hold at least 56 intervals"));
+        assert!(problem("interval = \"1s\"\nwindow = \"30s\"\n").contains("45s"));
+        assert!(problem("kmemleak = \"1s\"\n").contains("10s"));
     }
 
     #[test]

@@ -1,18 +1,23 @@
 //! The daemon: passes at their times, alarms on their way, and an orderly end. And one pass alone, for cron.
 
-use std::path::PathBuf;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use leakscope_alerts::{Book, Channel, Finding, Kind, Notice, Outbox, book::sample_finding};
+use leakscope_board::{Board, Shared};
 use leakscope_history::{Event, History};
 use leakscope_sampling::Places;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
+use crate::board;
+use crate::checks::{self, Checks, Order, Outcome};
 use crate::config::Config;
 use crate::error::MonitorError;
+use crate::outlets;
 use crate::state::State;
 use crate::timeline::Timeline;
 use crate::watch::{Pass, Watch};
@@ -21,6 +26,12 @@ use crate::watch::{Pass, Watch};
 const DELIVERY_SECONDS: u64 = 15;
 /// Samples that wait for a disk that is full.
 const WAITING_PASSES: usize = 60;
+/// How often the history hears again of a site that goes on growing, seconds.
+const NOTE_SECONDS: u64 = 600;
+/// What was noted so recently was noted for this very alarm, seconds.
+const FRESH_SECONDS: u64 = 5;
+/// Pieces of evidence whose noting is remembered.
+const MOST_NOTED: usize = 10_000;
 /// How long the last delivery may take at the end.
 const LAST_DELIVERY: Duration = Duration::from_secs(5);
 
@@ -39,7 +50,13 @@ struct Monitor {
     waiting: Vec<Pass>,
     disk_complained: bool,
     machine: String,
-    lives: std::collections::HashMap<String, String>,
+    lives: HashMap<String, String>,
+    checks: Checks,
+    shared: Shared,
+    passes: u64,
+    /// When each piece of evidence was noted in the history last.
+    noted: HashMap<(String, String), u64>,
+    complained: Vec<String>,
 }
 
 impl Monitor {
@@ -63,6 +80,12 @@ impl Monitor {
         let machine = config.machine.clone().unwrap_or_else(host_name);
         let timeline = Timeline::start(real, steady, newest.map(|at| at as f64));
         let (book, outbox) = (state.book(), state.outbox()?);
+        let mut checks = Checks::new(config.checks, book.open(), real);
+        for order in [Order::Kmemleak, Order::KernelTrace] {
+            if let Some(at) = history.fact(&format!("checked {}", order.source()))?.and_then(|text| text.parse().ok()) {
+                checks.resume(order.source(), at);
+            }
+        }
         let mut monitor = Self {
             config,
             state,
@@ -74,14 +97,20 @@ impl Monitor {
             waiting: Vec::new(),
             disk_complained: false,
             machine,
-            lives: std::collections::HashMap::new(),
+            lives: HashMap::new(),
+            checks,
+            shared: Shared::default(),
+            passes: 0,
+            noted: HashMap::new(),
+            complained: Vec::new(),
         };
         monitor.history.set_facts(&[("boot".to_owned(), &boot)])?;
         Ok(monitor)
     }
 
-    /// One pass; gives what is wrong now.
-    fn pass(&mut self, say: Say<'_>) -> Vec<Finding> {
+    /// One pass; gives what is wrong now. `check` makes the checks that are due.
+    fn pass(&mut self, check: &mut dyn FnMut(&mut Checks, Order), say: Say<'_>) -> Vec<Finding> {
+        let begin = Instant::now();
         let (real, steady) = clocks();
         let seconds = self.timeline.now(real, steady);
         let mut pass = self.watch.pass(seconds);
@@ -94,30 +123,132 @@ impl Monitor {
                 Err(error) => say(&error.to_string()),
             }
         }
-        let findings = std::mem::take(&mut pass.findings);
-        let hour = local_hour(seconds);
-        let notice = self.book.update(&findings, &self.config.policy, pass.at, hour, &self.machine);
-        if let Some(notice) = notice {
-            for (kind, finding) in &notice.findings {
-                say(&format!("{}: {}", kind.word(), finding.title));
-                let kind = if *kind == Kind::Resolved { "resolved" } else { "alarm" };
-                pass.events.push(Event {
-                    at: pass.at,
-                    target: finding.target.clone(),
-                    kind: kind.to_owned(),
-                    text: finding.title.clone(),
-                });
-            }
-            // First the queue, then the book: a crash between them says it twice rather than never.
-            if let Err(error) = self.outbox.put(&notice, &self.config.channels) {
-                say(&error.to_string());
-            }
-            if let Err(error) = self.state.keep_book(&self.book) {
-                say(&error.to_string());
-            }
+        let due = self.checks.due(seconds, &pass.traced);
+        self.keep_checked(&due, seconds);
+        due.into_iter().for_each(|order| check(&mut self.checks, order));
+        for outcome in self.checks.outcomes() {
+            self.note_outcome(outcome, seconds, say);
         }
+        let mut findings = std::mem::take(&mut pass.findings);
+        findings.extend(self.checks.findings(seconds));
+        self.date(&mut findings, pass.at);
+        self.speak(&findings, &mut pass, say);
+        self.publish(&pass, begin);
         self.write(pass, say);
         findings
+    }
+
+    /// Says what is new, and lets the queue have it.
+    fn speak(&mut self, findings: &[Finding], pass: &mut Pass, say: Say<'_>) {
+        let hour = local_hour(pass.at as f64);
+        let Some(notice) = self.book.update(findings, &self.config.policy, pass.at, hour, &self.machine) else {
+            return;
+        };
+        for (kind, finding) in &notice.findings {
+            say(&format!("{}: {}", kind.word(), finding.title));
+            let kind = if *kind == Kind::Resolved { "resolved" } else { "alarm" };
+            pass.events.push(Event {
+                at: pass.at,
+                target: finding.target.clone(),
+                kind: kind.to_owned(),
+                text: finding.title.clone(),
+            });
+        }
+        // First the queue, then the book: a crash between them says it twice rather than never.
+        if let Err(error) = self.outbox.put(&notice, &self.config.channels) {
+            say(&error.to_string());
+        }
+        if let Err(error) = self.state.keep_book(&self.book) {
+            say(&error.to_string());
+        }
+    }
+
+    /// Takes the outcome of a check into the history.
+    fn note_outcome(&mut self, outcome: Outcome, seconds: f64, say: Say<'_>) {
+        let (found, complaint) = self.checks.note(outcome, seconds);
+        // What this kernel does not offer is said once, not every hour.
+        if let Some(line) = complaint.filter(|line| !self.complained.contains(line)) {
+            say(&line);
+            self.complained.push(line);
+        }
+        if let Err(error) = self.history.note_found(&found) {
+            self.complain(&error.to_string(), say);
+        }
+    }
+
+    /// Keeps when checks were made, so that a daemon that is restarted often does not make them each time.
+    fn keep_checked(&mut self, due: &[Order], seconds: f64) {
+        let at = format!("{seconds:.0}");
+        let facts: Vec<(String, &str)> =
+            due.iter().map(|order| (format!("checked {}", order.source()), at.as_str())).collect();
+        if !facts.is_empty() {
+            // Without it the next daemon checks sooner than it must.
+            let _ = self.history.set_facts(&facts);
+        }
+    }
+
+    /// Says of each piece of evidence since when it is known, and notes it in the history. What is new stays new as long as
+    /// its alarm is open.
+    fn date(&mut self, findings: &mut [Finding], at: u64) {
+        let mut found = Vec::new();
+        for finding in findings {
+            let before = self.book.open().find(|open| open.key == finding.key);
+            for one in &mut finding.evidence {
+                let known = before.and_then(|open| open.evidence.iter().find(|b| b.fingerprint == one.fingerprint));
+                one.known_since = match known {
+                    Some(known) => known.known_since,
+                    None => self
+                        .history
+                        .first_seen(&finding.target, &one.fingerprint)
+                        .ok()
+                        .flatten()
+                        .filter(|&first| first + FRESH_SECONDS < at),
+                };
+                let key = (finding.target.clone(), one.fingerprint.clone());
+                if self.noted.get(&key).is_none_or(|&noted| at.abs_diff(noted) >= NOTE_SECONDS) {
+                    self.noted.insert(key, at);
+                    found.push(checks::found(&finding.target, one, at));
+                }
+            }
+        }
+        if self.noted.len() > MOST_NOTED {
+            self.noted.clear();
+        }
+        if !found.is_empty() {
+            // A full disk is said where samples are written.
+            let _ = self.history.note_found(&found);
+        }
+    }
+
+    /// Lets others see this pass.
+    fn publish(&mut self, pass: &Pass, begin: Instant) {
+        self.passes += 1;
+        if self.config.page.is_none() && self.config.otlp.is_none() {
+            return;
+        }
+        let known = self.watch.known();
+        let views = pass
+            .samples
+            .iter()
+            .filter_map(|sample| Some(board::view(&sample.target, known.get(&sample.target)?, sample.life, pass.at)));
+        let mut targets: Vec<_> = views.collect();
+        targets.sort_by(|a, b| a.id.cmp(&b.id));
+        self.shared.publish(Board {
+            at: pass.at,
+            machine: self.machine.clone(),
+            interval_seconds: self.config.interval_seconds,
+            pass_seconds: begin.elapsed().as_secs_f64(),
+            passes: self.passes,
+            undelivered: self.outbox.len() as u64,
+            targets,
+            alarms: self.book.open().cloned().collect(),
+        });
+    }
+
+    fn complain(&mut self, line: &str, say: Say<'_>) {
+        if !std::mem::replace(&mut self.disk_complained, true) {
+            say(line);
+        }
     }
 
     /// Writes what waits, oldest first. A full disk is said once; what cannot be kept meanwhile is the oldest.
@@ -132,9 +263,7 @@ impl Monitor {
                     }
                 }
                 Err(error) => {
-                    if !std::mem::replace(&mut self.disk_complained, true) {
-                        say(&error.to_string());
-                    }
+                    self.complain(&error.to_string(), say);
                     if self.waiting.len() > WAITING_PASSES {
                         self.waiting.remove(0);
                     }
@@ -160,11 +289,11 @@ impl Monitor {
     }
 }
 
-/// Runs until SIGTERM or SIGINT.
+/// Runs until SIGTERM or SIGINT. `program` is leakscope itself, which makes the checks.
 ///
 /// # Errors
-/// When the state folder, the history or the queue cannot be used at the start.
-pub fn run(config: Config, say: Say<'_>) -> Result<(), MonitorError> {
+/// When the state folder, the history or the queue cannot be used at the start, or the page cannot listen.
+pub fn run(config: Config, program: &Path, say: Say<'_>) -> Result<(), MonitorError> {
     let interval = Duration::from_secs(config.interval_seconds);
     let channels = config.channels.clone();
     let mut monitor = Monitor::open(config, say)?;
@@ -183,12 +312,14 @@ pub fn run(config: Config, say: Say<'_>) -> Result<(), MonitorError> {
     let (wake, wakes) = mpsc::channel::<()>();
     let (tell, told) = mpsc::channel::<String>();
     let outbox = monitor.state.outbox()?;
+    let history = State::history_path(&monitor.config.state);
+    outlets::start(&monitor.config, &monitor.shared, history, &tell)?.iter().for_each(|line| say(line));
     let deliverer = thread::spawn(move || deliver_all(&outbox, &channels, &wakes, &tell));
     say(&format!("watching every {} s; state in {}", interval.as_secs(), monitor.config.state.display()));
     let mut next = steady_now();
     loop {
         let before = monitor.book.clone();
-        monitor.pass(say);
+        monitor.pass(&mut |checks, order| checks.start(program, order), say);
         if monitor.book != before {
             let _ = wake.send(());
         }
@@ -241,10 +372,21 @@ fn deliver_all(outbox: &Outbox, channels: &[Channel], wakes: &mpsc::Receiver<()>
 ///
 /// # Errors
 /// As of [`run`]; what cannot be delivered stays in the queue and is said.
-pub fn once(config: Config, say: Say<'_>) -> Result<Vec<Finding>, MonitorError> {
+pub fn once(config: Config, program: &Path, say: Say<'_>) -> Result<Vec<Finding>, MonitorError> {
     let channels = config.channels.clone();
     let mut monitor = Monitor::open(config, say)?;
-    let findings = monitor.pass(say);
+    let mut due = Vec::new();
+    let mut findings = monitor.pass(&mut |_, order| due.push(order), say);
+    if !due.is_empty() {
+        let running = std::sync::Mutex::new(None);
+        for order in due {
+            let leaks = checks::run(program, &order, &running);
+            let at = clocks().0;
+            monitor.note_outcome(Outcome { order, leaks }, at, say);
+        }
+        // What the checks have found is said by a pass of its own.
+        findings = monitor.pass(&mut |_, _| (), say);
+    }
     for failure in monitor.outbox.deliver(&channels, clocks().0 as u64).failures {
         say(&failure.to_string());
     }

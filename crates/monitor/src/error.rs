@@ -5,6 +5,7 @@ use std::io;
 use std::path::PathBuf;
 
 use leakscope_alerts::AlertError;
+use leakscope_board::PageError;
 use leakscope_history::HistoryError;
 
 use crate::config::Problem;
@@ -37,6 +38,8 @@ pub enum MonitorError {
     History(HistoryError),
     /// The queue or a channel.
     Alert(AlertError),
+    /// The page.
+    Page(PageError),
 }
 
 impl fmt::Display for MonitorError {
@@ -57,6 +60,7 @@ impl fmt::Display for MonitorError {
             ),
             Self::History(error) => error.fmt(f),
             Self::Alert(error) => error.fmt(f),
+            Self::Page(error) => error.fmt(f),
         }
     }
 }
@@ -67,6 +71,7 @@ impl std::error::Error for MonitorError {
             Self::File { source, .. } => Some(source),
             Self::History(error) => error.source(),
             Self::Alert(error) => error.source(),
+            Self::Page(error) => error.source(),
             Self::Config { .. } | Self::Locked { .. } => None,
         }
     }
@@ -81,5 +86,11 @@ impl From<HistoryError> for MonitorError {
 impl From<AlertError> for MonitorError {
     fn from(error: AlertError) -> Self {
         Self::Alert(error)
+    }
+}
+
+impl From<PageError> for MonitorError {
+    fn from(error: PageError) -> Self {
+        Self::Page(error)
     }
 }

@@ -1,31 +1,21 @@
 //! From a verdict to what people are told: the title, the evidence, the next command.
 
-use std::collections::HashMap;
 use std::fmt::Write;
-use std::path::PathBuf;
 
 use leakscope_alerts::Finding;
 use leakscope_sampling::cgroup::GroupMemory;
-use leakscope_sampling::ledgers::{Ledger, LiveSite, find_ledgers};
 use leakscope_sampling::machine::{Machine, read_slabs};
 use leakscope_sampling::names::printable;
 use leakscope_sampling::process::read_processes;
 use leakscope_sampling::{Places, Process, Target};
-use leakscope_symbols::{ModuleFile, Options, Symbolizer};
-use leakscope_trend::pyramid::LEVELS;
 use leakscope_trend::{Growth, Verdict, remaining};
 
+use crate::sites::Ledgers;
 use crate::targets::{Known, Metric};
 use crate::units::{show_bytes, show_hours};
 
 /// What will meet its limit so soon is urgent, hours.
 const URGENT_HOURS: f64 = 12.0;
-/// How often ledgers are looked for and read, seconds.
-const LEDGER_SECONDS: f64 = 60.0;
-/// Sites that are named.
-const SITES: usize = 3;
-/// Frames of a site that are named.
-const FRAMES: usize = 6;
 
 /// The finding of a metric that grows.
 pub fn growth(id: &str, metric: Metric, known: &Known, at: u64) -> Option<Finding> {
@@ -52,6 +42,7 @@ pub fn growth(id: &str, metric: Metric, known: &Known, at: u64) -> Option<Findin
         key: format!("{id}/{}", metric.word()),
         target: id.to_owned(),
         title,
+        evidence: Vec::new(),
         details: details(metric, known, &growth, value, left.map(|left| (left.soonest_hours, left.latest_hours)), at),
         next: format!("leakscope monitor why {}", quoted(id)),
         value,
@@ -59,7 +50,7 @@ pub fn growth(id: &str, metric: Metric, known: &Known, at: u64) -> Option<Findin
         hours_left: left.map(|left| left.likely_hours).filter(|hours| hours.is_finite()),
         since: growth.since_seconds.max(0.0) as u64,
         urgent: left.is_some_and(|left| left.likely_hours < URGENT_HOURS),
-        series: series(metric, known),
+        series: known.series(metric),
     })
 }
 
@@ -112,13 +103,6 @@ fn details(
     details
 }
 
-/// The longest window that is at least half full, for the chart.
-fn series(metric: Metric, known: &Known) -> Vec<(u64, f64)> {
-    let Some(judge) = known.judges.get(&metric) else { return Vec::new() };
-    let level = (0..LEVELS).rev().find(|&level| judge.pyramid().bins(level).len() >= 24).unwrap_or(0);
-    judge.pyramid().bins(level).iter().map(|bin| (bin.time(level) as u64, f64::from(bin.mean))).collect()
-}
-
 /// A word for a shell.
 fn quoted(word: &str) -> String {
     let is_plain = word.bytes().all(|byte| byte.is_ascii_alphanumeric() || b":._-/@".contains(&byte));
@@ -134,6 +118,7 @@ pub fn urgent(key: &str, target: &str, title: String, at: u64) -> Finding {
         details: vec![
             "what each process has at this moment is in the folder `captures` of the state folder".to_owned(),
         ],
+        evidence: Vec::new(),
         next: "leakscope monitor status".to_owned(),
         value: 1.0,
         per_hour: 0.0,
@@ -223,105 +208,17 @@ pub fn capture<'a>(
             show_bytes(process.resident_bytes as f64)
         );
         text.push_str(&places.read(&format!("/proc/{}/smaps_rollup", process.pid)).unwrap_or_default());
-        ledgers.sites(&[process.pid]).iter().for_each(|line| _ = writeln!(text, "{line}"));
+        for site in ledgers.grown(&[process.pid], 0.0) {
+            let _ = writeln!(text, "{}", site.line());
+        }
     }
     text
-}
-
-/// The ledgers of programs under `leakscope run`, read once a minute.
-#[derive(Default)]
-pub struct Ledgers {
-    read_at: Option<f64>,
-    known: HashMap<u32, Read>,
-}
-
-struct Read {
-    ledger: Ledger,
-    /// Live bytes of each site when the ledger was seen first, and that moment.
-    first: Vec<u64>,
-    first_at: f64,
-    now: Vec<u64>,
-    now_at: f64,
-}
-
-impl Ledgers {
-    /// Looks for ledgers of `processes` and reads them, when a minute has gone.
-    pub fn refresh(&mut self, places: &Places, processes: &[Process], seconds: f64) {
-        if self.read_at.is_some_and(|at| seconds - at < LEDGER_SECONDS) {
-            return;
-        }
-        self.read_at = Some(seconds);
-        let mut found = HashMap::new();
-        for ledger in find_ledgers(places, processes) {
-            let Some(now) = ledger.read_bytes_by_site() else { continue };
-            let before = self.known.remove(&ledger.pid);
-            let (first, first_at) = match before {
-                Some(before) if before.first.len() <= now.len() => (before.first, before.first_at),
-                _ => (now.clone(), seconds),
-            };
-            found.insert(ledger.pid, Read { ledger, first, first_at, now, now_at: seconds });
-        }
-        self.known = found;
-    }
-
-    /// Live bytes of a process; `None` without a ledger.
-    pub fn live_bytes(&self, pid: u32) -> Option<u64> {
-        let known = self.known.get(&pid)?;
-        Some(known.now.iter().fold(0, |sum: u64, bytes| sum.saturating_add(*bytes)))
-    }
-
-    /// The sites that have grown most since they were seen first, with names, one line each.
-    pub fn sites(&self, pids: &[u32]) -> Vec<String> {
-        let mut lines = Vec::new();
-        for known in pids.iter().filter_map(|pid| self.known.get(pid)) {
-            let grown = |index: usize| known.now[index].saturating_sub(known.first.get(index).copied().unwrap_or(0));
-            let mut order: Vec<usize> = (1..known.now.len()).filter(|&index| grown(index) > 0).collect();
-            order.sort_by_key(|&index| std::cmp::Reverse(grown(index)));
-            let ids: Vec<u32> = order.iter().take(SITES).map(|&index| index as u32).collect();
-            let hours = (known.now_at - known.first_at) / 3600.0;
-            let mut symbolizer = Symbolizer::new(Options { debuginfod: None, ..Options::default() });
-            for site in known.ledger.read_sites(&ids) {
-                let grown = grown(site.id as usize) as f64;
-                lines.push(format!(
-                    "site in process {}: {} more in {}, {} live in {} blocks: {}",
-                    known.ledger.pid,
-                    show_bytes(grown),
-                    show_hours(hours),
-                    show_bytes(site.bytes as f64),
-                    site.blocks,
-                    stack(&mut symbolizer, &site)
-                ));
-            }
-        }
-        lines
-    }
-}
-
-/// `malloc < load (cache.c:12) < main (main.c:3)`.
-fn stack(symbolizer: &mut Symbolizer, site: &LiveSite) -> String {
-    use std::os::unix::ffi::OsStringExt;
-    let mut shown = site.function.demangled().to_owned();
-    for frame in site.stack.iter().take(FRAMES) {
-        let path = PathBuf::from(std::ffi::OsString::from_vec(frame.module.clone()));
-        let file_name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let module = ModuleFile { path, build_id: Some(frame.build_id.clone()).filter(|id| !id.is_empty()) };
-        let names = symbolizer.resolve(&module, &[frame.address], &mut |_| ());
-        let named = names.into_iter().flatten();
-        let before = shown.len();
-        for name in named {
-            let place = name.file.zip(name.line).map(|(file, line)| format!(" ({file}:{line})")).unwrap_or_default();
-            let _ = write!(shown, " < {}{place}", printable(name.function.as_bytes()));
-        }
-        if shown.len() == before {
-            let _ = write!(shown, " < {}+{:#x}", printable(file_name.as_bytes()), frame.address);
-        }
-    }
-    shown
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::targets::Manner;
 
     #[test]
     fn words_for_shells() {
@@ -331,7 +228,7 @@ mod tests {
 
     #[test]
     fn a_growing_target_says_how_long_it_has() {
-        let mut known = Known::new(0);
+        let mut known = Known::new(Manner { warm_up_seconds: 0, ..Manner::default() });
         known.limit = Some((2_000_000_000, "its control group's limit"));
         for step in 0..400u64 {
             let mut values = leakscope_history::Values::default();

@@ -22,7 +22,10 @@ pub fn unit(program: &Path, config: &Path, state: &Path) -> String {
          RestartSec=30\n\
          # It must live when memory runs out, and must not be what uses it up.\n\
          OOMScoreAdjust=-500\n\
-         MemoryMax=256M\n\
+         # Checks are processes of their own, which may need more for a moment; one that is ended does not end the rest.\n\
+         MemoryHigh=256M\n\
+         MemoryMax=1G\n\
+         OOMPolicy=continue\n\
          CPUWeight=20\n\
          NoNewPrivileges=yes\n\
          ProtectSystem=strict\n\
@@ -101,6 +104,10 @@ pub fn sample_config(found: &Found) -> String {
         "# machine = \"web-1\"         # in messages; the host name otherwise\n\
          # kernel = true             # watch slab caches, vmalloc, page tables, per-CPU memory\n\
          # pressure = 20             # per cent of time that tasks wait for memory, for an alarm\n\n\
+         # Checks, how often. A leak check stops a program under `leakscope run` for a moment.\n\
+         # leak_check = \"1h\"\n\
+         # kmemleak = \"24h\"         # lets the kernel scan itself, where it was built for that\n\
+         # kernel_trace = \"1h\"      # half a minute of sampled tracing by eBPF\n\n\
          # What is watched. Each [[watch]] has one of: name, pid_file, unit, cgroup, container, top.\n\n\
          [[watch]]\n\
          top = 20                    # the names that grow most\n\n",
@@ -109,7 +116,18 @@ pub fn sample_config(found: &Found) -> String {
         let _ = writeln!(text, "# [[watch]]\n# name = {}\n# limit = \"2GB\"\n# warm_up = \"2m\"\n", toml_text(name));
     }
     text.push_str(
-        "# When to speak.\n\
+        "# The page and /metrics for Prometheus: http://127.0.0.1:7878/\n\
+         [page]\n\
+         # listen = \"127.0.0.1:7878\"\n\
+         # token_file = \"/etc/leakscope/page-token\"  # needed beyond this machine, with TLS:\n\
+         # certificate = \"/etc/leakscope/page.pem\"\n\
+         # key = \"/etc/leakscope/page.key\"\n\
+         # behind_proxy = true       # a proxy in front has TLS\n\n\
+         # Metrics pushed to a collector of OpenTelemetry.\n\
+         # [otlp]\n\
+         # url = \"http://localhost:4318/v1/metrics\"\n\
+         # interval = \"60s\"\n\n\
+         # When to speak.\n\
          # [alerts]\n\
          # repeat = \"24h\"            # or \"never\"\n\
          # quiet_hours = \"22:00-07:00\"\n\
@@ -162,6 +180,8 @@ mod tests {
         let all = Config::decode(&uncommented).unwrap_or_else(|problems| panic!("{problems:?}\n{uncommented}"));
         assert_eq!((all.watch.len(), all.channels.len()), (2, 5));
         assert_eq!(all.policy.quiet_hours, Some((22, 7)));
+        assert_eq!((all.checks.leak_check, all.checks.kmemleak, all.checks.kernel_trace), (Some(3600), Some(86_400), Some(3600)));
+        assert!(config.page.is_some() && all.page.is_some_and(|page| page.tls.is_some()) && all.otlp.is_some());
     }
 
     #[test]

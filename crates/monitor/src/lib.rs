@@ -4,17 +4,24 @@
 //!  config (TOML) -> Watch: each interval   sampling -> judges (trend), one for each target and metric
 //!                                          -> findings, with evidence -> Book -> Outbox -> channels (own thread)
 //!                                          -> History (SQLite), from which judges are taught again after a restart
+//!                                          -> Board -> page, /metrics, OTLP (crate board, own threads)
+//!  checks (leak checks, kmemleak, traces of the kernel): runs of this program, one after another, on a thread
 //! ```
 //!
-//! One thread samples, judges and writes; another delivers, because servers may take their time. No async runtime.
+//! One thread samples, judges and writes; another delivers, because servers may take their time. What is async
+//! lies in the crate `board`.
 //! Everything that is kept lies in one state folder, which one daemon locks.
 #![forbid(unsafe_code)]
 
+pub mod board;
+pub mod checks;
 pub mod config;
 pub mod daemon;
 mod error;
 pub mod evidence;
 pub mod install;
+pub mod outlets;
+pub mod sites;
 pub mod state;
 pub mod targets;
 pub mod timeline;

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use leakscope_history::{Row, Values};
 use leakscope_sampling::Counters;
-use leakscope_trend::{Judge, Profile, Sample, Verdict};
+use leakscope_trend::pyramid::{LEVELS, window_seconds};
+use leakscope_trend::{Growth, Judge, Profile, Sample, Verdict, Window};
 
 /// What is judged of a target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -64,6 +65,28 @@ pub fn values(counters: &Counters) -> Values {
     ]
 }
 
+/// How a target is judged.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Manner {
+    /// The first seconds of each life are not looked at.
+    pub warm_up_seconds: u64,
+    /// The shortest window that is judged. All windows are shorter in proportion: judges are told of a faster time.
+    pub window_seconds: f64,
+}
+
+impl Default for Manner {
+    fn default() -> Self {
+        Self { warm_up_seconds: 120, window_seconds: window_seconds(0) }
+    }
+}
+
+impl Manner {
+    /// How much faster time is for judges than it is.
+    fn pace(self) -> f64 {
+        window_seconds(0) / self.window_seconds
+    }
+}
+
 /// What is known of a target.
 #[derive(Clone, Debug)]
 pub struct Known {
@@ -77,19 +100,19 @@ pub struct Known {
     pub descriptor_limit: Option<u64>,
     /// When limits were read last.
     pub limits_at: f64,
-    warm_up_seconds: f64,
+    manner: Manner,
 }
 
 impl Known {
     /// Nothing yet.
-    pub fn new(warm_up_seconds: u64) -> Self {
+    pub fn new(manner: Manner) -> Self {
         Self {
             judges: BTreeMap::new(),
             values: Values::default(),
             limit: None,
             descriptor_limit: None,
             limits_at: f64::MIN,
-            warm_up_seconds: warm_up_seconds as f64,
+            manner,
         }
     }
 
@@ -104,9 +127,9 @@ impl Known {
                 Metric::Live | Metric::Threads => None,
             };
             let profile = if metric.is_bytes() { Profile::BYTES } else { Profile::COUNT };
-            let profile = Profile { warm_up_seconds: self.warm_up_seconds, ..profile };
+            let profile = Profile { warm_up_seconds: self.manner.warm_up_seconds as f64, ..profile };
             let judge = self.judges.entry(metric).or_insert_with(|| Judge::new(profile));
-            judge.observe(&Sample { seconds, value, life, age_seconds, limit });
+            judge.observe(&Sample { seconds: seconds * self.manner.pace(), value, life, age_seconds, limit });
         }
     }
 
@@ -114,7 +137,7 @@ impl Known {
     pub fn resume(&mut self, rows: &[Row]) {
         for life in rows.chunk_by(|a, b| a.life == b.life) {
             // Of the first life nobody knows how old it was.
-            let known_age = if life[0].at == rows[0].at { self.warm_up_seconds } else { 0.0 };
+            let known_age = if life[0].at == rows[0].at { self.manner.warm_up_seconds as f64 } else { 0.0 };
             for row in life {
                 let age = (row.at - life[0].at) as f64 + known_age;
                 self.observe(row.at as f64, &row.values, row.life, age);
@@ -124,7 +147,47 @@ impl Known {
 
     /// The verdict on a metric.
     pub fn verdict(&self, metric: Metric) -> Verdict {
-        self.judges.get(&metric).map_or(Verdict::Learning, Judge::verdict)
+        let pace = self.manner.pace();
+        match self.judges.get(&metric).map_or(Verdict::Learning, Judge::verdict) {
+            Verdict::Growing(growth) => Verdict::Growing(Growth {
+                per_hour: growth.per_hour * pace,
+                low_per_hour: growth.low_per_hour * pace,
+                high_per_hour: growth.high_per_hour * pace,
+                since_seconds: growth.since_seconds / pace,
+                window_seconds: growth.window_seconds / pace,
+                ..growth
+            }),
+            other => other,
+        }
+    }
+
+    /// What each window of a metric shows, shortest first.
+    pub fn windows(&self, metric: Metric) -> Vec<Window> {
+        let pace = self.manner.pace();
+        let mut windows = self.judges.get(&metric).map(Judge::windows).unwrap_or_default();
+        for window in &mut windows {
+            window.seconds /= pace;
+            for rate in [&mut window.slope.per_hour, &mut window.slope.low, &mut window.slope.high] {
+                *rate *= pace;
+            }
+        }
+        windows
+    }
+
+    /// The longest window that is at least a third full, for a chart: seconds since the epoch and value.
+    pub fn series(&self, metric: Metric) -> Vec<(u64, f64)> {
+        let Some(judge) = self.judges.get(&metric) else { return Vec::new() };
+        let level = (0..LEVELS).rev().find(|&level| judge.pyramid().bins(level).len() >= 24).unwrap_or(0);
+        let bins = judge.pyramid().bins(level).iter();
+        bins.map(|bin| ((bin.time(level) / self.manner.pace()) as u64, f64::from(bin.mean))).collect()
+    }
+
+    /// The means of the last hours, evenly spaced: of the longest window up to a day that is a quarter full.
+    pub fn recent(&self, metric: Metric) -> Vec<f64> {
+        const A_DAY: usize = 7;
+        let Some(judge) = self.judges.get(&metric) else { return Vec::new() };
+        let level = (0..=A_DAY).rev().find(|&level| judge.pyramid().bins(level).len() >= 16).unwrap_or(0);
+        judge.pyramid().bins(level).iter().map(|bin| f64::from(bin.mean)).collect()
     }
 }
 
@@ -157,10 +220,10 @@ mod tests {
                 Row { at: 1_700_000_000 + step * 10, life: u16::from(step > 1500), values, extremes: None }
             })
             .collect();
-        let mut whole = Known::new(120);
+        let mut whole = Known::new(Manner::default());
         whole.resume(&rows);
         assert!(matches!(whole.verdict(Metric::Memory), Verdict::Growing(_)), "{:?}", whole.verdict(Metric::Memory));
-        let mut seen = Known::new(120);
+        let mut seen = Known::new(Manner::default());
         for row in &rows {
             let age = if row.life == 0 { 120.0 } else { (row.at - rows[1501].at) as f64 };
             seen.observe(row.at as f64, &row.values, row.life, age + 0.0);
@@ -171,5 +234,28 @@ mod tests {
         };
         assert!((rate(&whole) / rate(&seen) - 1.0).abs() < 0.02);
         assert_eq!(whole.verdict(Metric::Live), Verdict::Learning);
+    }
+
+    #[test]
+    fn a_shorter_window_finds_the_same_rate_sooner() {
+        let manner = Manner { warm_up_seconds: 0, window_seconds: 67.2 };
+        let mut known = Known::new(manner);
+        let mut found_after = None;
+        for second in 0..300u64 {
+            let mut values = Values::default();
+            values[0] = Some(50_000_000 + second * 200_000);
+            known.observe(1.7e9 + second as f64, &values, 0, 1e6);
+            if let Verdict::Growing(growth) = known.verdict(Metric::Memory) {
+                found_after.get_or_insert((second, growth));
+            }
+        }
+        let (second, growth) = found_after.unwrap();
+        assert!(second < 90, "{second}");
+        assert!((growth.per_hour / 720e6 - 1.0).abs() < 0.05, "{growth:?}");
+        assert!((growth.since_seconds - 1.7e9).abs() < 15.0 && growth.window_seconds < 70.0, "{growth:?}");
+        let series = known.series(Metric::Memory);
+        assert!(series.len() >= 24 && series.last().unwrap().0.abs_diff(1_700_000_300) < 30, "{series:?}");
+        let longest = known.windows(Metric::Memory).pop().unwrap();
+        assert!((longest.slope.per_hour / 720e6 - 1.0).abs() < 0.05 && longest.seconds < 300.0, "{longest:?}");
     }
 }

@@ -13,7 +13,8 @@ use leakscope_sampling::select::{Change, Lives, find_targets};
 use leakscope_sampling::{Counters, Places, Process, Selector, Target, process};
 
 use crate::config::Config;
-use crate::evidence::{self, Ledgers};
+use crate::evidence;
+use crate::sites::Ledgers;
 use crate::targets::{Known, Metric, values};
 
 /// How often limits are read again, seconds.
@@ -46,6 +47,8 @@ pub struct Pass {
     pub capture: Option<String>,
     /// Targets without a process.
     pub missing: Vec<String>,
+    /// Processes that have a ledger, with their targets.
+    pub traced: Vec<(String, u32)>,
 }
 
 /// What is watched, and what is known of it.
@@ -88,8 +91,8 @@ impl Watch {
 
     /// Continues with a target of a history: its rows, and the life that [`Watch::life_fact`] gave.
     pub fn resume(&mut self, id: &str, rows: &[Row], life: Option<&str>) {
-        let warm_up = self.config.watch.first().map_or(120, |entry| entry.warm_up_seconds);
-        self.known.entry(id.to_owned()).or_insert_with(|| Known::new(warm_up)).resume(rows);
+        let manner = self.config.manner(self.config.watch.first().map_or(120, |entry| entry.warm_up_seconds));
+        self.known.entry(id.to_owned()).or_insert_with(|| Known::new(manner)).resume(rows);
         let last = rows.last().map_or(0, |row| row.life);
         let mut words = life.unwrap_or_default().splitn(3, ' ');
         let main = (words.next().and_then(|word| word.parse().ok()), words.next().and_then(|word| word.parse().ok()));
@@ -135,7 +138,7 @@ impl Watch {
         let processes = process::read_processes(&self.places).unwrap_or_default();
         let machine = read_machine(&self.places).unwrap_or_default();
         let uptime = self.places.read("/proc/uptime").and_then(|text| text.split(' ').next()?.parse::<f64>().ok());
-        self.ledgers.refresh(&self.places, &processes, seconds);
+        self.ledgers.refresh(&self.places, &processes, seconds, self.config.interval_seconds as f64);
         let mut seen = HashSet::new();
         for entry in self.config.watch.clone() {
             let mut targets = find_targets(&self.places, &entry.selector, &processes);
@@ -156,7 +159,8 @@ impl Watch {
                 note_change(&mut pass, &target, change);
                 let main = &processes[target.processes[0]];
                 let age = uptime.map_or(f64::MAX, |uptime| (uptime - main.start_ticks as f64 / TICKS).max(0.0));
-                let known = self.known.entry(target.id.clone()).or_insert_with(|| Known::new(entry.warm_up_seconds));
+                let manner = self.config.manner(entry.warm_up_seconds);
+                let known = self.known.entry(target.id.clone()).or_insert_with(|| Known::new(manner));
                 if seconds - known.limits_at >= LIMITS_SECONDS || change != Change::Same {
                     set_limits(known, &self.places, &target, main, entry.limit_bytes, seconds);
                 }
@@ -171,6 +175,9 @@ impl Watch {
                 }
                 known.observe(seconds, &values, life, age);
                 pass.samples.push(TargetSample { target: target.id.clone(), life, values });
+                let traced = target.processes.iter().map(|&index| processes[index].pid);
+                let traced = traced.filter(|&pid| self.ledgers.live_bytes(pid).is_some());
+                pass.traced.extend(traced.map(|pid| (target.id.clone(), pid)));
                 self.note_group(&mut pass, &target, &processes, seconds);
                 self.add_findings(&mut pass, &target, &processes, seconds);
             }
@@ -281,7 +288,7 @@ impl Watch {
                 if metric.is_bytes() {
                     let pids: Vec<u32> = target.processes.iter().map(|&index| processes[index].pid).collect();
                     evidence::add_processes(&mut finding, target, processes);
-                    finding.details.extend(self.ledgers.sites(&pids));
+                    finding.evidence = self.ledgers.grown(&pids, finding.since as f64);
                 }
                 pass.findings.push(finding);
             }
@@ -290,6 +297,7 @@ impl Watch {
 
     /// What the kernel has for itself, as targets of their own.
     fn kernel(&mut self, pass: &mut Pass, machine: &Machine, seconds: f64) {
+        let manner = self.config.manner(0);
         for (id, bytes) in [
             ("kernel:slab", machine.slab_unreclaimable_bytes),
             ("kernel:vmalloc", machine.vmalloc_bytes),
@@ -299,7 +307,7 @@ impl Watch {
         ] {
             let mut values = Values::default();
             values[0] = Some(bytes);
-            let known = self.known.entry(id.to_owned()).or_insert_with(|| Known::new(0));
+            let known = self.known.entry(id.to_owned()).or_insert_with(|| Known::new(manner));
             known.limit = Some((bytes + machine.available_bytes, MACHINE));
             known.observe(seconds, &values, 0, f64::MAX);
             pass.samples.push(TargetSample { target: id.to_owned(), life: 0, values });

@@ -146,3 +146,29 @@ fn what_a_history_holds_is_remembered_after_a_restart_of_the_daemon() {
     assert_eq!((pass.samples[0].life, pass.events.len()), (0, 0), "the same process is the same life");
     assert_eq!(pass.findings.len(), 1, "and still grows");
 }
+
+/// The clock is set forward by an hour and by a day in the middle of a series: what is steady stays so, and what leaks is
+/// still found.
+#[test]
+fn a_clock_that_jumps_is_no_growth() {
+    let (mut leaky, mut twin) = (Program::start("lsm-jump"), Program::start("lsm-jumptwin"));
+    let mut watch = watch(
+        "kernel = false\npressure = 100\n[[watch]]\nname = \"lsm-jump\"\nwarm_up = \"0s\"\n[[watch]]\nname = \"lsm-jumptwin\"\nwarm_up = \"0s\"\n",
+    );
+    let mut at = START;
+    let mut found = false;
+    for step in 0..400 {
+        leaky.allocate(300_000);
+        twin.allocate(-300_000);
+        at += match step {
+            100 => 3600.0,
+            200 => 86_400.0,
+            _ => 10.0,
+        };
+        let pass = watch.pass(at);
+        assert!(!pass.findings.iter().any(|finding| finding.target == "name:lsm-jumptwin"), "{:?}", pass.findings);
+        found |= pass.findings.iter().any(|finding| finding.target == "name:lsm-jump");
+        assert!(pass.events.is_empty(), "{:?}", pass.events);
+    }
+    assert!(found);
+}

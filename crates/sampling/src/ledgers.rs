@@ -16,21 +16,23 @@ use crate::{Places, Process};
 const LEDGER_LINK: &[u8] = b"/memfd:leakscope-ledger";
 /// The name of the launcher.
 const LAUNCHER: &[u8] = b"leakscope";
-/// Frames of a stack that are kept.
-const FRAMES: usize = 12;
+/// Frames of a stack that are kept: all that are recorded, because a finding's identity is its whole path.
+const FRAMES: usize = 256;
 
 /// A ledger of a running process.
 #[derive(Debug)]
 pub struct Ledger {
     /// The traced process.
     pub pid: u32,
+    /// Tells this ledger from another one of the same process, which has become another program by `exec`.
+    pub identity: u64,
     file: File,
 }
 
 /// A return address, ready for a symbolizer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FrameAddress {
-    /// The module's path as the target saw it.
+    /// The module's path as the target saw it; empty when no file holds the code.
     pub module: Vec<u8>,
     /// Its build id; empty when it has none.
     pub build_id: Vec<u8>,
@@ -49,19 +51,8 @@ pub struct LiveSite {
     pub bytes: u64,
     /// Blocks.
     pub blocks: u64,
-    /// The innermost frames, the caller of `function` first.
+    /// The frames, the caller of `function` first.
     pub stack: Vec<FrameAddress>,
-}
-
-/// What a ledger says is alive.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Live {
-    /// Bytes of all sites.
-    pub bytes: u64,
-    /// Blocks of all sites.
-    pub blocks: u64,
-    /// The sites with the most bytes, most first.
-    pub sites: Vec<LiveSite>,
 }
 
 /// The ledgers that the launchers among `processes` hold, of those processes that run.
@@ -76,19 +67,20 @@ pub fn find_ledgers(places: &Places, processes: &[Process]) -> Vec<Ledger> {
                 continue;
             }
             let Ok(file) = File::open(&path) else { continue };
-            let Some(pid) = read_pid(&file) else { continue };
-            // The same ledger may stand behind two descriptors.
-            let is_new = !ledgers.iter().any(|known: &Ledger| known.pid == pid);
-            if is_new && processes.iter().any(|process| process.pid == pid) {
-                ledgers.push(Ledger { pid, file });
+            let Some(process) = read(&file).map(|snapshot| snapshot.process) else { continue };
+            let (pid, identity) = (process.pid, process.start_monotonic_ns);
+            if pid == 0 || !processes.iter().any(|process| process.pid == pid) {
+                continue;
+            }
+            // The same ledger may stand behind two descriptors; of two of a process the younger one is in use.
+            match ledgers.iter_mut().find(|known: &&mut Ledger| known.pid == pid) {
+                Some(known) if known.identity < identity => *known = Ledger { pid, identity, file },
+                Some(_) => {}
+                None => ledgers.push(Ledger { pid, identity, file }),
             }
         }
     }
     ledgers
-}
-
-fn read_pid(file: &File) -> Option<u32> {
-    Some(read(file)?.process.pid).filter(|&pid| pid != 0)
 }
 
 fn read(file: &File) -> Option<Snapshot> {
@@ -108,30 +100,16 @@ impl Ledger {
         let known = ids.iter().filter(|&&id| (id as usize) < snapshot.totals.len());
         known.map(|&id| site(&snapshot, &modules, id as usize)).collect()
     }
-
-    /// What is alive now, with the `most` largest sites; `None` when it cannot be read any more.
-    pub fn read_live(&self, most: usize) -> Option<Live> {
-        let snapshot = read(&self.file)?;
-        let modules = snapshot.module_index();
-        let mut order: Vec<usize> = (1..snapshot.totals.len()).collect();
-        order.sort_by_key(|&index| std::cmp::Reverse(snapshot.totals[index].live_bytes()));
-        let mut live = Live::default();
-        for totals in &snapshot.totals {
-            live.bytes = live.bytes.saturating_add(totals.live_bytes());
-            live.blocks = live.blocks.saturating_add(totals.live_blocks());
-        }
-        let largest = order.iter().take(most).filter(|&&index| snapshot.totals[index].live_bytes() > 0);
-        live.sites = largest.map(|&index| site(&snapshot, &modules, index)).collect();
-        Some(live)
-    }
 }
 
 fn site(snapshot: &Snapshot, modules: &ModuleIndex, index: usize) -> LiveSite {
     let totals = &snapshot.totals[index];
-    let stack = snapshot.stack(SiteId(index as u32)).take(FRAMES).filter_map(|(_, node)| {
-        let number = modules.find(&snapshot.modules, node.lookup_pc(), node.epoch)?;
-        let module = snapshot.modules.get(number.0 as usize)?;
-        Some(FrameAddress {
+    let stack = snapshot.stack(SiteId(index as u32)).take(FRAMES).map(|(_, node)| {
+        let number = modules.find(&snapshot.modules, node.lookup_pc(), node.epoch);
+        let module = number.and_then(|number| snapshot.modules.get(number.0 as usize));
+        // Code that no file holds has its address alone.
+        let bare = FrameAddress { module: Vec::new(), build_id: Vec::new(), address: node.lookup_pc() };
+        module.map_or(bare, |module| FrameAddress {
             module: module.path.clone(),
             build_id: module.build_id.clone(),
             address: module.svma(node.lookup_pc()).0,

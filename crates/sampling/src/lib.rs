@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 pub mod cgroup;
+pub mod containers;
 pub mod ledgers;
 pub mod machine;
 pub mod names;

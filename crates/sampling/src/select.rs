@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use crate::cgroup::read_members;
+use crate::containers::{find_id, is_group_of};
 use crate::names::printable;
 use crate::{Places, Process};
 
@@ -23,7 +24,7 @@ pub enum Selector {
     Unit(String),
     /// The processes of a control group and of those below it.
     Cgroup(String),
-    /// The processes of a container: the beginning of its id, or its name.
+    /// The processes of a container: the beginning of its id, its name, or a label as `key=value`.
     Container(String),
     /// The names that grow most, so many.
     Top(usize),
@@ -69,9 +70,8 @@ pub fn find_targets(places: &Places, selector: &Selector, processes: &[Process])
         }
         Selector::Cgroup(group) => target("cgroup", group, by_pid(&read_members(places, group)), Some(group.clone())),
         Selector::Container(wanted) => {
-            let group = find_group(places, |name| is_container(name, wanted)).or_else(|| {
-                container_id(places, wanted).and_then(|id| find_group(places, |name| is_container(name, &id)))
-            });
+            let group = find_group(places, |name| is_group_of(name, wanted))
+                .or_else(|| find_id(places, wanted).and_then(|id| find_group(places, |name| is_group_of(name, &id))));
             let members = group.as_deref().map(|group| read_members(places, group)).unwrap_or_default();
             target("container", wanted, by_pid(&members), group)
         }
@@ -156,27 +156,6 @@ fn find_group(places: &Places, wanted: impl Fn(&str) -> bool) -> Option<String> 
         level = next;
     }
     None
-}
-
-/// `docker-ID.scope`, `libpod-ID.scope`, `cri-containerd-ID.scope`, or `ID` alone below `docker`.
-fn is_container(group: &str, wanted: &str) -> bool {
-    let name = group.strip_suffix(".scope").unwrap_or(group);
-    let id = name.rsplit_once('-').map_or(name, |(_, id)| id);
-    let is_id = id.len() >= 12 && id.bytes().all(|byte| byte.is_ascii_hexdigit());
-    is_id && wanted.len() >= 4 && id.starts_with(wanted)
-}
-
-/// The id of a container of Docker by its name, or by a label as `key=value`.
-fn container_id(places: &Places, wanted: &str) -> Option<String> {
-    let folder = places.path("/var/lib/docker/containers");
-    let (name, label) = (format!("\"Name\":\"/{wanted}\""), wanted.split_once('='));
-    let label = label.map(|(key, value)| format!("\"{key}\":\"{value}\""));
-    let quoted = wanted.contains('"') || wanted.contains('\\');
-    std::fs::read_dir(folder).into_iter().flatten().flatten().filter(|_| !quoted).find_map(|entry| {
-        let text = std::fs::read_to_string(entry.path().join("config.v2.json")).ok()?;
-        let is_it = text.contains(&name) || label.as_ref().is_some_and(|label| text.contains(label));
-        is_it.then(|| entry.file_name().to_string_lossy().into_owned())
-    })
 }
 
 /// Numbers the lives of targets: another oldest process, or another program in it, is another life.

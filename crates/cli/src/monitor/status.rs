@@ -1,10 +1,12 @@
 //! `leakscope monitor status`: every target in a line, from the history alone.
 
 use anyhow::Result;
+use leakscope_board::Board;
+use leakscope_board::prometheus::Exported;
 use leakscope_history::{History, Scale};
 use leakscope_monitor::targets::{Known, Metric};
 use leakscope_monitor::units::show_bytes;
-use leakscope_monitor::{Config, State};
+use leakscope_monitor::{Config, State, board};
 use leakscope_trend::Verdict;
 use serde_json::json;
 
@@ -19,6 +21,7 @@ const SPARK_POINTS: usize = 24;
 struct Line {
     target: String,
     known: Known,
+    life: u16,
     last: u64,
     day: Vec<f64>,
 }
@@ -30,14 +33,14 @@ struct Line {
 pub fn main(args: &StatusArgs) -> Result<()> {
     let config = Config::read(&args.config.config)?;
     let history = open_history(&config)?;
-    let lines = lines(&history)?;
+    let lines = lines(&config, &history)?;
     if args.json {
         let targets: Vec<_> = lines.iter().map(json_line).collect();
         say!("{}", json!({ "version": 1, "at": now(), "targets": targets }));
         return Ok(());
     }
     if args.prometheus {
-        return prometheus(&lines);
+        return prometheus(&config, &lines);
     }
     let width = lines.iter().map(|line| line.target.chars().count()).max().unwrap_or(6).max(6);
     say!("{:width$}  {:>9}  {:24}  verdict", "target", "memory", "last day");
@@ -48,7 +51,7 @@ pub fn main(args: &StatusArgs) -> Result<()> {
         } else {
             String::new()
         };
-        say!("{:width$}  {memory:>9}  {:24}  {}{gone}", line.target, sparkline(&line.day), verdicts(&line.known));
+        say!("{:width$}  {memory:>9}  {:24}  {}{gone}", line.target, sparkline(&line.day), board::words(&line.known));
     }
     let open = State::read_open(&config.state);
     if !open.is_empty() {
@@ -60,43 +63,19 @@ pub fn main(args: &StatusArgs) -> Result<()> {
     Ok(())
 }
 
-fn lines(history: &History) -> Result<Vec<Line>> {
+fn lines(config: &Config, history: &History) -> Result<Vec<Line>> {
     let at = now();
     let mut lines = Vec::new();
     for target in history.targets() {
         let rows = history.all_rows(&target, at)?;
-        let Some(last) = rows.last().map(|row| row.at) else { continue };
-        let mut known = Known::new(0);
+        let Some((last, life)) = rows.last().map(|row| (row.at, row.life)) else { continue };
+        let mut known = Known::new(config.manner(0));
         known.resume(&rows);
         let day = history.rows(&target, Scale::FiveMinutes, at.saturating_sub(86_400), u64::MAX >> 1)?;
         let day = day.iter().filter_map(|row| Metric::Memory.of(&row.values)).collect();
-        lines.push(Line { target, known, last, day });
+        lines.push(Line { target, known, life, last, day });
     }
     Ok(lines)
-}
-
-/// The words for all metrics that are not stable.
-pub fn verdicts(known: &Known) -> String {
-    let mut words = Vec::new();
-    for metric in Metric::ALL {
-        let show = |value: f64| if metric.is_bytes() { show_bytes(value) } else { format!("{value:.0}") };
-        match known.verdict(metric) {
-            Verdict::Growing(growth) => words.push(format!(
-                "{} GROWS by {}/h ({} to {})",
-                metric.word(),
-                show(growth.per_hour),
-                show(growth.low_per_hour),
-                show(growth.high_per_hour)
-            )),
-            Verdict::Filling(rest) => words.push(format!("{} fills up to {}", metric.word(), show(rest))),
-            Verdict::Learning | Verdict::Stable => {}
-        }
-    }
-    if words.is_empty() {
-        let is_known = matches!(known.verdict(Metric::Memory), Verdict::Stable);
-        return if is_known { "stable" } else { "learning" }.to_owned();
-    }
-    words.join("; ")
 }
 
 fn json_line(line: &Line) -> serde_json::Value {
@@ -118,30 +97,18 @@ fn json_line(line: &Line) -> serde_json::Value {
     json!({ "target": line.target, "last_seen": line.last, "metrics": metrics.collect::<Vec<_>>() })
 }
 
-/// Names after Prometheus' conventions; targets are as many as are configured, so that labels stay bounded.
-fn prometheus(lines: &[Line]) -> Result<()> {
-    let label = |text: &str| text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
-    let each = |name: &str, help: &str, value: &dyn Fn(&Line) -> Option<f64>| -> Result<()> {
-        say!("# HELP {name} {help}\n# TYPE {name} gauge");
-        for line in lines.iter().filter(|line| line.last + GONE_SECONDS >= now()) {
-            if let Some(value) = value(line) {
-                say!("{name}{{target=\"{}\"}} {value}", label(&line.target));
-            }
-        }
-        Ok(())
+/// The same text as the daemon's `/metrics`, for the textfile collector of node_exporter.
+fn prometheus(config: &Config, lines: &[Line]) -> Result<()> {
+    let seen = lines.iter().filter(|line| line.last + GONE_SECONDS >= now());
+    let board = Board {
+        at: lines.iter().map(|line| line.last).max().unwrap_or(0),
+        machine: config.machine.clone().unwrap_or_default(),
+        interval_seconds: config.interval_seconds,
+        targets: seen.map(|line| board::view(&line.target, &line.known, line.life, line.last)).collect(),
+        alarms: State::read_open(&config.state),
+        ..Board::default()
     };
-    let growth = |line: &Line| match line.known.verdict(Metric::Memory) {
-        Verdict::Growing(growth) => growth.per_hour / 3600.0,
-        _ => 0.0,
-    };
-    each("leakscope_target_memory_bytes", "Memory that no file stands behind.", &|line| {
-        Metric::Memory.of(&line.known.values)
-    })?;
-    each("leakscope_target_growth_bytes_per_second", "Rate of a growth that was judged a leak, else 0.", &|line| {
-        Some(growth(line))
-    })?;
-    each("leakscope_target_threads", "Threads.", &|line| Metric::Threads.of(&line.known.values))?;
-    each("leakscope_target_open_fds", "Open descriptors.", &|line| Metric::Descriptors.of(&line.known.values))
+    crate::output::print(&leakscope_board::prometheus::text(&board, &mut Exported::default()))
 }
 
 /// Values as a line of eight heights.

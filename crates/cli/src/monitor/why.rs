@@ -1,12 +1,11 @@
 //! `leakscope monitor why TARGET`: the verdict, and what each window shows.
 
 use anyhow::Result;
-use leakscope_monitor::evidence;
 use leakscope_monitor::targets::{Known, Metric};
 use leakscope_monitor::units::{show_bytes, show_hours};
 use leakscope_monitor::{Config, State};
+use leakscope_monitor::{board, evidence};
 
-use super::status::verdicts;
 use super::{find_target, moment, now, open_history};
 use crate::flags::monitor::WhyArgs;
 
@@ -19,21 +18,23 @@ pub fn main(args: &WhyArgs) -> Result<()> {
     let history = open_history(&config)?;
     let target = find_target(&history, &args.target)?;
     let rows = history.all_rows(&target, now())?;
-    let mut known = Known::new(0);
+    let mut known = Known::new(config.manner(0));
     known.resume(&rows);
-    say!("{target}: {}", verdicts(&known));
+    say!("{target}: {}", board::words(&known));
     // The daemon knows sites and processes; the history has numbers.
     for finding in State::read_open(&config.state).into_iter().filter(|finding| finding.target == target) {
         say!("\nalarm since {}: {}", moment(finding.since), finding.title);
-        for line in &finding.details {
+        for line in &finding.lines() {
             say!("  {line}");
         }
     }
     for metric in Metric::ALL {
-        let Some(judge) = known.judges.get(&metric) else { continue };
+        if !known.judges.contains_key(&metric) {
+            continue;
+        }
         let show = |value: f64| if metric.is_bytes() { show_bytes(value) } else { format!("{value:.1}") };
         say!("\n{}: each window by its quarters, slope with interval, and what speaks against growth", metric.word());
-        for window in judge.windows() {
+        for window in known.windows(metric) {
             let quarters: Vec<String> = window.quarters.iter().map(|value| show(*value)).collect();
             let mut against = Vec::new();
             if window.slope.low <= 0.0 {

@@ -124,13 +124,18 @@ fn web(table: &Table<'_>, dialect: Dialect) -> Web {
     web
 }
 
-fn is_web_address(url: &str) -> bool {
+pub(super) fn is_web_address(url: &str) -> bool {
     let rest = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://"));
     rest.is_some_and(|rest| !rest.is_empty() && !rest.starts_with('/') && !url.contains(char::is_whitespace))
 }
 
 /// A secret by file or variable; one that is written into the file itself is a mistake, and is not repeated.
-fn secret(table: &Table<'_>, plain: &'static str, file: &'static str, variable: &'static str) -> Option<Secret> {
+pub(super) fn secret(
+    table: &Table<'_>,
+    plain: &'static str,
+    file: &'static str,
+    variable: &'static str,
+) -> Option<Secret> {
     if !plain.is_empty() && table.has_used(plain) {
         table.problem(plain, &format!("secrets do not stand in this file; use {file} or {variable}"));
     }

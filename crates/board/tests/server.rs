@@ -1,0 +1,292 @@
+//! The server as its clients see it: curl, promtool, and a receiver of OTLP made of the official protocol definitions.
+
+mod made;
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use leakscope_board::{PageError, PageOptions, Refused, Server, Shared, otlp, prometheus, serve};
+use made::{HOSTILE, board, history};
+
+fn options(listen: &str) -> PageOptions {
+    PageOptions { listen: listen.parse().unwrap(), token: None, tls: None, behind_proxy: false }
+}
+
+fn start(options: &PageOptions, folder: &Path) -> Server {
+    let path = folder.join("history.sqlite");
+    history(&path);
+    let shared = Shared::default();
+    shared.publish(board());
+    serve(options, shared, path).unwrap()
+}
+
+/// An answer to bytes that are sent as they are.
+fn raw(address: SocketAddr, request: &str) -> String {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+fn get(address: SocketAddr, path: &str) -> String {
+    raw(address, &format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"))
+}
+
+fn body(answer: &str) -> &str {
+    answer.split_once("\r\n\r\n").unwrap().1
+}
+
+#[test]
+fn everything_can_be_read_and_nothing_changed() {
+    let folder = tempfile::tempdir().unwrap();
+    let address = start(&options("127.0.0.1:0"), folder.path()).address;
+    for path in ["/", "/main.js", "/main.css", "/icon.svg", "/api/board", "/api/found", "/metrics"] {
+        let answer = get(address, path);
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{path}: {answer}");
+        let headers = answer.split_once("\r\n\r\n").unwrap().0.to_lowercase();
+        for expected in ["content-security-policy: default-src 'none'", "nosniff", "x-frame-options: deny", "no-store"]
+        {
+            assert!(headers.contains(expected), "{path}: no {expected} in {headers}");
+        }
+        for method in ["POST", "PUT", "DELETE", "PATCH", "OPTIONS"] {
+            let request = format!(
+                "{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+            );
+            assert!(raw(address, &request).starts_with("HTTP/1.1 405 "), "{method} {path}");
+        }
+    }
+    for path in ["/../../etc/passwd", "/api", "/api/board/x", "/history.sqlite"] {
+        assert!(get(address, path).starts_with("HTTP/1.1 404 "), "{path}");
+    }
+    assert!(get(address, "/api/series").starts_with("HTTP/1.1 400 "));
+    let page = get(address, "/");
+    assert!(!page.contains("http://") && !page.contains("https://"), "the page needs no other server");
+}
+
+#[test]
+fn the_board_and_a_series_are_what_was_published() {
+    let folder = tempfile::tempdir().unwrap();
+    let address = start(&options("127.0.0.1:0"), folder.path()).address;
+    let answer = get(address, "/api/board");
+    let value: serde_json::Value = serde_json::from_str(body(&answer)).unwrap();
+    let (made, found) = (board(), value["targets"].as_array().unwrap());
+    assert_eq!(found.len(), made.targets.len());
+    assert_eq!((found[2]["id"].as_str(), found[0]["verdict"].as_str()), (Some(HOSTILE), Some("growing")));
+    assert_eq!(value["alarms"][0]["evidence"][0]["fingerprint"], "0123456789abcdef");
+    let tag = answer.lines().find_map(|line| line.strip_prefix("etag: ")).unwrap();
+    let request =
+        format!("GET /api/board HTTP/1.1\r\nHost: [::1]:1\r\nIf-None-Match: {tag}\r\nConnection: close\r\n\r\n");
+    assert!(raw(address, &request).starts_with("HTTP/1.1 304 "));
+    let series = get(address, "/api/series?target=name%3Ashop&seconds=86400");
+    let series: serde_json::Value = serde_json::from_str(body(&series)).unwrap();
+    let at = series["at"].as_array().unwrap();
+    assert!((285..=290).contains(&at.len()), "a day in steps of five minutes: {}", at.len());
+    assert_eq!(series["values"]["threads"].as_array().unwrap()[3], 12);
+    assert!(series["values"]["proportional"].is_null(), "what is unknown is left out");
+    assert_eq!(series["events"][0]["kind"], "alarm");
+    let short = get(address, "/api/series?target=name%3Ashop&seconds=7200");
+    let short: serde_json::Value = serde_json::from_str(body(&short)).unwrap();
+    assert!((119..=121).contains(&short["at"].as_array().unwrap().len()), "two hours as they were taken");
+    let nobody: serde_json::Value =
+        serde_json::from_str(body(&get(address, "/api/series?target='%22%3B--&seconds=99999999999"))).unwrap();
+    assert_eq!(nobody["at"], serde_json::json!([]));
+    let found: serde_json::Value = serde_json::from_str(body(&get(address, "/api/found?target=name:shop"))).unwrap();
+    assert_eq!(found["found"].as_array().unwrap().len(), 2);
+    assert_eq!(found["found"][0]["stack"][1], "load_page (cache.c:12)");
+}
+
+#[test]
+fn others_are_kept_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let address = start(&options("127.0.0.1:0"), folder.path()).address;
+    for host in ["evil.example", "evil.example:80", "127.0.0.1.evil.example"] {
+        let answer = raw(address, &format!("GET /api/board HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"));
+        assert!(answer.starts_with("HTTP/1.1 421 ") && !answer.contains("name:shop"), "{host}: {answer}");
+    }
+    let refused = |listen: &str, change: fn(&mut PageOptions)| {
+        let mut options = options(listen);
+        change(&mut options);
+        match serve(&options, Shared::default(), PathBuf::from("/nonexistent")) {
+            Err(PageError::Refused { reason, .. }) => Some(reason),
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(refused("0.0.0.0:0", |_| ()), Some(Refused::NoToken));
+    assert_eq!(refused("0.0.0.0:0", |options| options.token = Some("t".into())), Some(Refused::NoTls));
+    assert_eq!(refused("127.0.0.1:0", |options| options.behind_proxy = true), Some(Refused::NoToken));
+    let taken = serve(&options(&address.to_string()), Shared::default(), PathBuf::new()).unwrap_err().to_string();
+    assert!(taken.contains("cannot listen there") && taken.contains("another port"), "{taken}");
+}
+
+#[test]
+fn beyond_loopback_with_token_over_tls() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let made = Command::new("openssl")
+        .args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"])
+        .args(["-addext", "subjectAltName=DNS:localhost", "-keyout"])
+        .arg(at("key.pem"))
+        .arg("-out")
+        .arg(at("cert.pem"))
+        .stderr(Stdio::null())
+        .status()
+        .unwrap();
+    assert!(made.success());
+    let mut options = options("0.0.0.0:0");
+    options.token = Some("t0ken".into());
+    options.tls = Some((at("cert.pem"), at("key.pem")));
+    let server = start(&options, folder.path());
+    assert!(server.is_tls);
+    // The oracle is curl, with OpenSSL or GnuTLS.
+    let curl = |more: &[&str]| {
+        let url = format!("https://localhost:{}/api/board", server.address.port());
+        let mut command = Command::new("curl");
+        command
+            .args(["-sS", "-o", "/dev/null", "-w", "%{http_code}", "--max-time", "30", "--cacert"])
+            .arg(at("cert.pem"));
+        let output = command.args(more).arg(url).output().unwrap();
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    assert_eq!(curl(&[]), "401");
+    assert_eq!(curl(&["-H", "Authorization: Bearer t0ken"]), "200");
+    assert_eq!(curl(&["-u", "ops:t0ken"]), "200");
+    assert_eq!(curl(&["-u", "ops:wrong"]), "401");
+    assert_eq!(curl(&["-X", "POST", "-u", "ops:t0ken"]), "405");
+    // Who does not speak TLS gets nothing, and does not keep others from it.
+    let mut silent = TcpStream::connect(("127.0.0.1", server.address.port())).unwrap();
+    silent.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+    let mut answer = Vec::new();
+    let _ = silent.read_to_end(&mut answer);
+    assert!(!answer.starts_with(b"HTTP"), "{answer:?}");
+    let _open: Vec<TcpStream> =
+        (0..8).map(|_| TcpStream::connect(("127.0.0.1", server.address.port())).unwrap()).collect();
+    assert_eq!(curl(&["-u", "ops:t0ken"]), "200");
+    options.tls = Some((at("key.pem"), at("nothing.pem")));
+    let error = serve(&options, Shared::default(), PathBuf::new()).unwrap_err().to_string();
+    assert!(error.contains("nothing.pem") && error.contains("PEM"), "{error}");
+}
+
+#[test]
+fn metrics_keep_prometheus_conventions() {
+    let text = prometheus::text(&board(), &mut prometheus::Exported::default());
+    assert!(text.contains("leakscope_target_memory_bytes{target=\"name:shop\"} 1440000000\n"), "{text}");
+    assert!(text.contains("leakscope_target_growth_bytes_per_second{target=\"name:shop\"} 16666.666"));
+    assert!(text.contains("onerror=\\\"pwned=1\\\">\\\\\\\"&"), "quotes and backslashes of names are escaped");
+    let labels = text.lines().filter(|line| !line.starts_with('#') && line.contains('{'));
+    for line in labels {
+        let name = line.split_once('{').unwrap().1.split_once('=').unwrap().0;
+        assert!(matches!(name, "target" | "version"), "{line}");
+    }
+    if !Path::new("/usr/bin/promtool").exists() {
+        eprintln!("left out: promtool is not installed; cargo xtask setup installs it");
+        return;
+    }
+    let mut child = Command::new("promtool")
+        .args(["check", "metrics"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let words = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && words.trim().is_empty(), "{words}");
+}
+
+#[test]
+fn names_that_come_and_go_do_not_fill_prometheus() {
+    let mut exported = prometheus::Exported::default();
+    let mut board = board();
+    let mut names = std::collections::BTreeSet::new();
+    let one = board.targets.remove(0);
+    for round in 0..30 {
+        board.targets = (0..100)
+            .map(|number| leakscope_board::TargetView { id: format!("name:{round}-{number}"), ..one.clone() })
+            .collect();
+        let text = prometheus::text(&board, &mut exported);
+        names.extend(text.split("target=\"").skip(1).map(|rest| rest.split('"').next().unwrap().to_owned()));
+        let left_out = if round < 10 { 0 } else { 100 };
+        assert!(text.contains(&format!("\nleakscope_targets_not_exported {left_out}\n")), "round {round}");
+    }
+    assert_eq!(names.len(), prometheus::MOST_NAMES);
+}
+
+/// Decodes what is pushed with the official definitions (the package opentelemetry-proto), and says what it understood.
+const RECEIVER: &str = r#"
+import http.server, json, sys
+from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2 as service
+from google.protobuf import unknown_fields
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_POST(self):
+        request = service.ExportMetricsServiceRequest()
+        request.ParseFromString(self.rfile.read(int(self.headers['Content-Length'])))
+        resource = request.resource_metrics[0]
+        metrics = {}
+        for metric in resource.scope_metrics[0].metrics:
+            kind = metric.WhichOneof('data')
+            data = getattr(metric, kind)
+            points = {(p.attributes[0].value.string_value if p.attributes else ''): p.as_double for p in data.data_points}
+            first = data.data_points[0]
+            metrics[metric.name] = {'kind': kind, 'unit': metric.unit, 'points': points, 'at': first.time_unix_nano,
+                'start': first.start_time_unix_nano,
+                'sum': [data.aggregation_temporality, data.is_monotonic] if kind == 'sum' else None}
+        unknown = len(unknown_fields.UnknownFieldSet(request))
+        print(json.dumps({'path': self.path, 'type': self.headers['Content-Type'], 'token': self.headers['Authorization'],
+            'resource': {a.key: a.value.string_value for a in resource.resource.attributes}, 'metrics': metrics,
+            'unknown': unknown}), flush=True)
+        self.send_response(503 if self.path.startswith('/busy') else 200); self.send_header('Content-Length', '0'); self.end_headers()
+    def log_message(self, *words): pass
+server = http.server.HTTPServer(('127.0.0.1', 0), Handler)
+print(server.server_port, flush=True)
+server.serve_forever()
+"#;
+
+/// A Python that has the definitions: that of `cargo xtask setup`, or the system's.
+fn python() -> Option<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap();
+    let own = std::env::var_os("LEAKSCOPE_PYTHON").map(PathBuf::from);
+    let candidates = [own, Some(root.join("target/python/bin/python3")), Some("python3".into())];
+    candidates.into_iter().flatten().find(|python| {
+        let script = "import opentelemetry.proto.collector.metrics.v1.metrics_service_pb2";
+        Command::new(python).args(["-c", script]).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
+    })
+}
+
+#[test]
+fn a_receiver_of_otlp_understands_all_of_it() {
+    let Some(python) = python() else {
+        eprintln!("left out: the package opentelemetry-proto is not installed; cargo xtask setup installs it");
+        return;
+    };
+    let mut child = Command::new(python).args(["-c", RECEIVER]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let port = lines.next().unwrap().unwrap();
+    let board = board();
+    let body = otlp::encode(&board, 1_700_000_000);
+    otlp::push(&format!("http://127.0.0.1:{port}/v1/metrics"), Some("t0ken"), &body).unwrap();
+    let got: serde_json::Value = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
+    let refused = otlp::push(&format!("http://127.0.0.1:{port}/busy?token=t0ken"), None, &body);
+    let gone = otlp::push("http://127.0.0.1:1/v1/metrics", None, &body).unwrap_err();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!((&got["path"], &got["type"]), (&"/v1/metrics".into(), &"application/x-protobuf".into()));
+    assert_eq!((&got["token"], &got["unknown"]), (&"Bearer t0ken".into(), &0.into()));
+    assert_eq!(got["resource"]["host.name"], "web-1");
+    let memory = &got["metrics"]["leakscope.target.memory"];
+    assert_eq!((&memory["kind"], &memory["unit"]), (&"gauge".into(), &"By".into()));
+    assert_eq!(memory["at"], board.at * 1_000_000_000);
+    for target in &board.targets {
+        assert_eq!(memory["points"][&target.id].as_f64(), target.memory, "{}", target.id);
+    }
+    let restarts = &got["metrics"]["leakscope.target.restarts"];
+    assert_eq!((&restarts["kind"], &restarts["sum"]), (&"sum".into(), &serde_json::json!([2, true])));
+    assert_eq!(restarts["start"], 1_700_000_000_000_000_000u64);
+    assert_eq!(got["metrics"]["leakscope.monitor.passes"]["points"][""], 8640.0);
+    let refused = refused.unwrap_err();
+    assert!(refused.contains("503") && !refused.contains("t0ken"), "{refused}");
+    assert!(gone.contains("127.0.0.1:1"), "{gone}");
+}

@@ -1,0 +1,238 @@
+//! What the ledgers of programs under `leakscope run` say while these run: live bytes by allocation site, and which sites
+//! have grown since a growth began, with their identities.
+//!
+//! Ledgers are read once in some passes, from outside: the program does not notice. What each site had at earlier moments
+//! is kept at moments twice as far apart each, so that "since then" is known within a factor of two in little memory. A
+//! site is named once, when it is first said: reading debug information takes longer than everything else here.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use leakscope_alerts::Evidence;
+use leakscope_findings::analysis::Frame;
+use leakscope_findings::fingerprint::of_leak;
+use leakscope_sampling::ledgers::{FrameAddress, Ledger, LiveSite, find_ledgers};
+use leakscope_sampling::names::printable;
+use leakscope_sampling::{Places, Process};
+use leakscope_symbols::{ModuleFile, Options, Symbolizer};
+
+use crate::units::{show_bytes, show_hours};
+
+/// What found it.
+pub const SOURCE: &str = "ledger";
+/// Passes between two readings.
+const PASSES: f64 = 6.0;
+/// Longest time between two readings, seconds.
+const LONGEST_SECONDS: f64 = 60.0;
+/// Sites that are named in an alarm.
+const SITES: usize = 3;
+/// Earlier moments that are kept of a ledger.
+const MOMENTS: usize = 12;
+/// A site must have grown by this share of the fastest one to be named beside it.
+const LEAST_SHARE: f64 = 0.05;
+
+/// The ledgers of programs under `leakscope run`.
+#[derive(Default)]
+pub struct Ledgers {
+    read_at: Option<f64>,
+    known: HashMap<u32, Read>,
+}
+
+/// Live bytes of each site at one moment.
+struct Moment {
+    seconds: f64,
+    bytes: Vec<u64>,
+}
+
+struct Read {
+    ledger: Ledger,
+    /// Oldest first; the last one is the newest reading.
+    moments: Vec<Moment>,
+    names: HashMap<u32, Named>,
+}
+
+#[derive(Clone)]
+struct Named {
+    fingerprint: String,
+    stack: Vec<String>,
+}
+
+impl Read {
+    fn now(&self) -> &[u64] {
+        self.moments.last().map_or(&[], |moment| &moment.bytes)
+    }
+
+    /// Adds a reading, and drops one of those that lie closer together than others twice as far back.
+    fn add(&mut self, moment: Moment) {
+        self.moments.push(moment);
+        if self.moments.len() <= MOMENTS {
+            return;
+        }
+        let now = self.moments[self.moments.len() - 1].seconds;
+        // The first and the last stay. Of the others the one goes whose gap is smallest for its age.
+        let crowded = (1..self.moments.len() - 1).min_by(|&a, &b| {
+            let gap = |at: usize| {
+                let length = self.moments[at + 1].seconds - self.moments[at - 1].seconds;
+                length / (now - self.moments[at].seconds).max(1e-3)
+            };
+            gap(a).total_cmp(&gap(b))
+        });
+        if let Some(at) = crowded {
+            self.moments.remove(at);
+        }
+    }
+
+    /// The newest reading from before a moment; without one, the first.
+    fn before(&self, seconds: f64) -> Option<&Moment> {
+        self.moments.iter().rev().find(|moment| moment.seconds <= seconds).or(self.moments.first())
+    }
+}
+
+impl Ledgers {
+    /// Looks for ledgers of `processes` and reads them, when it is time.
+    pub fn refresh(&mut self, places: &Places, processes: &[Process], seconds: f64, interval_seconds: f64) {
+        let every = (interval_seconds * PASSES).min(LONGEST_SECONDS);
+        if self.read_at.is_some_and(|at| seconds - at < every - 0.5) {
+            return;
+        }
+        self.read_at = Some(seconds);
+        let mut found = HashMap::new();
+        for ledger in find_ledgers(places, processes) {
+            let Some(bytes) = ledger.read_bytes_by_site() else { continue };
+            let before = self.known.remove(&ledger.pid).filter(|before| before.ledger.identity == ledger.identity);
+            let (moments, names) = before.map_or_else(Default::default, |before| (before.moments, before.names));
+            let mut read = Read { ledger, moments, names };
+            read.add(Moment { seconds, bytes });
+            found.insert(read.ledger.pid, read);
+        }
+        self.known = found;
+    }
+
+    /// Live bytes of a process; `None` without a ledger.
+    pub fn live_bytes(&self, pid: u32) -> Option<u64> {
+        Some(self.known.get(&pid)?.now().iter().fold(0, |sum: u64, bytes| sum.saturating_add(*bytes)))
+    }
+
+    /// The sites that have grown most since `since` (seconds since the epoch), most first.
+    pub fn grown(&mut self, pids: &[u32], since: f64) -> Vec<Evidence> {
+        let mut candidates: Vec<(u64, u32, u32, f64)> = Vec::new();
+        for (&pid, read) in self.known.iter().filter(|(pid, _)| pids.contains(pid)) {
+            let (Some(before), Some(last)) = (read.before(since), read.moments.last()) else { continue };
+            let grown = |site: usize| last.bytes[site].saturating_sub(before.bytes.get(site).copied().unwrap_or(0));
+            let sites = (1..last.bytes.len()).filter(|&site| grown(site) > 0);
+            let hours = (last.seconds - before.seconds) / 3600.0;
+            candidates.extend(sites.map(|site| (grown(site), pid, site as u32, hours)));
+        }
+        candidates.sort_unstable_by_key(|&(grown, pid, site, _)| (std::cmp::Reverse(grown), pid, site));
+        let least = candidates.first().map_or(0.0, |first| first.0 as f64 * LEAST_SHARE);
+        candidates.retain(|candidate| candidate.0 as f64 >= least);
+        candidates.truncate(SITES);
+        let mut evidence: Vec<Evidence> = Vec::new();
+        for (grown, pid, site, hours) in candidates {
+            let Some((named, live)) = self.named(pid, site) else { continue };
+            let title = format!(
+                "{} more in {}, {} live in {} blocks of process {pid}",
+                show_bytes(grown as f64),
+                show_hours(hours),
+                show_bytes(live.bytes as f64),
+                live.blocks
+            );
+            match evidence.iter_mut().find(|known| known.fingerprint == named.fingerprint) {
+                // The same path in another worker, or from another line of the same function.
+                Some(known) => {
+                    known.bytes = known.bytes.saturating_add(live.bytes);
+                    known.blocks = known.blocks.saturating_add(live.blocks);
+                }
+                None => evidence.push(Evidence {
+                    source: SOURCE.to_owned(),
+                    fingerprint: named.fingerprint,
+                    known_since: None,
+                    title,
+                    stack: named.stack,
+                    bytes: live.bytes,
+                    blocks: live.blocks,
+                }),
+            }
+        }
+        evidence
+    }
+
+    fn named(&mut self, pid: u32, site: u32) -> Option<(Named, LiveSite)> {
+        let read = self.known.get_mut(&pid)?;
+        let live = read.ledger.read_sites(&[site]).pop()?;
+        let named = read.names.entry(site).or_insert_with(|| name(&live)).clone();
+        Some((named, live))
+    }
+}
+
+/// Names the frames of a site, and gives it the identity that reports give it.
+fn name(site: &LiveSite) -> Named {
+    let mut symbolizer = Symbolizer::new(Options { debuginfod: None, ..Options::default() });
+    // The allocation function stands first and is no part of the identity.
+    let mut frames = vec![unnamed("", 0)];
+    let mut stack = vec![site.function.demangled().to_owned()];
+    for frame in &site.stack {
+        let named = resolve(&mut symbolizer, frame);
+        stack.extend(named.iter().map(shown));
+        frames.extend(named);
+    }
+    let below = stack.iter().position(|frame| frame == "main" || frame.starts_with("main ("));
+    stack.truncate(below.map_or(stack.len(), |main| main + 1));
+    Named { fingerprint: of_leak(&frames).to_string(), stack }
+}
+
+fn resolve(symbolizer: &mut Symbolizer, frame: &FrameAddress) -> Vec<Frame> {
+    use std::os::unix::ffi::OsStringExt;
+    let object = String::from_utf8_lossy(&frame.module).into_owned();
+    let path = PathBuf::from(std::ffi::OsString::from_vec(frame.module.clone()));
+    let module = ModuleFile { path, build_id: Some(frame.build_id.clone()).filter(|id| !id.is_empty()) };
+    let names = symbolizer.resolve(&module, &[frame.address], &mut |_| ());
+    let mut frames: Vec<Frame> = Vec::new();
+    for name in names.into_iter().flatten() {
+        frames.push(Frame {
+            function: Some(name.function).filter(|function| !function.is_empty()).map(Arc::from),
+            linkage_name: name.linkage_name.map(Arc::from),
+            file: name.file.map(Arc::from),
+            directory: name.directory.map(Arc::from),
+            line: name.line.unwrap_or(0),
+            column: name.column.unwrap_or(0),
+            inlined: name.inlined,
+            ..unnamed(&object, frame.address)
+        });
+    }
+    if frames.is_empty() {
+        frames.push(unnamed(&object, frame.address));
+    }
+    frames
+}
+
+fn unnamed(object: &str, svma: u64) -> Frame {
+    Frame {
+        ip: svma,
+        svma,
+        function: None,
+        linkage_name: None,
+        file: None,
+        directory: None,
+        line: 0,
+        column: 0,
+        inlined: false,
+        object: object.into(),
+        hook: false,
+        module: None,
+    }
+}
+
+/// `load (cache.c:12)`, `load`, or `libx.so+0x12` without a name.
+fn shown(frame: &Frame) -> String {
+    let Some(function) = &frame.function else {
+        let file = frame.object.rsplit('/').next().unwrap_or_default();
+        return format!("{}+{:#x}", printable(file.as_bytes()), frame.svma);
+    };
+    let function = printable(function.as_bytes());
+    match &frame.file {
+        Some(file) if frame.line > 0 => format!("{function} ({}:{})", printable(file.as_bytes()), frame.line),
+        _ => function,
+    }
+}
