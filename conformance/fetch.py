@@ -16,21 +16,26 @@ def sh(cmd, cwd=None, log=None, check=True, hint=''):
     return r
 
 
+def release():
+    """The name of this system's release."""
+    found = re.search(r'(?m)^VERSION_CODENAME=(\w+)', open('/etc/os-release').read())
+    return found[1] if found else 'stable'
+
+
 def source_stanzas():
     """The archives of this system's release, as deb-src stanzas and lines."""
-    release = re.search(r'(?m)^VERSION_CODENAME=(\w+)', open('/etc/os-release').read())
-    release = release[1] if release else 'stable'
+    name = release()
     stanzas, lines = [], []
     for f in sorted(glob.glob('/etc/apt/sources.list.d/*.sources')):
         for stanza in re.split(r'\n\s*\n', open(f).read()):
             types = re.search(r'(?m)^Types:(.*)$', stanza)
             suites = re.search(r'(?m)^Suites:(.*)$', stanza)
-            if types and suites and re.match(rf'\s*({release}|stable)', suites[1]):
+            if types and suites and re.match(rf'\s*({name}|stable)', suites[1]):
                 stanzas.append(re.sub(r'(?m)^Types:.*$', 'Types: deb-src', stanza.strip()))
     for f in ['/etc/apt/sources.list'] + sorted(glob.glob('/etc/apt/sources.list.d/*.list')):
         if os.path.exists(f):
             lines += [re.sub(r'^deb(-src)? ', 'deb-src ', l.strip()) for l in open(f)
-                      if l.startswith('deb') and f' {release}' in l]
+                      if l.startswith('deb') and f' {name}' in l]
     return stanzas, list(dict.fromkeys(lines))
 
 
@@ -49,7 +54,9 @@ def fetch(cache, log, package='valgrind'):
     hint = (f'; the tests come from the source package `{package}` of this distribution, which needs its package '
             f'archive over the network once. Offline: put its unpacked source into {cache}')
     sh(f'apt-get {private} update --error-on=any', log=log, hint=hint)
-    sh(f'apt-get {private} source {package}', cwd=cache, log=log, hint=hint)
+    # A mirror may lack the newest security update; the release's own version will do then.
+    if sh(f'apt-get {private} source {package}', cwd=cache, log=log, check=False).returncode:
+        sh(f'apt-get {private} source {package}/{release()}', cwd=cache, log=log, hint=hint)
 
 def source_tree(cache, package='valgrind'):
     c = sorted(d for d in glob.glob(os.path.join(cache, f'{package}-[0-9]*')) if os.path.isdir(d))

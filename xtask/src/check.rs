@@ -47,10 +47,11 @@ const LAYERS: &[(&str, Side, u8)] = &[
     ("leakscope-trend", Side::Outside, 4),
     ("leakscope-history", Side::Outside, 4),
     ("leakscope-alerts", Side::Outside, 5),
-    ("leakscope-monitor", Side::Outside, 6),
-    ("leakscope", Side::Outside, 7),
-    ("leakscope-e2e", Side::Dev, 8),
-    ("xtask", Side::Dev, 9),
+    ("leakscope-board", Side::Outside, 6),
+    ("leakscope-monitor", Side::Outside, 7),
+    ("leakscope", Side::Outside, 8),
+    ("leakscope-e2e", Side::Dev, 9),
+    ("xtask", Side::Dev, 10),
 ];
 
 /// Crates that hold unsafe code in named modules; everywhere else the word is an error.
@@ -185,10 +186,13 @@ fn check_page(wrong: &mut Vec<String>) -> Result<()> {
         wrong.push("crates/report/web: its packages are not installed; next: cargo xtask setup".to_owned());
         return Ok(());
     }
-    let output =
-        Command::new("node").args(["build.mjs", "--check"]).current_dir(&folder).output().context("start node")?;
-    if !output.status.success() {
-        wrong.extend(String::from_utf8_lossy(&output.stderr).lines().map(str::to_owned));
+    // The monitor's page is built with the packages of the report's.
+    for folder in [folder, repo_root().join("crates/board/web")] {
+        let output =
+            Command::new("node").args(["build.mjs", "--check"]).current_dir(&folder).output().context("start node")?;
+        if !output.status.success() {
+            wrong.extend(String::from_utf8_lossy(&output.stderr).lines().map(str::to_owned));
+        }
     }
     Ok(())
 }

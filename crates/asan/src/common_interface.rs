@@ -16,7 +16,13 @@ use leakscope_asan_rt::{fake_stack, modules, originals, output, poison, symboliz
 unsafe extern "C" fn __sanitizer_set_report_path(path: *const c_char) {
     if !path.is_null() {
         // SAFETY: the program's C string.
-        output::set_path(&unsafe { CStr::from_ptr(path) }.to_string_lossy());
+        let path = unsafe { CStr::from_ptr(path) }.to_string_lossy();
+        if let Err(folder) = output::make_folders(&path) {
+            let text = alloc::format!("ERROR: Can't create directory: {folder}\n");
+            leakscope_asan_rt::sys::write_all(2, text.as_bytes());
+            leakscope_asan_rt::report::die();
+        }
+        output::set_path(&path);
     }
 }
 
@@ -349,7 +355,7 @@ static INSTALLED: [[AtomicUsize; 2]; 5] = [const { [const { AtomicUsize::new(0) 
 static WEAK: [AtomicUsize; 3] = [const { AtomicUsize::new(0) }; 3];
 
 extern "C" fn on_allocation(address: usize, bytes: usize) {
-    let all = INSTALLED.iter().map(|pair| &pair[0]).chain(core::iter::once(&WEAK[0]));
+    let all = core::iter::once(&WEAK[0]).chain(INSTALLED.iter().map(|pair| &pair[0]));
     for hook in all.map(|hook| hook.load(Acquire)).filter(|&hook| hook != 0) {
         // SAFETY: the interface says that it has this type.
         let hook: extern "C" fn(usize, usize) = unsafe { core::mem::transmute(hook) };
@@ -367,7 +373,7 @@ extern "C" fn on_release(address: usize) -> bool {
             return true;
         }
     }
-    let all = INSTALLED.iter().map(|pair| &pair[1]).chain(core::iter::once(&WEAK[1]));
+    let all = core::iter::once(&WEAK[1]).chain(INSTALLED.iter().map(|pair| &pair[1]));
     for hook in all.map(|hook| hook.load(Acquire)).filter(|&hook| hook != 0) {
         // SAFETY: the interface says that it has this type.
         let hook: extern "C" fn(usize) = unsafe { core::mem::transmute(hook) };

@@ -27,7 +27,6 @@ readers! {
     fn read(fd: c_int, [to], bytes: usize) -> isize;
     fn pread(fd: c_int, [to], bytes: usize, offset: i64) -> isize;
     fn pread64(fd: c_int, [to], bytes: usize, offset: i64) -> isize;
-    fn recv(fd: c_int, [to], bytes: usize, flags: c_int) -> isize;
     fn readlink(path: Text, [to], bytes: usize) -> isize;
     fn readlinkat(fd: c_int, path: Text, [to], bytes: usize) -> isize;
     fn getrandom([to], bytes: usize, flags: u32) -> isize;
@@ -76,6 +75,7 @@ originals! {
     fn frexp(x: f64, exponent: *mut c_int) -> f64;
     fn getentropy(to: *mut c_void, bytes: usize) -> c_int;
     fn accept(fd: c_int, address: *mut c_void, bytes: *mut u32) -> c_int;
+    fn recv(fd: c_int, to: *mut c_void, bytes: usize, flags: c_int) -> isize;
     fn recvfrom(fd: c_int, to: *mut c_void, bytes: usize, flags: c_int, address: *mut c_void, room: *mut u32) -> isize;
     fn sendto(fd: c_int, from: *const c_void, bytes: usize, flags: c_int, address: *const c_void, room: u32) -> isize;
     fn send(fd: c_int, from: *const c_void, bytes: usize, flags: c_int) -> isize;
@@ -256,6 +256,17 @@ unsafe extern "C" fn getentropy(to: *mut c_void, bytes: usize) -> c_int {
     let result = unsafe { real::getentropy(to, bytes) };
     if result == 0 {
         check_write(getentropy as *const () as usize, "getentropy", to as usize, bytes);
+    }
+    result
+}
+
+/// With MSG_TRUNC the result is the length of the message, of which only so much is written as there is room for.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn recv(fd: c_int, to: *mut c_void, bytes: usize, flags: c_int) -> isize {
+    // SAFETY: the program's call.
+    let result = unsafe { real::recv(fd, to, bytes, flags) };
+    if let Ok(received) = usize::try_from(result) {
+        check_write(recv as *const () as usize, "recv", to as usize, received.min(bytes));
     }
     result
 }

@@ -89,6 +89,7 @@ default_texts! {
     __asan_default_options
     __asan_default_suppressions
     __ubsan_default_options
+    __sancov_default_options
 }
 
 /// Looks for the program's `__lsan_is_turned_off`.

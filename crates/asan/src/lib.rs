@@ -8,9 +8,11 @@
 //! | `interface`, `common_interface`, `leak_interface` | the headers in `sanitizer/` |
 //! | `globals` | registration of globals, initialisation order |
 //! | `malloc`, `cxx` | allocation |
-//! | `memory`, `strings`, `wide`, `printf`, `scanf`, `io`, `waits` | hooks that check ranges |
+//! | `memory`, `strings`, `wide`, `printf`, `wide_printf`, `scanf`, `io`, `waits` | hooks that check ranges |
 //! | `threads`, `jumps`, `signals`, `processes` | hooks that keep our records true |
 //! | `aliases` | the names under which programs with hooks of their own reach ours |
+//! | `undefined` | `__ubsan_*`, which clang's library has in it |
+//! | `libc_checks`, `syscalls` | names that programs and other run-times ask for, and that need nothing |
 //! | `forward` | names that must lead to the newest version of libc's function, as linked programs ask for no version |
 #![no_std]
 
@@ -27,6 +29,7 @@ mod interface;
 mod io;
 mod jumps;
 mod leak_interface;
+mod libc_checks;
 mod malloc;
 mod memory;
 mod printf;
@@ -36,9 +39,12 @@ mod signals;
 mod stacks;
 mod start;
 mod strings;
+mod syscalls;
 mod threads;
+mod undefined;
 mod waits;
 mod wide;
+mod wide_printf;
 
 use leakscope_asan_rt::arena::Global;
 

@@ -149,7 +149,7 @@ impl Format<'_> {
 }
 
 /// Checks what a format makes printf read and write. Formats with numbered arguments are left to libc.
-unsafe fn check_arguments(hook: usize, name: &str, format: Text, mut list: VaList) {
+pub unsafe fn check_arguments(hook: usize, name: &str, format: Text, mut list: VaList) {
     if !is_checking() || !options().check_printf {
         return;
     }

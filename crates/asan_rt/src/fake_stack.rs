@@ -34,12 +34,18 @@ struct Frame {
 #[repr(C)]
 pub struct FakeStack {
     hints: [AtomicU32; CLASSES],
+    /// Log2 of the frames of each class that take turns.
+    turns_log2: [AtomicU8; CLASSES],
     stack_log2: u32,
     bytes: usize,
     wants_collection: AtomicBool,
 }
 
 const HEAD_BYTES: usize = 4096;
+/// So many bytes of frames take turns, as long as they are enough: more than the second cache holds would make every
+/// call a miss. With 64 frames at least, what a function left stays to be seen for a while.
+const TURNS_BYTES_LOG2: usize = 17;
+const TURNS_FRAMES_LOG2: usize = 6;
 
 /// What `__asan_option_detect_stack_use_after_return` tells instrumented code.
 pub static IS_ON: AtomicU8 = AtomicU8::new(0);
@@ -53,7 +59,7 @@ impl FakeStack {
     /// Makes one for a stack of that size; null when there is no memory.
     fn create(stack_bytes: usize) -> *mut Self {
         let (least, most) = (options().min_uar_stack_size_log as u32, options().max_uar_stack_size_log as u32);
-        let log = stack_bytes.next_power_of_two().trailing_zeros().clamp(least, most.max(least)).clamp(12, 24);
+        let log = stack_bytes.next_power_of_two().trailing_zeros().clamp(least, most.max(least)).clamp(16, 24);
         let bytes = HEAD_BYTES + Self::flags_bytes(log) + (CLASSES << log);
         let Ok(start) = map_aligned(bytes, 4096) else { return core::ptr::null_mut() };
         let fake = start.cast::<Self>();
@@ -61,6 +67,10 @@ impl FakeStack {
         unsafe {
             (*fake).stack_log2 = log;
             (*fake).bytes = bytes;
+            for (class, turns) in (*fake).turns_log2.iter().enumerate() {
+                let wanted = TURNS_BYTES_LOG2.saturating_sub(SMALLEST_LOG2 + class).max(TURNS_FRAMES_LOG2);
+                turns.store(wanted.min((*fake).frames_log2(class)) as u8, Relaxed);
+            }
         }
         fake
     }
@@ -82,8 +92,12 @@ impl FakeStack {
         core::ptr::from_ref(self) as usize
     }
 
+    fn frames_log2(&self, class: usize) -> usize {
+        self.stack_log2 as usize - SMALLEST_LOG2 - class
+    }
+
     fn frames_of(&self, class: usize) -> usize {
-        1 << (self.stack_log2 as usize - SMALLEST_LOG2 - class)
+        1 << self.frames_log2(class)
     }
 
     fn flags(&self, class: usize) -> usize {
@@ -102,33 +116,50 @@ impl FakeStack {
     }
 
     /// A frame of a class; 0 when none is free.
-    #[inline(always)]
+    #[inline]
     fn take(&self, class: usize, real_stack: usize) -> usize {
         if self.wants_collection.load(Relaxed) {
             self.collect(real_stack);
         }
-        let Some(hint) = self.hints.get(class) else { return 0 };
-        let count = self.frames_of(class);
+        let (Some(hint), Some(turns)) = (self.hints.get(class), self.turns_log2.get(class)) else { return 0 };
+        let count = 1usize << turns.load(Relaxed);
         let mut at = hint.load(Relaxed) as usize;
         for _ in 0..count {
             let index = at & (count - 1);
             at += 1;
-            let flag = self.flag(class, index);
-            if flag.load(Relaxed) != 0 {
-                continue;
+            if self.flag(class, index).load(Relaxed) == 0 {
+                hint.store(at as u32, Relaxed);
+                return self.hand_out(class, index, real_stack);
             }
-            flag.store(1, Relaxed);
-            hint.store(at as u32, Relaxed);
-            let frame = self.frames(class) + (index << (SMALLEST_LOG2 + class));
-            // SAFETY: within the mapping, free, and the calling thread's.
-            unsafe {
-                (*(frame as *mut Frame)).real_stack = real_stack;
-                *((frame + (64 << class) - 8) as *mut usize) = core::ptr::from_ref(flag) as usize;
-            }
-            return frame;
         }
-        hint.store(at as u32, Relaxed);
-        0
+        self.take_more(class, real_stack)
+    }
+
+    /// All frames that take turns are in use: as many again join them.
+    #[cold]
+    #[inline(never)]
+    fn take_more(&self, class: usize, real_stack: usize) -> usize {
+        let (Some(hint), Some(turns)) = (self.hints.get(class), self.turns_log2.get(class)) else { return 0 };
+        let log = usize::from(turns.load(Relaxed));
+        if log >= self.frames_log2(class) {
+            return 0;
+        }
+        turns.store(log as u8 + 1, Relaxed);
+        hint.store(1 << log, Relaxed);
+        self.take(class, real_stack)
+    }
+
+    #[inline(always)]
+    fn hand_out(&self, class: usize, index: usize, real_stack: usize) -> usize {
+        let flag = self.flag(class, index);
+        flag.store(1, Relaxed);
+        let frame = self.frames(class) + (index << (SMALLEST_LOG2 + class));
+        // SAFETY: within the mapping, free, and the calling thread's.
+        unsafe {
+            (*(frame as *mut Frame)).real_stack = real_stack;
+            *((frame + (64 << class) - 8) as *mut usize) = core::ptr::from_ref(flag) as usize;
+        }
+        frame
     }
 
     /// Takes back frames of functions that ended without saying so.

@@ -293,13 +293,14 @@ pub fn stop_init_order_checking() {
 /// The variables near an address, redzones included: for reports.
 #[must_use]
 pub fn near(address: usize) -> Vec<Registered> {
-    const REDZONE_IN_FRONT: usize = 32;
+    /// From here on a variable is another matter.
+    const FAR: usize = 64;
     let held = LIST.lock.lock();
     let all = LIST.all(&held);
     all.iter()
         .filter(|registered| {
             let global = &registered.global;
-            address + REDZONE_IN_FRONT >= global.start && address < global.start + global.bytes_with_redzone
+            address + FAR > global.start && address < global.start + global.bytes_with_redzone
         })
         .copied()
         .collect()

@@ -117,7 +117,7 @@ fn main_stack() -> StackRange {
 }
 
 /// The value of a variable in the environment that the process was started with: libc may not have one yet.
-fn environment(name: &str) -> Option<String> {
+pub(crate) fn environment(name: &str) -> Option<String> {
     let all = sys::read_file(c"/proc/self/environ", 1 << 22)?;
     all.split(|&byte| byte == 0).find_map(|entry| {
         let entry = core::str::from_utf8(entry).ok()?;
@@ -179,8 +179,14 @@ fn read_options() {
             crate::out!("    {name}\n");
         }
     }
+    if let Some(prefix) = environment("LEAKSCOPE_ASAN_COPY") {
+        crate::output::set_copy(&prefix);
+    }
+    if read.verbosity >= 2 {
+        crate::out_pid!("Using internal symbolizer.\n");
+    }
     if read.help {
-        crate::out!("{}", read.help());
+        crate::out!("{}", read.help(&complaints));
     }
     check_options(&read);
     fake_stack::IS_ON.store(u8::from(read.detect_stack_use_after_return), Relaxed);

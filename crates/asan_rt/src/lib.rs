@@ -50,5 +50,6 @@ pub mod symbolize;
 pub mod sys;
 pub mod thread;
 pub mod tls;
+pub mod undefined;
 pub mod unwind;
 pub mod watch;

@@ -5,7 +5,7 @@ use crate::sys;
 use alloc::string::String;
 use core::cell::UnsafeCell;
 use core::fmt::{Arguments, Write};
-use core::sync::atomic::{AtomicI32, AtomicU32, AtomicUsize, Ordering::Relaxed};
+use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicUsize, Ordering::Relaxed};
 use leakscope_rt::memory::Lock;
 
 /// The descriptor set by `__sanitizer_set_report_fd`; -1: as the options say.
@@ -13,18 +13,31 @@ static REPORT_FD: AtomicI32 = AtomicI32::new(2);
 /// The process that opened the log file: a forked child opens its own.
 static LOG_OWNER: AtomicU32 = AtomicU32::new(0);
 
+/// The file that reports are written to a second time, for whoever started us; -1 while there is none.
+static COPY_FD: AtomicI32 = AtomicI32::new(-1);
+/// The process that opened it.
+static COPY_OWNER: AtomicU32 = AtomicU32::new(0);
+/// Whether somebody wants that.
+static IS_COPIED: AtomicBool = AtomicBool::new(false);
+
 struct Held {
     lock: Lock,
     /// Prefix of the log file; empty for none.
     path: UnsafeCell<String>,
+    /// Prefix of the second file.
+    copy: UnsafeCell<String>,
     /// The report at hand.
     kept: UnsafeCell<String>,
 }
-// SAFETY: both strings are only touched with the lock held.
+// SAFETY: the strings are only touched with the lock held.
 unsafe impl Sync for Held {}
 
-static HELD: Held =
-    Held { lock: Lock::new(), path: UnsafeCell::new(String::new()), kept: UnsafeCell::new(String::new()) };
+static HELD: Held = Held {
+    lock: Lock::new(),
+    path: UnsafeCell::new(String::new()),
+    copy: UnsafeCell::new(String::new()),
+    kept: UnsafeCell::new(String::new()),
+};
 
 /// Called with every piece of text, `__sanitizer_on_print`; 0 when there is none.
 pub static ON_PRINT: AtomicUsize = AtomicUsize::new(0);
@@ -41,6 +54,54 @@ pub fn set_path(path: &str) {
             LOG_OWNER.store(0, Relaxed);
             REPORT_FD.store(-1, Relaxed);
         }
+    }
+}
+
+/// Makes the folders that a path leads through; the first that cannot be made.
+///
+/// # Errors
+/// That folder.
+pub fn make_folders(path: &str) -> Result<(), String> {
+    for (at, _) in path.match_indices('/').filter(|&(at, _)| at > 0) {
+        let folder = path.get(..at).unwrap_or("");
+        let Ok(text) = alloc::ffi::CString::new(folder) else { return Err(String::from(folder)) };
+        if let Ok(fd) = sys::open(&text, libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC, 0) {
+            sys::close(fd);
+            continue;
+        }
+        // SAFETY: a C string.
+        if unsafe { libc::mkdir(text.as_ptr(), 0o777) } != 0 {
+            return Err(String::from(folder));
+        }
+    }
+    Ok(())
+}
+
+/// Has reports written a second time, each process to a file of its own: `prefix.PID`.
+pub fn set_copy(prefix: &str) {
+    let _held = HELD.lock.lock();
+    // SAFETY: the lock is held.
+    unsafe { *HELD.copy.get() = String::from(prefix) };
+    IS_COPIED.store(true, Relaxed);
+}
+
+/// Whether reports are written a second time: then they are to be read by a program.
+pub fn is_copied() -> bool {
+    IS_COPIED.load(Relaxed)
+}
+
+/// Writes to the second file. The caller holds the lock.
+fn write_copy(text: &str) {
+    if COPY_OWNER.load(Relaxed) != sys::getpid() {
+        // SAFETY: the lock is held.
+        let path = alloc::format!("{}.{}\0", unsafe { &*HELD.copy.get() }, sys::getpid());
+        let flags = libc::O_WRONLY | libc::O_CREAT | libc::O_APPEND | libc::O_CLOEXEC;
+        let Ok(path) = core::ffi::CStr::from_bytes_until_nul(path.as_bytes()) else { return };
+        COPY_FD.store(sys::open(path, flags, 0o600).unwrap_or(-1), Relaxed);
+        COPY_OWNER.store(sys::getpid(), Relaxed);
+    }
+    if COPY_FD.load(Relaxed) >= 0 {
+        sys::write_all(COPY_FD.load(Relaxed), text.as_bytes());
     }
 }
 
@@ -102,6 +163,9 @@ fn fd() -> i32 {
 pub fn print(text: &str) {
     let _held = HELD.lock.lock();
     sys::write_all(fd(), text.as_bytes());
+    if is_copied() {
+        write_copy(text);
+    }
     let hook = ON_PRINT.load(Relaxed);
     if hook != 0
         && let Ok(text) = alloc::ffi::CString::new(text)

@@ -210,9 +210,32 @@ pub fn is_access_poisoned(address: usize, bytes: usize) -> bool {
 
 /// The first poisoned address of a range; `None` if there is none. A range that is not the program's memory counts as
 /// poisoned where it leaves that.
-#[inline]
+#[inline(always)]
 #[must_use]
 pub fn first_poisoned(start: usize, bytes: usize) -> Option<usize> {
+    if is_short_and_clean(start, bytes) { None } else { look_for_poisoned(start, bytes) }
+}
+
+/// Whether a range of at most 57 bytes (64 if aligned) is the program's and good: one load of its shadow.
+#[inline(always)]
+fn is_short_and_clean(start: usize, bytes: usize) -> bool {
+    /// The load must not reach past the shadow's ends.
+    const MARGIN: usize = 8 << SCALE;
+    let last = start.wrapping_add(bytes).wrapping_sub(1);
+    let full = (last >> SCALE).wrapping_sub(start >> SCALE);
+    let is_inside = start < OFFSET - MARGIN || start.wrapping_sub(HIGH_MEMORY_START) < HIGH_MEMORY_END - MARGIN - HIGH_MEMORY_START;
+    if full >= 8 || !is_inside {
+        return false;
+    }
+    // SAFETY: shadow of the program's memory is mapped, see above for its ends.
+    let shadow = unsafe { (shadow_of(start) as *const u64).read_unaligned() };
+    // Every granule but the last is needed to its end: a partial one does not do.
+    let partial = (shadow >> (full * 8)) as i8;
+    shadow & ((1 << (full * 8)) - 1) == 0 && (partial == 0 || ((last & 7) as i8) < partial)
+}
+
+#[inline(never)]
+fn look_for_poisoned(start: usize, bytes: usize) -> Option<usize> {
     if bytes == 0 {
         return None;
     }
@@ -223,27 +246,11 @@ pub fn first_poisoned(start: usize, bytes: usize) -> Option<usize> {
     if end < start || !is_program(end - 1) {
         return Some(end);
     }
-    if bytes <= 64 && is_range_clean_quickly(start, bytes) {
-        return None;
-    }
-    let first_whole = start.next_multiple_of(8);
-    let last_whole = end & !7;
-    // The shadow bytes of whole granules must be zero; the two ends are looked at byte by byte.
-    let whole_is_clean =
-        last_whole <= first_whole || is_zero(shadow_of(first_whole), (last_whole - first_whole) >> SCALE);
-    let ends_are_clean = !is_poisoned(start) && !is_poisoned(end - 1);
-    if ends_are_clean && whole_is_clean {
+    let first = shadow_of(start);
+    if !is_poisoned(end - 1) && is_zero(first, shadow_of(end - 1) - first) {
         return None;
     }
     (start..end).find(|&address| is_poisoned(address))
-}
-
-#[inline(always)]
-fn is_range_clean_quickly(start: usize, bytes: usize) -> bool {
-    !is_poisoned(start)
-        && !is_poisoned(start + bytes - 1)
-        && !is_poisoned(start + bytes / 2)
-        && is_zero(shadow_of(start), (shadow_of(start + bytes - 1)) - shadow_of(start))
 }
 
 /// Whether `count` bytes of shadow are zero.

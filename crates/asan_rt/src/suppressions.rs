@@ -146,7 +146,9 @@ pub fn is_stack_suppressed(caller: &Caller) -> bool {
 #[must_use]
 pub fn leak_rule(frames: &[Frame]) -> Option<&'static Rule> {
     frames.iter().find_map(|frame| {
-        [&frame.function, &frame.file, &frame.module].into_iter().flatten().find_map(|name| find("leak", name))
+        let module = frame.module.as_deref().unwrap_or("<unknown module>");
+        let names = [frame.function.as_deref(), frame.file.as_deref(), Some(module)];
+        names.into_iter().flatten().find_map(|name| find("leak", name))
     })
 }
 

@@ -122,7 +122,7 @@ fn dispatch(cli: &Cli, matches: &ArgMatches) -> Result<ExitCode> {
     match &cli.command {
         Command::Run(args) => run::main(args, matches),
         Command::Memcheck(args) => memcheck::main(args, matches),
-        Command::Asan(args) => asan::main(args),
+        Command::Asan(args) => asan::main(args, matches),
         Command::Snapshot(args) => snapshot::main(args, matches),
         Command::Trace(args) => trace::main(args, matches),
         Command::Report(args) => report::main(args, matches),

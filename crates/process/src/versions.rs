@@ -77,6 +77,25 @@ pub fn read_defined_versions(path: &Path) -> Result<Vec<String>, ElfError> {
     Ok(versions)
 }
 
+/// The names of the libraries that a 64-bit program or library asks for itself.
+///
+/// # Errors
+/// The file cannot be read, is no such file, or its tables are damaged.
+pub fn read_needed(path: &Path) -> Result<Vec<String>, ElfError> {
+    let data = ReadCache::new(File::open(path)?);
+    let data = &data;
+    let (endian, sections) = open(data)?;
+    let Some((entries, link)) = sections.dynamic(endian, data).map_err(corrupt)? else { return Ok(Vec::new()) };
+    let strings = sections.strings(endian, data, link).map_err(corrupt)?;
+    let needed = entries.iter().filter(|entry| entry.d_tag(endian) == elf::DT_NEEDED).take(MOST_ENTRIES);
+    let name = |entry: &elf::Dyn64<Endianness>| {
+        let offset = u32::try_from(entry.d_val(endian)).unwrap_or(u32::MAX);
+        let name = strings.get(offset).map_err(|()| ElfError::Corrupt("the name of a library lies nowhere".into()))?;
+        Ok(String::from_utf8_lossy(name).into_owned())
+    };
+    needed.map(name).collect()
+}
+
 /// The file that `program` will load as `library`: searched in its run path, in `library_path` (the value of
 /// `LD_LIBRARY_PATH`) and beside its loader, with which the C library is always installed. `None` when it is in none of
 /// them; the loader's own cache and built-in folders are not read.

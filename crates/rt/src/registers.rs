@@ -10,6 +10,8 @@ pub struct RegisterFile {
     pub rsp: u64,
     /// The other general registers that hold something of the program's (unknown ones are 0).
     pub words: [u64; 15],
+    /// Where the vector registers are saved, in FXSAVE's layout, as long as the thread stands still; 0 when unknown.
+    pub vectors: u64,
 }
 
 impl RegisterFile {
@@ -27,7 +29,9 @@ impl RegisterFile {
         {
             *word = general.get(index).copied().unwrap_or(0) as u64;
         }
-        Self { rsp: general[libc::REG_RSP as usize] as u64, words }
+        // SAFETY: as above; the kernel saves them in the signal frame.
+        let vectors = unsafe { (*context).uc_mcontext.fpregs } as u64;
+        Self { rsp: general[libc::REG_RSP as usize] as u64, words, vectors }
     }
 }
 
@@ -47,7 +51,7 @@ impl From<Preserved> for RegisterFile {
         for (to, from) in words.iter_mut().zip(preserved.words) {
             *to = from;
         }
-        Self { rsp: preserved.rsp, words }
+        Self { rsp: preserved.rsp, words, vectors: 0 }
     }
 }
 

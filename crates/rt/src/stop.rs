@@ -43,7 +43,7 @@ static SLOTS: [Slot; MOST] = [const {
     Slot {
         tid: AtomicU32::new(0),
         state: AtomicU32::new(0),
-        registers: UnsafeCell::new(RegisterFile { rsp: 0, words: [0; 15] }),
+        registers: UnsafeCell::new(RegisterFile { rsp: 0, words: [0; 15], vectors: 0 }),
     }
 }; MOST];
 static USED: AtomicU32 = AtomicU32::new(0);

@@ -91,7 +91,14 @@ impl Cache {
             }
         }
         list.count -= 1;
-        list.blocks.get(list.count as usize).map(|&packed| regions::unpack(class, packed))
+        let at = list.count as usize;
+        // The next block of this class has waited long in the quarantine: nothing of it is in the cache.
+        if let Some(&next) = list.blocks.get(at.wrapping_sub(1)) {
+            let next = regions::unpack(class, next);
+            leakscope_rt::memory::prefetch(next as *const u8);
+            leakscope_rt::memory::prefetch(crate::shadow_map::shadow_of(next) as *const u8);
+        }
+        list.blocks.get(at).map(|&packed| regions::unpack(class, packed))
     }
 
     /// Keeps a free block.

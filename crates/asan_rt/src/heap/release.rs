@@ -29,6 +29,9 @@ pub fn release(caller: &Caller, address: usize, kind: AllocKind, deletion: Delet
     if address == 0 {
         return;
     }
+    // Most of a release is waiting for these two lines: they are on their way while the stack is recalled.
+    leakscope_rt::memory::prefetch(address.wrapping_sub(super::chunk::HEADER_BYTES) as *const u8);
+    leakscope_rt::memory::prefetch(shadow_map::shadow_of(address) as *const u8);
     if HAS_HOOKS.load(Relaxed) && super::run_release_hook(address) {
         // The program keeps it for now, and may release it by any function later.
         if let Some((chunk, facts)) = chunk_of(address).filter(|(_, facts)| facts.state == State::Allocated) {

@@ -102,7 +102,7 @@ fn span_of(block: &Live) -> usize {
 }
 
 /// Marks, and gives every lost block with whether it is lost directly.
-fn lost(blocks: &[Live], found: &roots::Found) -> Option<Vec<(usize, bool)>> {
+fn lost(blocks: &[Live], found: &roots::Found, may_change: bool) -> Option<Vec<(usize, bool)>> {
     let nodes: Vec<(usize, Block)> = blocks
         .iter()
         .enumerate()
@@ -132,7 +132,7 @@ fn lost(blocks: &[Live], found: &roots::Found) -> Option<Vec<(usize, bool)>> {
         granules: &mut *granules.0,
         settled: &*settled.0,
     };
-    let mut memory = roots::OwnMemory::new(&found.mappings);
+    let mut memory = roots::OwnMemory::new(&found.mappings, may_change);
     let roots = Roots { ranges: &ranges, registers: &found.registers };
     let marked = mark(graph.as_slice(), roots, HeuristicSet::NONE, &mut memory, work).ok()?;
     let mut lost = Vec::new();
@@ -146,13 +146,42 @@ fn lost(blocks: &[Live], found: &roots::Found) -> Option<Vec<(usize, bool)>> {
     Some(lost)
 }
 
-/// Looks for leaks, less what rules hide.
-fn find(is_exit: bool) -> Option<Vec<Leak>> {
-    let found = roots::find(is_exit);
-    let mut blocks = live_blocks();
+/// [`lost`], with pointers at any address when the options ask for them: what they lead to is reached, and marking begins
+/// anew until they lead to nothing more.
+fn lost_blocks(blocks: &[Live], found: &mut roots::Found, may_change: bool) -> Option<Vec<(usize, bool)>> {
+    loop {
+        let lost = lost(blocks, found, may_change)?;
+        if !options().use_unaligned || lost.is_empty() {
+            return Some(lost);
+        }
+        let is_lost = |at: usize| lost.binary_search_by_key(&at, |&(at, _)| at).is_ok();
+        let held = blocks.iter().enumerate().filter(|&(at, _)| !is_lost(at));
+        let held = held.map(|(_, block)| (block.start, block.start + block.bytes));
+        let ranges = found.ranges.iter().map(|range| (range.start.0 as usize, range.end.0 as usize)).chain(held);
+        let mut memory = roots::OwnMemory::new(&found.mappings, may_change);
+        let mut reached = Vec::new();
+        for (start, end) in ranges {
+            memory.for_each_unaligned(start, end, &mut |word| {
+                let after = blocks.partition_point(|block| block.start <= word);
+                let target = after.checked_sub(1).filter(|&at| word < blocks[at].start + span_of(&blocks[at]));
+                if target.is_some_and(is_lost) {
+                    reached.push(word as u64);
+                }
+            });
+        }
+        if reached.is_empty() {
+            return Some(lost);
+        }
+        found.registers.extend(reached);
+    }
+}
+
+/// Looks for leaks, less what rules hide. `may_change`: a thread may wake up meanwhile.
+fn find(scene: Scene, may_change: bool) -> Option<Vec<Leak>> {
+    let Scene { roots: mut found, mut blocks } = scene;
     let mut judged: Vec<(u32, bool)> = Vec::new();
     loop {
-        let lost = lost(&blocks, &found)?;
+        let lost = lost_blocks(&blocks, &mut found, may_change)?;
         let mut hides_more = false;
         for &(at, _) in &lost {
             let Some(block) = blocks.get_mut(at) else { continue };
@@ -265,23 +294,37 @@ fn print_used_rules() {
     crate::output::print(&out);
 }
 
-/// Stops the other threads while none of them holds a lock that the check needs: the loader's, the heap's, our own.
-fn stop_others(program_goes_on: bool) {
+/// What a check looks at, as it was in one moment.
+struct Scene {
+    roots: roots::Found,
+    blocks: Vec<Live>,
+}
+
+/// Stops the other threads while none of them holds a lock that the check needs: the loader's, the heap's, our own; and
+/// looks. The heap's locks are kept meanwhile: a thread that waits for one of them must not be served before we have seen
+/// what there is.
+fn look(is_exit: bool) -> Option<Scene> {
+    struct Asked {
+        is_exit: bool,
+        seen: Option<Scene>,
+    }
     unsafe extern "C" fn with_loader_lock(_: *mut libc::dl_phdr_info, _: usize, out: *mut core::ffi::c_void) -> i32 {
-        // SAFETY: the caller's flag.
-        let program_goes_on = unsafe { *out.cast::<bool>() };
+        // SAFETY: the caller's structure, which nobody else has.
+        let asked = unsafe { &mut *out.cast::<Asked>() };
         heap::lock_all();
         depot::with_lock(|| {
             crate::arena::with_arena_locked(|| {
-                leakscope_rt::stop::stop_others(program_goes_on);
+                leakscope_rt::stop::stop_others(!asked.is_exit);
             });
         });
+        asked.seen = Some(Scene { roots: roots::find(asked.is_exit), blocks: live_blocks() });
         heap::unlock_all();
         1
     }
-    let mut program_goes_on = program_goes_on;
-    // SAFETY: the callback gets the flag back, and ends the iteration at once.
-    unsafe { libc::dl_iterate_phdr(Some(with_loader_lock), (&raw mut program_goes_on).cast()) };
+    let mut asked = Asked { is_exit, seen: None };
+    // SAFETY: the callback gets the structure back, and ends the iteration at once.
+    unsafe { libc::dl_iterate_phdr(Some(with_loader_lock), (&raw mut asked).cast()) };
+    asked.seen
 }
 
 /// Checks now; whether there are leaks.
@@ -290,8 +333,7 @@ fn check(is_exit: bool) -> bool {
     if options().verbosity > 0 {
         crate::out_pid!("LeakSanitizer: checking for leaks\n");
     }
-    stop_others(!is_exit);
-    let leaks = find(is_exit);
+    let leaks = look(is_exit).and_then(|scene| find(scene, !is_exit));
     leakscope_rt::stop::resume();
     let Some(leaks) = leaks else {
         crate::out_pid!("LeakSanitizer: not enough memory for the leak check\n");

@@ -188,6 +188,7 @@ pub fn find(is_exit: bool) -> Found {
         }
         if options().use_registers && !(is_me && is_exit) {
             collector.found.registers.extend(registers.map(|r| r.words).unwrap_or_default());
+            collector.found.registers.extend(registers.into_iter().flat_map(vector_registers));
         }
         if options().use_tls {
             thread_storage(&mut collector, record, is_me);
@@ -208,6 +209,17 @@ pub fn find(is_exit: bool) -> Found {
         }
     }
     collector.found
+}
+
+/// The halves of a stopped thread's vector registers: compilers move pairs of pointers in them.
+fn vector_registers(registers: &RegisterFile) -> [u64; 32] {
+    /// Of xmm0 in what FXSAVE writes.
+    const FIRST_BYTE: usize = 160;
+    match registers.vectors as usize {
+        0 => [0; 32],
+        // SAFETY: the thread stands in the signal handler that this is the frame of.
+        at => unsafe { ((at + FIRST_BYTE) as *const [u64; 32]).read_unaligned() },
+    }
 }
 
 /// Thread-local storage: static storage lies below the thread pointer, the thread's own data above.
@@ -285,6 +297,8 @@ const BUFFER_WORDS: usize = 512;
 /// The process's own memory, less what is poisoned: no program keeps a pointer where it may not look.
 pub struct OwnMemory<'m> {
     mappings: &'m [(usize, usize)],
+    /// Whether mappings may go away: a thread that slept in a system call that must not be interrupted may wake up.
+    may_change: bool,
     /// The mapping that was read last.
     last: (usize, usize),
     buffer: [u64; BUFFER_WORDS],
@@ -292,8 +306,8 @@ pub struct OwnMemory<'m> {
 
 impl<'m> OwnMemory<'m> {
     /// A reader of these mappings, which rise.
-    pub const fn new(mappings: &'m [(usize, usize)]) -> Self {
-        Self { mappings, last: (0, 0), buffer: [0; BUFFER_WORDS] }
+    pub const fn new(mappings: &'m [(usize, usize)], may_change: bool) -> Self {
+        Self { mappings, may_change, last: (0, 0), buffer: [0; BUFFER_WORDS] }
     }
 
     /// How many bytes can be read from `start` on.
@@ -310,6 +324,26 @@ impl<'m> OwnMemory<'m> {
     }
 }
 
+impl OwnMemory<'_> {
+    /// Calls `each` with the words of a range that begin at no multiple of 8.
+    pub fn for_each_unaligned(&mut self, start: usize, end: usize, each: &mut impl FnMut(usize)) {
+        let mut at = start.next_multiple_of(8);
+        while at + 16 <= end {
+            let most = ((end - at) / 8).min(BUFFER_WORDS);
+            let Some(words) = self.words(Avma(at as u64), most) else {
+                at = (at + 1).next_multiple_of(4096);
+                continue;
+            };
+            for pair in words.windows(2) {
+                let both = u128::from(pair[0]) | u128::from(pair[1]) << 64;
+                (1..8).for_each(|bytes| each((both >> (8 * bytes)) as u64 as usize));
+            }
+            // The last word begins pairs with what follows it.
+            at += (words.len() - 1).max(1) * 8;
+        }
+    }
+}
+
 impl Memory for OwnMemory<'_> {
     fn words(&mut self, start: Avma, count: usize) -> Option<&[u64]> {
         let start = start.0 as usize;
@@ -317,14 +351,28 @@ impl Memory for OwnMemory<'_> {
         if count == 0 {
             return None;
         }
-        if options().use_poisoned || shadow_map::first_poisoned(start, count * 8).is_none() {
+        let is_clean = options().use_poisoned || shadow_map::first_poisoned(start, count * 8).is_none();
+        if is_clean && !self.may_change {
             // SAFETY: inside a readable mapping; other threads stand still.
             return Some(unsafe { core::slice::from_raw_parts(start as *const u64, count) });
         }
-        for (number, word) in self.buffer.iter_mut().enumerate().take(count) {
-            let at = start + number * 8;
-            // SAFETY: as above.
-            *word = if shadow_map::shadow_byte(at) == 0 { unsafe { *(at as *const u64) } } else { 0 };
+        if self.may_change {
+            let bytes = count * 8;
+            // SAFETY: the buffer's own bytes.
+            let out = unsafe { core::slice::from_raw_parts_mut(self.buffer.as_mut_ptr().cast::<u8>(), bytes) };
+            if !crate::sys::peek(start, out) {
+                return None;
+            }
+        } else {
+            // SAFETY: inside a readable mapping; other threads stand still; the buffer has room for so many words.
+            unsafe { core::ptr::copy_nonoverlapping(start as *const u64, self.buffer.as_mut_ptr(), count) };
+        }
+        if !is_clean {
+            for (number, word) in self.buffer.iter_mut().enumerate().take(count) {
+                if shadow_map::shadow_byte(start + number * 8) != 0 {
+                    *word = 0;
+                }
+            }
         }
         self.buffer.get(..count)
     }

@@ -117,9 +117,9 @@ macro_rules! define_options {
             /// Names and values, as `help=1` shows them.
             pub(super) fn show(&self, out: &mut alloc::string::String) {
                 $(
-                    out.push_str(concat!("\t", stringify!($name), "\n\t\t- (Current Value: "));
-                    $crate::options::Value::show(&self.$name, out);
-                    out.push_str(")\n");
+                    let mut value = alloc::string::String::new();
+                    $crate::options::Value::show(&self.$name, &mut value);
+                    $crate::options::show_one(out, stringify!($name), &value);
                 )*
             }
         }
@@ -156,6 +156,34 @@ pub fn change(body: impl FnOnce(&mut Options)) {
     body(unsafe { &mut *OPTIONS.0.get() });
 }
 
+/// Options that are amounts, and shown as such.
+const AMOUNTS: [&str; 5] = [
+    "clear_shadow_mmap_threshold",
+    "mmap_limit_mb",
+    "hard_rss_limit_mb",
+    "soft_rss_limit_mb",
+    "max_allocation_size_mb",
+];
+
+/// An option and its value as `help=1` shows them: at most so many characters as LLVM's run-time does.
+fn show_one(out: &mut String, name: &str, value: &str) {
+    const MOST: usize = 127;
+    let _ = match value.parse::<i64>() {
+        Ok(amount) if AMOUNTS.contains(&name) => writeln!(out, "\t{name}\n\t\t- (Current Value: 0x{amount:x})"),
+        _ if value.len() > MOST => {
+            let shown: String = value.chars().take(MOST).collect();
+            writeln!(out, "\t{name}\n\t\t- (Current Value Truncated: {shown})")
+        }
+        _ => writeln!(out, "\t{name}\n\t\t- (Current Value: {value})"),
+    };
+}
+
+/// Whether reports are to have the words of gcc 12's library.
+#[must_use]
+pub fn has_gcc_words() -> bool {
+    options().report_wording == "gcc12"
+}
+
 /// Where a string of options comes from.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Origin {
@@ -172,6 +200,8 @@ pub struct Complaints {
     pub unknown: Vec<String>,
     /// A sentence that ends the process.
     pub fatal: Option<String>,
+    /// The files that were to be included, and perhaps were, as `help=1` shows them.
+    pub included: [String; 2],
 }
 
 impl Options {
@@ -217,13 +247,20 @@ impl Options {
         read: &mut dyn FnMut(&str) -> Option<String>,
     ) {
         match (name, origin) {
-            ("include" | "include_if_exists", _) => match read(value) {
-                Some(text) => self.decode(&text, origin, complaints, read),
-                None if name == "include" => {
-                    complaints.fatal = Some(alloc::format!("Failed to read options from '{value}': error 2"));
+            ("include" | "include_if_exists", _) => {
+                let must_exist = name == "include";
+                complaints.included[usize::from(!must_exist)] = String::from(value);
+                match read(value) {
+                    Some(text) => self.decode(&text, origin, complaints, read),
+                    None if must_exist => {
+                        complaints.fatal = Some(alloc::format!("Failed to read options from '{value}': error 2"));
+                    }
+                    None => {}
                 }
-                None => {}
-            },
+            }
+            ("report_wording", _) if !["llvm19", "gcc12"].contains(&value) => {
+                complaints.fatal = Some(alloc::format!("Invalid value for report_wording option: '{value}'"));
+            }
             ("suppressions", Origin::Asan) => self.suppressions = String::from(value).leak(),
             ("suppressions", Origin::Lsan) => self.leak_suppressions = String::from(value).leak(),
             _ => match self.set(name, value) {
@@ -238,9 +275,12 @@ impl Options {
 
     /// What `help=1` prints.
     #[must_use]
-    pub fn help(&self) -> String {
+    pub fn help(&self, complaints: &Complaints) -> String {
         let mut out = String::from("Available flags for AddressSanitizer:\n");
         self.show(&mut out);
+        show_one(&mut out, "suppressions", self.suppressions);
+        show_one(&mut out, "include", &complaints.included[0]);
+        show_one(&mut out, "include_if_exists", &complaints.included[1]);
         out
     }
 }

@@ -1,4 +1,5 @@
-//! Every option that LLVM 19's run-time knows, with its default. Source: what `help=1` prints.
+//! Every option that LLVM 19's run-time knows, with its default, and one of ours: `report_wording`. Source: what `help=1`
+//! prints.
 
 use super::{Handle, Text, define_options};
 
@@ -147,4 +148,5 @@ define_options! {
     use_poisoned: bool = false;
     log_pointers: bool = false;
     log_threads: bool = false;
+    report_wording: Text = "llvm19";
 }

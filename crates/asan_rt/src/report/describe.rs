@@ -1,6 +1,7 @@
 //! What an address is: a block of the heap, a variable, a place in the shadow.
 
 use super::{frame, stack, thread_name};
+use crate::options::has_gcc_words;
 use crate::output::Address;
 use crate::shadow_map;
 use crate::{depot, describe_threads, globals, heap, thread};
@@ -35,6 +36,15 @@ fn describe_shadow(address: usize) -> bool {
     true
 }
 
+/// The words for where an address lies: gcc's library has others.
+fn words(place: &'static str) -> &'static str {
+    match place {
+        "before" if has_gcc_words() => "to the left of",
+        "after" if has_gcc_words() => "to the right of",
+        _ => place,
+    }
+}
+
 /// Prints where an address is, relative to a block: for the heap and for anything with bounds.
 fn relation(address: usize, access_bytes: usize, start: usize, bytes: usize) -> (usize, usize, &'static str) {
     let end = start + bytes;
@@ -57,8 +67,9 @@ pub fn describe_heap(address: usize, access_bytes: usize) -> bool {
     let (start, bytes) = (found.user, found.facts.requested_bytes);
     let (shown, distance, place) = relation(address, access_bytes, start, bytes);
     crate::out!(
-        "{} is located {distance} bytes {place} {bytes}-byte region [{},{})\n",
+        "{} is located {distance} bytes {} {bytes}-byte region [{},{})\n",
         Address(shown),
+        words(place),
         Address(start),
         Address(start + bytes)
     );
@@ -94,8 +105,9 @@ pub fn describe_globals(address: usize, access_bytes: usize, what: &str) -> bool
             (address, address - global.start, "inside of")
         };
         crate::out!(
-            "{} is located {distance} bytes {place} global variable '{}' defined in '{}' ({}) of size {}\n",
+            "{} is located {distance} bytes {} global variable '{}' defined in '{}' ({}) of size {}\n",
             Address(shown),
+            words(place),
             crate::symbolize::demangle(global.name()),
             super::globals::place(global),
             Address(global.start),

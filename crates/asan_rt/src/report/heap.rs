@@ -235,6 +235,12 @@ pub fn invalid_posix_memalign(caller: &Caller, alignment: usize) {
 /// More than may be allocated.
 #[cold]
 pub fn allocation_too_big(caller: &Caller, bytes: usize, adjusted: usize, most: usize) {
+    if options().allocator_may_return_null {
+        // The function may not: operator new.
+        return no_memory(caller, bytes);
+    }
+    // A size near the end of the address space wraps, and is rounded up like any other.
+    let adjusted = adjusted.wrapping_add(7) & !7;
     impossible(
         caller,
         "allocation-size-too-big",
@@ -263,6 +269,10 @@ pub fn rss_limit(caller: &Caller) {
 #[cold]
 pub fn out_of_memory(caller: &Caller, bytes: usize) {
     crate::out!("ERROR: Failed to mmap\n");
+    no_memory(caller, bytes);
+}
+
+fn no_memory(caller: &Caller, bytes: usize) {
     impossible(
         caller,
         "out-of-memory",

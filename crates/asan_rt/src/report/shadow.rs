@@ -1,6 +1,6 @@
 //! The shadow bytes around an address, and what they mean.
 
-use crate::options::options;
+use crate::options::{has_gcc_words, options};
 use crate::output::Address;
 use crate::shadow_map::{OFFSET, SCALE, is_shadow, shadow_of};
 use alloc::string::String;
@@ -25,7 +25,9 @@ pub fn print(address: usize) {
         if !is_shadow(row) {
             continue;
         }
-        let _ = write!(out, "{}{}:", if row == middle { "=>" } else { "  " }, Address((row - OFFSET) << SCALE));
+        // gcc's library shows where the row itself lies.
+        let shown = if has_gcc_words() { row } else { (row - OFFSET) << SCALE };
+        let _ = write!(out, "{}{}:", if row == middle { "=>" } else { "  " }, Address(shown));
         for at in row..row + ROW {
             let before = if at == guilty {
                 "["

@@ -2,7 +2,7 @@
 
 use super::scariness::Scariness;
 use super::{Report, stack};
-use crate::options::options;
+use crate::options::{has_gcc_words, options};
 use crate::output::Address;
 use crate::{thread, unwind};
 use alloc::string::String;
@@ -118,7 +118,8 @@ fn unknown(signal: &Signal, report: &Report, registers: &str, pc: usize, frames:
     if options().dump_instruction_bytes {
         instruction_bytes(pc);
     }
-    if options().dump_registers {
+    // gcc 12's library is older than this.
+    if options().dump_registers && !has_gcc_words() {
         dump_registers(signal);
     }
     crate::out!("AddressSanitizer can not provide additional info.\n");

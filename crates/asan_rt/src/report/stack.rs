@@ -1,8 +1,9 @@
 //! Stacks in reports: one line a function, by `stack_trace_format`.
 
-use crate::options::options;
+use crate::options::{has_gcc_words, options};
 use crate::output::Address;
 use crate::symbolize::{self, Frame};
+use alloc::borrow::Cow;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt::Write;
@@ -24,13 +25,13 @@ pub fn render(out: &mut String, format: &str, number: usize, frame: &Frame) {
             Some('m') => out.push_str(frame.module.as_deref().unwrap_or("")),
             Some('o') => _ = write!(out, "0x{:x}", frame.offset),
             Some('b') => build_id(out, frame),
-            Some('f') => out.push_str(frame.function.as_deref().unwrap_or("")),
+            Some('f') => out.push_str(&function(frame).unwrap_or_default()),
             Some('q') => out.push_str("0x0"),
             Some('s') => out.push_str(frame.file.as_deref().unwrap_or("")),
             Some('l') => _ = write!(out, "{}", frame.line),
             Some('c') => _ = write!(out, "{}", frame.column),
             Some('F') => {
-                if let Some(function) = &frame.function {
+                if let Some(function) = function(frame) {
                     _ = write!(out, "in {function}");
                 }
             }
@@ -40,7 +41,7 @@ pub fn render(out: &mut String, format: &str, number: usize, frame: &Frame) {
                     source(out, frame);
                 } else if frame.module.is_some() {
                     place(out, frame);
-                    if !frame.build_id.is_empty() {
+                    if !frame.build_id.is_empty() && !has_gcc_words() {
                         out.push(' ');
                         build_id(out, frame);
                     }
@@ -51,7 +52,7 @@ pub fn render(out: &mut String, format: &str, number: usize, frame: &Frame) {
             Some('M') => {
                 if frame.module.is_some() {
                     place(out, frame);
-                    if !frame.build_id.is_empty() {
+                    if !frame.build_id.is_empty() && !has_gcc_words() {
                         out.push(' ');
                         build_id(out, frame);
                     }
@@ -68,6 +69,16 @@ pub fn render(out: &mut String, format: &str, number: usize, frame: &Frame) {
     }
 }
 
+/// A function's name. gcc's library calls what stands in for libc's functions interceptors.
+fn function(frame: &Frame) -> Option<Cow<'_, str>> {
+    let name = frame.function.as_deref()?;
+    let is_hook = has_gcc_words() && crate::modules::is_own_code(frame.address);
+    if is_hook && !name.starts_with("operator ") && !name.starts_with("__") {
+        return Some(Cow::Owned(alloc::format!("__interceptor_{name}")));
+    }
+    Some(Cow::Borrowed(name))
+}
+
 fn source(out: &mut String, frame: &Frame) {
     let file = frame.file.as_deref().unwrap_or("");
     if options().symbolize_vs_style && frame.line > 0 {
@@ -81,7 +92,7 @@ fn source(out: &mut String, frame: &Frame) {
     out.push_str(file);
     if frame.line > 0 {
         _ = write!(out, ":{}", frame.line);
-        if frame.column > 0 {
+        if frame.column > 0 && !has_gcc_words() {
             _ = write!(out, ":{}", frame.column);
         }
     }
@@ -117,7 +128,8 @@ pub fn text(frames: &[u64]) -> String {
         return out;
     }
     let all = symbolized(frames);
-    let format = if options().stack_trace_format == "DEFAULT" { DEFAULT_FORMAT } else { options().stack_trace_format };
+    let is_default = options().stack_trace_format == "DEFAULT" || crate::output::is_copied();
+    let format = if is_default { DEFAULT_FORMAT } else { options().stack_trace_format };
     for (number, frame) in all.iter().enumerate() {
         let start = out.len();
         render(&mut out, format, number, frame);
@@ -149,6 +161,9 @@ pub fn print(frames: &[u64]) {
 }
 
 fn is_internal(frame: &Frame) -> bool {
+    if has_gcc_words() {
+        return false;
+    }
     let in_headers = frame.file.as_deref().is_some_and(|file| {
         file.contains("/compiler-rt/lib/") || file.contains("/include/c++/") || file.contains("/include/g++")
     });

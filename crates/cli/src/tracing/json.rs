@@ -45,6 +45,7 @@ pub fn render(moment: &Moment, session: &Session<'_>) -> String {
             "releases_busy": lost.frees_busy, "stacks_full": lost.stacks_full, "stacks_failed": lost.stacks_failed,
             "stacks_cut": lost.stacks_cut, "missed_releases": lost.missed_frees, "bulk_blocks": lost.bulk_blocks,
             "events_missed": lost.events_missed, "names": lost.names, "calls": lost.calls,
+            "stacks_wrong": lost.stacks_wrong,
         },
         "notes": session.notes,
     });

@@ -126,6 +126,10 @@ pub fn lost_words(moment: &Moment) -> Vec<String> {
     say(lost.stacks_full, "allocations found no room for their stack; their bytes are under \"stack not kept\"");
     say(lost.stacks_failed, "allocations had no stack");
     say(lost.stacks_cut, "stacks were deeper than 64 frames and are cut");
+    say(
+        lost.stacks_wrong,
+        "stacks of those that were compared with the kernel's were wrong, and were put right; of some hundreds one is compared",
+    );
     say(lost.missed_frees, "blocks were released unseen; they were taken off when their address was allocated again");
     say(lost.bulk_blocks, "blocks of bulk calls were beyond those that are looked at");
     say(lost.events_missed, "events came while the same program ran on that processor and were not seen");

@@ -5,7 +5,8 @@ import "uplot/dist/uPlot.min.css";
 
 import { bytes, grouped, h, seconds } from "./dom.js";
 
-const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+/** A colour of the page. */
+export const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 /** Steps of an axis in bytes: powers of two. */
 const BINARY_STEPS = Array.from({ length: 60 }, (_, power) => 2 ** power);
 /** Steps of an axis in seconds: decimal ones, and those of a clock. */
@@ -116,7 +117,8 @@ function heapOptions(place) {
   };
 }
 
-function plot(place, options, data) {
+/** Draws a chart into an element that is emptied. */
+export function plot(place, options, data) {
   place.replaceChildren();
   const made = new uPlot(options, data, place);
   const canvas = made.root.querySelector("canvas");
