@@ -41,6 +41,11 @@ pub fn run(words: &[String]) -> Result<()> {
     build_leakscope()?;
     conformance::preload(fast)?;
     conformance::memcheck(fast)?;
+    if conformance::asan::is_possible() {
+        conformance::asan::run(fast)?;
+    } else {
+        eprintln!("conformance asan is left out: it needs clang-19, llvm-19 and libclang-rt-19-dev");
+    }
     accuracy::run(&["memcheck".to_owned(), "--quick".to_owned()])?;
     vm::for_tests(fast)?;
     fuzz::all()?;

@@ -14,7 +14,9 @@ pub fn subject(notice: &Notice) -> String {
         count => format!(" and {} more", count - 1),
     };
     let word = notice.kind.word();
-    one_line(&format!("[leakscope] {}: {word}: {first}{more}", notice.machine))
+    let line = one_line(&format!("[leakscope] {}: {word}: {first}{more}", notice.machine));
+    // An encoded word in a name would be decoded by who reads the mail, line ends and all.
+    line.replace("=?", "= ?")
 }
 
 /// All of it as plain text.

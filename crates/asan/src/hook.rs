@@ -1,7 +1,7 @@
 //! What hooks are made of: originals, and checks of ranges.
 
 use leakscope_asan_rt::report::{access, misuse};
-use leakscope_asan_rt::shadow_map::first_poisoned;
+use leakscope_asan_rt::shadow_map::{first_poisoned, is_program, is_shadow, shadow_of};
 use leakscope_asan_rt::tls::{self, mark};
 use leakscope_asan_rt::unwind::Caller;
 use leakscope_asan_rt::{init, suppressions};
@@ -61,7 +61,10 @@ pub fn check(hook: usize, name: &str, address: usize, bytes: usize, is_write: bo
         return overflow(hook, address, bytes);
     }
     if let Some(bad) = first_poisoned(address, bytes) {
-        complain(hook, name, bad, bytes, is_write);
+        let is_nobodys = bad == address && !is_program(bad);
+        if !is_nobodys || !is_accessible_all_the_same(bad) {
+            complain(hook, name, bad, bytes, is_write);
+        }
     }
 }
 
@@ -91,6 +94,17 @@ fn complain(hook: usize, name: &str, bad: usize, bytes: usize, is_write: bool) {
     }
     let caller = Caller::of_hook(hook);
     access::report(&caller, bad, is_write, bytes, false);
+}
+
+/// For ranges that begin where nobody's memory is: touches them, so that the fault tells of the access, as it would
+/// without us. What a driver has put into the gap of the shadow survives that.
+#[cold]
+fn is_accessible_all_the_same(address: usize) -> bool {
+    // What the shadow says of the shadow lies in the gap.
+    let at = if is_shadow(address) { shadow_of(address) } else { address };
+    // SAFETY: nothing of Rust's lies there. The program is about to do the same; if it faults, the signal's handler tells.
+    unsafe { (at as *const u8).read_volatile() };
+    true
 }
 
 /// Checks that two ranges do not overlap.

@@ -9,6 +9,9 @@ use leakscope_asan_rt::{init, leaks, originals};
 
 originals! {
     fn __cxa_atexit(function: extern "C" fn(*mut c_void), argument: *mut c_void, object: *mut c_void) -> c_int;
+    fn ftrylockfile(stream: *mut c_void) -> c_int;
+    fn fflush_unlocked(stream: *mut c_void) -> c_int;
+    fn funlockfile(stream: *mut c_void);
 }
 
 /// What the program registers runs when initialisation is over, however early the end comes.
@@ -49,7 +52,22 @@ fn once() {
     unsafe { real::__cxa_atexit(at_end, core::ptr::null_mut(), core::ptr::null_mut()) };
 }
 
+/// Writes out what the program printed: the check ends the process before libc does it. Not while a thread holds the
+/// stream, as one that waits for input may for ever.
+fn flush_standard_output() {
+    let stream = originals::lookup(c"stdout") as *const *mut c_void;
+    // SAFETY: null, or libc's variable; the stream is flushed with its lock held.
+    unsafe {
+        if stream.is_null() || (*stream).is_null() || real::ftrylockfile(*stream) != 0 {
+            return;
+        }
+        real::fflush_unlocked(*stream);
+        real::funlockfile(*stream);
+    }
+}
+
 extern "C" fn at_end(_: *mut c_void) {
+    flush_standard_output();
     if leakscope_asan_rt::options::options().atexit {
         leakscope_asan_rt::out!("AddressSanitizer exit stats:\n");
         leakscope_asan_rt::statistics::print();

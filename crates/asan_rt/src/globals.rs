@@ -290,7 +290,7 @@ pub fn stop_init_order_checking() {
     crate::options::change(|options| options.check_initialization_order = false);
 }
 
-/// The variables near an address, redzones included: for reports.
+/// The variables near an address, redzones included, the one that was registered last first: for reports.
 #[must_use]
 pub fn near(address: usize) -> Vec<Registered> {
     /// From here on a variable is another matter.
@@ -298,6 +298,7 @@ pub fn near(address: usize) -> Vec<Registered> {
     let held = LIST.lock.lock();
     let all = LIST.all(&held);
     all.iter()
+        .rev()
         .filter(|registered| {
             let global = &registered.global;
             address + FAR > global.start && address < global.start + global.bytes_with_redzone

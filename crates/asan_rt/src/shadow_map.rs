@@ -223,7 +223,8 @@ fn is_short_and_clean(start: usize, bytes: usize) -> bool {
     const MARGIN: usize = 8 << SCALE;
     let last = start.wrapping_add(bytes).wrapping_sub(1);
     let full = (last >> SCALE).wrapping_sub(start >> SCALE);
-    let is_inside = start < OFFSET - MARGIN || start.wrapping_sub(HIGH_MEMORY_START) < HIGH_MEMORY_END - MARGIN - HIGH_MEMORY_START;
+    let is_inside =
+        start < OFFSET - MARGIN || start.wrapping_sub(HIGH_MEMORY_START) < HIGH_MEMORY_END - MARGIN - HIGH_MEMORY_START;
     if full >= 8 || !is_inside {
         return false;
     }

@@ -108,11 +108,11 @@ impl Type {
                     Operand::Unsigned((((word as u64) << unused) >> unused).into())
                 }
             }
-            // SAFETY: the compiler passes the address of a wide operand.
-            INTEGER if self.bits() == 128 => match self.is_signed() {
-                true => Operand::Signed(unsafe { (word as *const i128).read_unaligned() }),
-                false => Operand::Unsigned(unsafe { (word as *const u128).read_unaligned() }),
-            },
+            INTEGER if self.bits() == 128 => {
+                // SAFETY: the compiler passes the address of a wide operand.
+                let value = unsafe { (word as *const u128).read_unaligned() };
+                if self.is_signed() { Operand::Signed(value as i128) } else { Operand::Unsigned(value) }
+            }
             FLOAT if self.info == 32 => Operand::Float(f32::from_bits(word as u32).into()),
             FLOAT if self.info == 64 => Operand::Float(f64::from_bits(word as u64)),
             // SAFETY: as above: x87's ten bytes.
@@ -220,8 +220,8 @@ fn wishes() -> u8 {
     }
     let text = crate::init::environment("UBSAN_OPTIONS").unwrap_or_default();
     let is_on = |name: &str| {
-        let values = text.split([':', ',', ' ']).filter_map(|pair| pair.split_once('=')).filter(|(key, _)| *key == name);
-        values.last().is_some_and(|(_, value)| matches!(value, "1" | "true" | "yes"))
+        let mut pairs = text.split([':', ',', ' ']).rev().filter_map(|pair| pair.split_once('='));
+        pairs.find(|(key, _)| *key == name).is_some_and(|(_, value)| matches!(value, "1" | "true" | "yes"))
     };
     let stack = if is_on("print_stacktrace") { PRINT_STACK } else { 0 };
     let halt = if is_on("halt_on_error") { HALT } else { 0 };
@@ -255,9 +255,7 @@ pub fn type_mismatch(data: Description, pointer: usize, is_fatal: bool) {
     let message = if pointer == 0 {
         format!("{what} null pointer of type {name}")
     } else if pointer & (alignment - 1) != 0 {
-        format!(
-            "{what} misaligned address 0x{pointer:012x} for type {name}, which requires {alignment} byte alignment"
-        )
+        format!("{what} misaligned address 0x{pointer:012x} for type {name}, which requires {alignment} byte alignment")
     } else {
         format!("{what} address 0x{pointer:012x} with insufficient space for an object of type {name}")
     };
@@ -314,8 +312,7 @@ pub fn shift(data: Description, left: usize, right: usize, is_fatal: bool) {
 
 /// `out_of_bounds`.
 pub fn index(data: Description, index: usize, is_fatal: bool) {
-    let message =
-        format!("index {} out of bounds for type {}", data.type_at(1).operand(index), data.type_at(0).name());
+    let message = format!("index {} out of bounds for type {}", data.type_at(1).operand(index), data.type_at(0).name());
     tell(data.0, &message, is_fatal);
 }
 
@@ -328,8 +325,7 @@ pub fn bound(data: Description, bound: usize, is_fatal: bool) {
 /// `float_cast_overflow`.
 pub fn float_cast(data: Description, value: usize, is_fatal: bool) {
     let (from, to) = (data.type_at(0), data.type_at(1));
-    let message =
-        format!("{} is outside the range of representable values of type {}", from.operand(value), to.name());
+    let message = format!("{} is outside the range of representable values of type {}", from.operand(value), to.name());
     tell(data.0, &message, is_fatal);
 }
 
@@ -398,7 +394,8 @@ pub fn pointer(data: Description, base: usize, result: usize, is_fatal: bool) {
         (0, _) => format!("applying non-zero offset {result} to null pointer"),
         (_, 0) => format!("applying non-zero offset to non-null pointer 0x{base:012x} produced null pointer"),
         _ if (base as isize >= 0) == (result as isize >= 0) => {
-            let what = if base > result { "addition of unsigned offset to" } else { "subtraction of unsigned offset from" };
+            let what =
+                if base > result { "addition of unsigned offset to" } else { "subtraction of unsigned offset from" };
             format!("{what} 0x{base:012x} overflowed to 0x{result:012x}")
         }
         _ => format!("pointer index expression with base 0x{base:012x} overflowed to 0x{result:012x}"),

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::process::Command;
 
-use leakscope_asan_rt::heap::{self, AllocKind, Deletion, Request, quarantine};
+use leakscope_asan_rt::heap::{self, AllocKind, Deletion, Request, quarantine, regions};
 use leakscope_asan_rt::shadow_map::{first_poisoned, is_poisoned};
 use leakscope_asan_rt::unwind::Caller;
 
@@ -174,7 +174,8 @@ impl Walk {
         self.frees += 1;
         let block = self.live.remove(&user).unwrap();
         self.released.push_back(Released { user, bytes: block.bytes, before: self.released_bytes });
-        self.released_bytes += block.bytes;
+        // The quarantine counts what blocks take of the heap.
+        self.released_bytes += regions::block_at(user).map_or(block.bytes, |(_, bytes)| bytes);
         if self.released.len() > 2000 {
             self.released.pop_front();
         }
@@ -213,7 +214,8 @@ impl Walk {
         assert_eq!(heap::find(inside).map(|found| found.user), Some(user));
         assert_eq!(heap::live_bytes(inside), if inside == user { Some(block.bytes) } else { None });
         let start = user - 16 + self.random(block.bytes + 32);
-        let bytes = 1 + self.random(if self.random(2) == 0 { 80 } else { 3000 });
+        let most = if self.random(2) == 0 { 80 } else { 3000 };
+        let bytes = 1 + self.random(most);
         let is_good = |address: usize| {
             self.live.range(..=address).next_back().is_some_and(|(user, block)| address < user + block.bytes)
         };

@@ -11,8 +11,6 @@ use serde_json::Value;
 
 /// C compilers whose instrumentation is tested; the first is always there.
 const COMPILERS: [&str; 2] = ["gcc", "clang-19"];
-/// The library's own name, in the frames of its functions.
-const OURS: &str = "libleakscope_asan.so";
 
 fn scratch() -> tempfile::TempDir {
     tempfile::Builder::new().prefix("leakscope-e2e-asan-").tempdir().unwrap()
@@ -36,6 +34,11 @@ fn done(run: Run) -> Finished {
     finished
 }
 
+/// What a command wrote, without the end of its line.
+fn text(output: Vec<u8>) -> String {
+    String::from_utf8(output).unwrap().trim().to_owned()
+}
+
 fn fixture() -> PathBuf {
     fixtures_dir().join("asan/one_each.c")
 }
@@ -53,7 +56,7 @@ fn built_by(compiler: &str, folder: &Path) -> PathBuf {
 fn own_library(compiler: &str) -> Option<PathBuf> {
     let name = if compiler.starts_with("clang") { "libclang_rt.asan-x86_64.so" } else { "libasan.so" };
     let answer = Run::new(compiler).arg(format!("-print-file-name={name}")).finish().ok()?;
-    let path = PathBuf::from(String::from_utf8(answer.stdout).ok()?.trim());
+    let path = PathBuf::from(text(answer.stdout));
     if path.is_absolute() { path.canonicalize().ok() } else { None }
 }
 
@@ -62,13 +65,16 @@ fn what_is_built_by_it_reports_alone() {
     for compiler in compilers() {
         let folder = scratch();
         let program = folder.path().join("test");
+        let cache = folder.path().join("cache");
         let build = leakscope(&["asan", "cc", "-w", "-pthread", "-o"]).arg(&program).arg(fixture());
-        done(build.env("CC", compiler).env("LEAKSCOPE_CACHE_DIR", folder.path().join("cache")));
+        done(build.env("CC", compiler).env("LEAKSCOPE_CACHE_DIR", &cache));
+        let ours = text(done(leakscope(&["asan", "dir"]).env("LEAKSCOPE_CACHE_DIR", &cache)).stdout);
+        assert!(Path::new(&ours).starts_with(&cache), "{ours}");
         let clean = done(Run::new(&program));
         assert_eq!(clean.stderr, "", "{compiler}");
         let found = Run::new(&program).arg("a").finish().unwrap();
         assert_eq!(found.ending, Ending::Exit(1), "{compiler}: {}", found.stderr);
-        for words in ["heap-buffer-overflow on address", "0 bytes after 10-byte region", "one_each.c:19", OURS] {
+        for words in ["heap-buffer-overflow on address", "0 bytes after 10-byte region", "one_each.c:19", &ours] {
             assert!(found.stderr.contains(words), "{compiler}, {words}: {}", found.stderr);
         }
     }
@@ -81,7 +87,8 @@ fn what_compilers_built_is_served() {
         let program = built_by(compiler, folder.path());
         let found = leakscope(&["asan", "run"]).arg(&program).arg("c").finish().unwrap();
         assert_eq!(found.ending, Ending::Exit(1), "{compiler}: {}", found.stderr);
-        assert!(found.stderr.contains("heap-use-after-free") && found.stderr.contains(OURS), "{}", found.stderr);
+        let ours = text(done(leakscope(&["asan", "dir"])).stdout);
+        assert!(found.stderr.contains("heap-use-after-free") && found.stderr.contains(&ours), "{}", found.stderr);
     }
     let refused = leakscope(&["asan", "run", "/bin/true"]).finish().unwrap();
     assert_eq!(refused.ending, Ending::Exit(2));
@@ -94,7 +101,7 @@ fn make_and_cmake_build_with_the_checks() {
     let at = |name: &str| folder.path().join(name);
     std::fs::copy(fixture(), at("main.c")).unwrap();
     // A makefile that sets everything itself, as many do.
-    let makefile = "CC = cc\nCFLAGS = -O1 -w\nby-make: main.o\n\t$(CC) -pthread -o $@ $^\n";
+    let makefile = "CC = cc\nCFLAGS = -O0 -w\nby-make: main.o\n\t$(CC) -pthread -o $@ $^\n";
     std::fs::write(at("Makefile"), makefile).unwrap();
     done(leakscope(&["asan", "make"]).dir(folder.path()).env("CC", "gcc"));
     let mut programs = vec![at("by-make")];
@@ -123,14 +130,15 @@ fn fingerprints(recording: &Path) -> BTreeSet<(String, String)> {
     let mut found = BTreeSet::new();
     for line in String::from_utf8(report.stdout).unwrap().lines() {
         let process: Value = serde_json::from_str(line).unwrap();
-        for key in ["records", "errors"] {
-            for one in process[key].as_array().unwrap() {
-                let class = if key == "records" { "leak" } else { one["kind"].as_str().unwrap() };
-                let lost = one["leak_kind"].as_str().or(one["kind"].as_str()).unwrap_or_default();
-                if !lost.contains("Reachable") && !lost.contains("Possibly") && !lost.contains("reachable") {
-                    found.insert((class.to_owned(), one["fingerprint"].as_str().unwrap().to_owned()));
-                }
-            }
+        // What there is none of, a report leaves out.
+        let all = |key: &str| process[key].as_array().cloned().unwrap_or_default();
+        let word = |one: &Value, key: &str| one[key].as_str().unwrap().to_owned();
+        let is_lost = |one: &&Value| ["definite", "indirect"].contains(&one["kind"].as_str().unwrap_or_default());
+        for one in all("records").iter().filter(is_lost) {
+            found.insert(("leak".to_owned(), word(one, "fingerprint")));
+        }
+        for one in [all("errors"), all("memory_errors")].concat() {
+            found.insert((word(&one, "kind"), word(&one, "fingerprint")));
         }
     }
     found
@@ -146,7 +154,7 @@ fn findings_have_the_fingerprints_of_the_other_engines() {
     let checked = built_by("gcc", folder.path());
     let table = [
         ("h", "run", "leak"),
-        ("d", "run", "InvalidFree"),
+        ("d", "run", "double_free"),
         ("c", "memcheck", "InvalidRead"),
         ("a", "memcheck", "InvalidWrite"),
     ];
@@ -182,8 +190,7 @@ fn exported(library: &Path) -> BTreeMap<String, bool> {
 }
 
 fn our_library() -> PathBuf {
-    let folder = done(leakscope(&["asan", "dir"])).stdout;
-    Path::new(String::from_utf8(folder).unwrap().trim()).join("libasan.so.8").canonicalize().unwrap()
+    Path::new(&text(done(leakscope(&["asan", "dir"])).stdout)).join("libasan.so.8").canonicalize().unwrap()
 }
 
 /// conformance/asan-exports.txt: a name a line; behind `-` names that we do not have, with the reason above them.
@@ -253,9 +260,7 @@ fn normal(report: &str) -> Vec<String> {
     let mut is_below_main = false;
     for line in report.lines() {
         let is_frame = line.trim_start().starts_with('#');
-        if !is_frame {
-            is_below_main = false;
-        } else if is_below_main {
+        if is_frame && is_below_main {
             continue;
         }
         let is_row = (line.starts_with("  0x") || line.starts_with("=>0x")) && line.contains(": ");

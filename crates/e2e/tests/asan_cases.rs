@@ -9,6 +9,10 @@
 mod library;
 #[path = "asan_cases/program.rs"]
 mod program;
+#[path = "asan_cases/stress.rs"]
+mod stress;
+#[path = "asan_cases/wrong_pointers.rs"]
+mod wrong_pointers;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

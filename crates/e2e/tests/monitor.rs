@@ -207,6 +207,9 @@ fn a_leak_is_alarmed_with_its_site_and_its_twin_never() {
         folder.path().display()
     );
     std::fs::write(at("monitor.toml"), config).unwrap();
+    // Opened for reading and writing: it does not end between two notices.
+    let fifo = File::options().read(true).write(true).open(at("notices")).unwrap();
+    let (mut notices, mut heard) = (BufReader::new(fifo).lines(), Vec::new());
     // The launchers come first: only what has a ledger is judged by it.
     let leaky = trace(&build(folder.path(), "lse-leaky"), &["leak"]);
     let _twin = trace(&build(folder.path(), "lse-twin"), &[]);
@@ -218,9 +221,6 @@ fn a_leak_is_alarmed_with_its_site_and_its_twin_never() {
     let took = begin.elapsed().as_secs();
     eprintln!("alarmed after {took} s; 15 minutes are {FIFTEEN_MINUTES} s in this test");
 
-    // Opened for reading and writing: it does not end between two notices.
-    let fifo = File::options().read(true).write(true).open(at("notices")).unwrap();
-    let (mut notices, mut heard) = (BufReader::new(fifo).lines(), Vec::new());
     let finding = hear(&mut notices, &mut heard, "name:lse-leaky/memory");
     let rate = finding["per_hour"].as_f64().unwrap();
     assert!((0.3..1.3).contains(&(rate / 720e6)), "20 kB in some more than 100 ms: {rate}");
@@ -326,11 +326,13 @@ fn a_full_disk_is_said_once_and_loses_nothing() {
     let complaints = daemon.said.iter().filter(|line| line.contains("make room")).count();
     assert_eq!(complaints, 1, "{:#?}", daemon.said);
     daemon.stop();
-    let history =
-        Run::new(leakscope_bin()).args(["monitor", "history", "kernel:slab", "--csv", "--config"]).arg(&config);
+    let history = Run::new(leakscope_bin())
+        .args(["monitor", "history", "kernel:slab", "--csv", "--last=1h", "--config"])
+        .arg(&config);
     let rows = String::from_utf8(history.finish().unwrap().stdout).unwrap();
     let at: Vec<u64> = rows.lines().skip(1).map(|row| row.split(',').next().unwrap().parse().unwrap()).collect();
-    assert!(at.len() >= 3 && at.windows(2).all(|pair| pair[1] - pair[0] <= 3), "a gap: {rows}");
+    // The pass that failed, and the one after it.
+    assert!(at.len() >= 2 && at.windows(2).all(|pair| pair[1] - pair[0] <= 3), "a gap: {rows}");
     // What cannot be written at all is refused at the start.
     small.remount("ro");
     let refused = Run::new(leakscope_bin()).args(["monitor", "run", "--config"]).arg(&config).finish().unwrap();

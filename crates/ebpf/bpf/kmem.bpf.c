@@ -3,8 +3,8 @@
  * Allocations of the kernel, on its own tracepoints.
  *
  * Tracepoints of one name have had other arguments over time, so there is a program for each form, and src/kmem.rs
- * loads those that fit the running kernel's BTF. Source: include/trace/events/kmem.h, percpu.h and vmalloc.h of 5.8 to
- * 6.18. fentry is used only for what has no tracepoint: calls that take or release many blocks at once, and kfree_rcu.
+ * loads those that fit the running kernel's BTF. Arguments are taken as plain numbers, which every kernel allows.
+ * Source: include/trace/events/kmem.h, percpu.h and vmalloc.h of 5.8 to 6.18. fentry is used only for what has no tracepoint: calls that take or release many blocks at once, and kfree_rcu.
  *
  * A tracepoint of a release comes before the memory can be handed out again, and that of an allocation before the
  * caller has it. So the events of one address come in order, on whatever processor they are.
@@ -142,20 +142,20 @@ INLINE int on_free(u32 program, u32 kind, u64 address, u64 call_site)
 }
 
 /* kmalloc(call_site, ptr, bytes_req, bytes_alloc, gfp_flags[, node]): to 5.18, and from 6.1 */
-SEC("tp_btf/kmalloc") int kmalloc_plain(u64 *ctx)
+SEC("raw_tp/kmalloc") int kmalloc_plain(u64 *ctx)
 {
 	return on_alloc(ctx, P_KMALLOC, KMALLOC, ctx[1], ctx[2], ctx[3], 0, ctx[0], 0);
 }
-SEC("tp_btf/kmalloc_node") int kmalloc_node_plain(u64 *ctx)
+SEC("raw_tp/kmalloc_node") int kmalloc_node_plain(u64 *ctx)
 {
 	return on_alloc(ctx, P_KMALLOC_NODE, KMALLOC, ctx[1], ctx[2], ctx[3], 0, ctx[0], 0);
 }
 /* kmalloc(call_site, ptr, cache, bytes_req, bytes_alloc, gfp_flags[, node]): 5.19 and 6.0 */
-SEC("tp_btf/kmalloc") int kmalloc_cache(u64 *ctx)
+SEC("raw_tp/kmalloc") int kmalloc_cache(u64 *ctx)
 {
 	return on_alloc(ctx, P_KMALLOC, KMALLOC, ctx[1], ctx[3], ctx[4], 0, ctx[0], 0);
 }
-SEC("tp_btf/kmalloc_node") int kmalloc_node_cache(u64 *ctx)
+SEC("raw_tp/kmalloc_node") int kmalloc_node_cache(u64 *ctx)
 {
 	return on_alloc(ctx, P_KMALLOC_NODE, KMALLOC, ctx[1], ctx[3], ctx[4], 0, ctx[0], 0);
 }
@@ -166,30 +166,39 @@ SEC("tp_btf/kmem_cache_alloc") int slab_cache(u64 *ctx)
 	struct kmem_cache *cache = (void *)ctx[2];
 	return on_alloc(ctx, P_SLAB, SLAB, ctx[1], cache->object_size, cache->size, cache, ctx[0], 0);
 }
+/* The same where typed programs may not look at a pointer to `const void` (6.1): two reads more. */
+SEC("raw_tp/kmem_cache_alloc") int slab_cache_raw(u64 *ctx)
+{
+	struct kmem_cache *cache = (void *)ctx[2];
+	unsigned int requested = 0, usable = 0;
+	read_kernel(&requested, sizeof(requested), &cache->object_size);
+	read_kernel(&usable, sizeof(usable), &cache->size);
+	return on_alloc(ctx, P_SLAB, SLAB, ctx[1], requested, usable, cache, ctx[0], 0);
+}
 /* kmem_cache_alloc(call_site, ptr, bytes_req, bytes_alloc, gfp_flags[, node]): to 5.18 */
-SEC("tp_btf/kmem_cache_alloc") int slab_plain(u64 *ctx)
+SEC("raw_tp/kmem_cache_alloc") int slab_plain(u64 *ctx)
 {
 	return on_alloc(ctx, P_SLAB, SLAB, ctx[1], ctx[2], ctx[3], 0, ctx[0], 0);
 }
-SEC("tp_btf/kmem_cache_alloc_node") int slab_node_plain(u64 *ctx)
+SEC("raw_tp/kmem_cache_alloc_node") int slab_node_plain(u64 *ctx)
 {
 	return on_alloc(ctx, P_SLAB_NODE, SLAB, ctx[1], ctx[2], ctx[3], 0, ctx[0], 0);
 }
 /* kmem_cache_alloc(call_site, ptr, cache, bytes_req, bytes_alloc, gfp_flags[, node]): 5.19 and 6.0 */
-SEC("tp_btf/kmem_cache_alloc") int slab_both(u64 *ctx)
+SEC("raw_tp/kmem_cache_alloc") int slab_both(u64 *ctx)
 {
 	return on_alloc(ctx, P_SLAB, SLAB, ctx[1], ctx[3], ctx[4], (void *)ctx[2], ctx[0], 0);
 }
-SEC("tp_btf/kmem_cache_alloc_node") int slab_node_both(u64 *ctx)
+SEC("raw_tp/kmem_cache_alloc_node") int slab_node_both(u64 *ctx)
 {
 	return on_alloc(ctx, P_SLAB_NODE, SLAB, ctx[1], ctx[3], ctx[4], (void *)ctx[2], ctx[0], 0);
 }
 
-SEC("tp_btf/kfree") int kfree_plain(u64 *ctx)
+SEC("raw_tp/kfree") int kfree_plain(u64 *ctx)
 {
 	return on_free(P_KFREE, KMALLOC, ctx[1], ctx[0]);
 }
-SEC("tp_btf/kmem_cache_free") int slab_free(u64 *ctx)
+SEC("raw_tp/kmem_cache_free") int slab_free(u64 *ctx)
 {
 	return on_free(P_SLAB_FREE, SLAB, ctx[1], ctx[0]);
 }
@@ -201,8 +210,6 @@ SEC("raw_tp/mm_page_alloc") int page_alloc(u64 *ctx)
 	u64 bytes = 4096ULL << (order & 31);
 	return on_alloc(ctx, P_PAGE, PAGES, ctx[0], bytes, bytes, 0, 0, order);
 }
-
-/* On raw tracepoints, where a page is a number and may be calculated with. */
 
 /* Takes `order` pages off a block of more. Blocks of pages may be split and released piece by piece, in any order. */
 INLINE void release_piece(u64 key, struct block *block, u32 order)
@@ -257,30 +264,30 @@ SEC("raw_tp/mm_page_free") int page_free(u64 *ctx)
 }
 
 /* percpu_alloc_percpu(call_site, reserved, is_atomic, size, align, base_addr, off, ptr, bytes_alloc, gfp_flags): from 5.18 */
-SEC("tp_btf/percpu_alloc_percpu") int percpu_site(u64 *ctx)
+SEC("raw_tp/percpu_alloc_percpu") int percpu_site(u64 *ctx)
 {
 	return on_alloc(ctx, P_PERCPU, PERCPU, ctx[7], ctx[3], ctx[8], 0, ctx[0], 0);
 }
 /* percpu_alloc_percpu(reserved, is_atomic, size, align, base_addr, off, ptr): before */
-SEC("tp_btf/percpu_alloc_percpu") int percpu_plain(u64 *ctx)
+SEC("raw_tp/percpu_alloc_percpu") int percpu_plain(u64 *ctx)
 {
 	return on_alloc(ctx, P_PERCPU, PERCPU, ctx[6], ctx[2], ctx[2] * processors, 0, 0, 0);
 }
 /* percpu_free_percpu(base_addr, off, ptr) */
-SEC("tp_btf/percpu_free_percpu") int percpu_free(u64 *ctx)
+SEC("raw_tp/percpu_free_percpu") int percpu_free(u64 *ctx)
 {
 	return on_free(P_PERCPU_FREE, PERCPU, ctx[2], 0);
 }
 
 /* alloc_vmap_area(addr, size, align, vstart, vend, failed): from 6.3 */
-SEC("tp_btf/alloc_vmap_area") int vmap_alloc(u64 *ctx)
+SEC("raw_tp/alloc_vmap_area") int vmap_alloc(u64 *ctx)
 {
 	if ((u32)ctx[5])
 		return 0;
 	return on_alloc(ctx, P_VMALLOC, VMALLOC, ctx[0], ctx[1], ctx[1], 0, 0, 0);
 }
 /* free_vmap_area_noflush(va_start, nr_lazy, nr_lazy_max) */
-SEC("tp_btf/free_vmap_area_noflush") int vmap_free(u64 *ctx)
+SEC("raw_tp/free_vmap_area_noflush") int vmap_free(u64 *ctx)
 {
 	return on_free(P_VMALLOC_FREE, VMALLOC, ctx[0], 0);
 }

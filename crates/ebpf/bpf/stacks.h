@@ -221,12 +221,35 @@ INLINE u64 find_addresses(struct state *state, struct stack *stack, u64 frames, 
 	search->wanted = state->ips[0];
 	for (u64 i = 0; i < STACK_WORDS; i++) {
 		u64 word = stack->words[i];
-		if (word != search->wanted && word != search->from && word != search->before)
-			continue;
-		if (i >= stack->known || look_at(program, i, frames, call_site))
+		if ((word == search->wanted || word == search->from || word == search->before) &&
+		    (i >= stack->known || look_at(program, i, frames, call_site)))
 			break;
 	}
 	return search->found;
+}
+
+/* Learns the distance to one address. */
+FUNCTION u64 learn_one(u32 program, u64 k, u64 frames, u64 start)
+{
+	struct state *state = map_lookup(&states, &program);
+	struct stack *stack = map_lookup(&stacks, &program);
+	if (!state || !stack)
+		return 0;
+	k &= MOST_FRAMES - 1;
+	struct search *search = &stack->search;
+	u64 slot = stack->slots[k], doubt = stack->doubts[k] == IN_DOUBT, from = search->from, address = state->ips[k];
+	u64 distance = slot - search->last, old = *distance_of(from);
+	if (!doubt && !search->before) {
+		if (is_of(old, from) && (old & AN_END))
+			from ^= 1;
+		*distance_of(from) = (from << 16) | distance | (stack->doubts[k] == SURE ? CONFIRMED : 0);
+		if (k + 1 == frames)
+			*distance_of(address) = (address << 16) | AN_END | (((start >> 3) + slot) & (THREAD_WORDS - 1));
+	}
+	search->from = address;
+	search->last = slot;
+	search->before = doubt;
+	return 0;
 }
 
 /* Learns from what the kernel said of the stack that `recall` copied. */
@@ -237,25 +260,13 @@ FUNCTION u64 learn(u32 program, u64 frames, u64 start, u64 call_site)
 	if (!state || !stack)
 		return 0;
 	u64 found = find_addresses(state, stack, frames, program, call_site);
-	volatile struct search *search = &stack->search;
-	search->from = first_of(program);
-	search->last = 0;
-	search->before = 0; /* whether the last one was in doubt */
+	stack->search.from = first_of(program);
+	stack->search.last = 0;
+	stack->search.before = 0; /* whether the last one was in doubt */
 	for (u64 k = 0; k < MOST_FRAMES; k++) {
 		if (k >= found)
 			break;
-		u64 slot = stack->slots[k], doubt = stack->doubts[k] == IN_DOUBT, from = search->from, address = state->ips[k];
-		u64 distance = slot - search->last, old = *distance_of(from);
-		if (!doubt && !search->before) {
-			if (is_of(old, from) && (old & AN_END))
-				from ^= 1;
-			*distance_of(from) = (from << 16) | distance | (stack->doubts[k] == SURE ? CONFIRMED : 0);
-			if (k + 1 == frames)
-				*distance_of(address) = (address << 16) | AN_END | (((start >> 3) + slot) & (THREAD_WORDS - 1));
-		}
-		search->from = address;
-		search->last = slot;
-		search->before = doubt;
+		learn_one(program, k, frames, start);
 	}
 	return found;
 }

@@ -1,7 +1,7 @@
 //! What tracing costs: runs a command under the tracer and prints the programs' run time.
 //!
 //! `cost SAMPLE_BYTES KINDS COMMAND...`
-use leakscope_ebpf::kmem::{Config, Tracer};
+use leakscope_ebpf::kmem::{CHECK_EVERY, Config, Tracer};
 use leakscope_ebpf::{Filter, Kind, Limits, Watch};
 
 fn main() {
@@ -16,6 +16,8 @@ fn main() {
         kinds,
         filter: Filter::default(),
         limits: Limits { sample_bytes, blocks, sites: 16384, events_per_second: 0 },
+        outermost_text: None,
+        check_every: CHECK_EVERY,
     };
     let started = std::time::Instant::now();
     let mut tracer = match Tracer::start(&config) {

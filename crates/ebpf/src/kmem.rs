@@ -27,6 +27,10 @@ pub struct Config {
     pub check_every: u32,
 }
 
+/// A program that reads its arguments by their types, and the one that replaces it where the kernel does not allow that.
+const TYPED: &str = "slab_cache";
+const UNTYPED: &str = "slab_cache_raw";
+
 /// How many recalled stacks one comparison with the kernel's unwinder stands for, unless somebody wants more.
 pub const CHECK_EVERY: u32 = 256;
 
@@ -157,6 +161,9 @@ impl Tracer {
         };
         match (attached, choice.hook) {
             (Ok(()), _) => {}
+            (Err(_), Hook::Tracepoint(_)) if choice.program == TYPED => {
+                return self.attach(&Choice { program: UNTYPED, ..*choice }, types);
+            }
             (Err(error), Hook::Tracepoint(_)) => return Err(load::refused(choice.program, &error)),
             (Err(_), Hook::Probe(function)) => {
                 self.kinds.retain(|kind| *kind != choice.kind);

@@ -36,12 +36,12 @@ struct Python {
 
 impl Python {
     fn new() -> Self {
-        let mut child = Command::new("python3")
-            .args(["-c", SCRIPT])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("python3");
+        Self::spawn(Command::new("python3").args(["-c", SCRIPT]))
+    }
+
+    /// Another program that answers alike.
+    fn spawn(command: &mut Command) -> Self {
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("the program");
         let out = BufReader::new(child.stdout.take().expect("piped"));
         let mut python = Self { child, out };
         python.wait("ready");
@@ -140,4 +140,86 @@ fn who_is_not_there_is_told() {
     let Err(error) = Tracer::start(&config) else { panic!("there is no such process") };
     let words = error.to_string();
     assert!(words.contains("is process") || words.contains("sudo") || words.contains("without its BPF"), "{words}");
+}
+
+#[test]
+fn allocators_that_are_preloaded_are_watched() {
+    for library in ["libjemalloc.so.2", "libtcmalloc_minimal.so.4", "libmimalloc.so.2"] {
+        let path = format!("/usr/lib/x86_64-linux-gnu/{library}");
+        if !std::path::Path::new(&path).exists() {
+            eprintln!("not run here: {path} is not installed");
+            continue;
+        }
+        let mut script = Command::new("python3");
+        script.args(["-c", SCRIPT]).env("LD_PRELOAD", &path).stderr(Stdio::null());
+        let mut python = Python::spawn(&mut script);
+        let Some(mut tracer) = start(&python, true) else { return };
+        python.run();
+        eprintln!("{library}: {:?}", tracer.functions());
+        judge(&tracer.snapshot(0).unwrap());
+        let lost = tracer.counters().unwrap().lost;
+        assert_eq!((lost.blocks_full, lost.calls), (0, 0), "{library}: {lost:?}");
+    }
+}
+
+/// The same blocks as those of the script, and nothing else.
+const PROGRAM: &str = "\
+#include <stdio.h>\n#include <stdlib.h>\n\
+int main(void) {\n\
+  char line[8];\n\
+  setvbuf(stdout, NULL, _IONBF, 0); setvbuf(stdin, NULL, _IONBF, 0);\n\
+  puts(\"ready\"); fgets(line, 8, stdin);\n\
+  for (int i = 0; i < 50; i++) *(void *volatile *)line = malloc(123457);\n\
+  for (int i = 0; i < 20; i++) *(void *volatile *)line = realloc(malloc(77), 234571);\n\
+  for (int i = 0; i < 30; i++) free(malloc(345679));\n\
+  for (int i = 0; i < 10; i++) *(void *volatile *)line = aligned_alloc(64, 456832);\n\
+  for (int i = 0; i < 10; i++) *(void *volatile *)line = calloc(1, 345679);\n\
+  puts(\"held\"); fgets(line, 8, stdin);\n\
+  return 0;\n}\n";
+
+fn compile(folder: &std::path::Path, flags: &[&str]) -> std::path::PathBuf {
+    let (source, program) = (folder.join("program.c"), folder.join("program"));
+    std::fs::write(&source, PROGRAM).expect("it is ours");
+    let mut compiler = Command::new("cc");
+    compiler.args(["-O1", "-w", "-g"]).args(flags).arg(&source).arg("-o").arg(&program);
+    assert!(compiler.status().expect("cc").success());
+    program
+}
+
+/// Blocks and bytes are exactly those of the program.
+fn judge_exactly(mut program: Python) {
+    let Some(mut tracer) = start(&program, false) else { return };
+    program.run();
+    let snapshot = tracer.snapshot(0).unwrap();
+    let blocks: f64 = snapshot.all.values().map(|owner| owner.blocks.value).sum();
+    let bytes: f64 = snapshot.all.values().map(|owner| owner.bytes.value).sum();
+    let seeded = 50 * LEAKED + 20 * GROWN + 10 * ALIGNED + 10 * FREED;
+    assert_eq!((blocks, bytes), (90.0, seeded as f64), "{:?}", tracer.functions());
+}
+
+#[test]
+fn a_static_program_is_watched_by_its_symbols() {
+    let folder = tempfile::tempdir().unwrap();
+    judge_exactly(Python::spawn(&mut Command::new(compile(folder.path(), &["-static"]))));
+}
+
+#[test]
+fn a_program_with_other_files_is_watched_in_its_own_libraries() {
+    let folder = tempfile::tempdir().unwrap();
+    let program = compile(folder.path(), &[]);
+    let listed = Command::new("ldd").arg(&program).output().expect("ldd");
+    let text = String::from_utf8_lossy(&listed.stdout).into_owned();
+    for library in text.split_whitespace().filter(|word| word.starts_with('/')) {
+        let place = folder.path().join(library.trim_start_matches('/'));
+        std::fs::create_dir_all(place.parent().expect("it has one")).unwrap();
+        std::fs::copy(library, place).unwrap();
+    }
+    // A file system of its own, and mounts that nobody else sees.
+    let probe = Command::new("unshare").args(["-m", "true"]).status();
+    if !probe.is_ok_and(|status| status.success()) {
+        eprintln!("not run here: no mount namespace for this user");
+        return;
+    }
+    let mut command = Command::new("unshare");
+    judge_exactly(Python::spawn(command.args(["-m", "chroot"]).arg(folder.path()).arg("/program")));
 }

@@ -8,6 +8,7 @@ use leakscope_model::{CheckTrigger, ErrorKind};
 use leakscope_translate::{AccessKind, Action, BadAccess, Engine, Fault, GUEST_END, Gpr};
 
 use crate::engine::{HEAP, Memcheck, forget_shadow, shadow};
+use crate::errors::grouped;
 use crate::functions::matches;
 use crate::probe;
 use crate::tool;
@@ -73,7 +74,8 @@ impl Memcheck {
             let distance = rsp.wrapping_sub(address);
             near <= distance && distance <= far
         });
-        is_partial || is_below_sp || self.is_ignored(address, bytes) || tool::is_stack_probe(access.pc)
+        let is_probe = access.kind == AccessKind::Write && tool::is_stack_probe(access.pc);
+        is_partial || is_below_sp || is_probe || self.is_ignored(address, bytes)
     }
 
     /// The dynamic loader's own string functions read whole vectors and halves of them, and are not in its table of
@@ -85,6 +87,24 @@ impl Memcheck {
     fn end_of_descriptors(&mut self) {
         if self.options.track_fds {
             self.tell_descriptors();
+        }
+    }
+
+    /// What `-v` asks for.
+    fn tell_statistics(&mut self, engine: &Engine) {
+        if self.options.statistics {
+            let done = engine.statistics();
+            self.say(format!(
+                "simulated CPU: {} blocks of {} instructions translated, {} KB of code",
+                grouped(done.blocks),
+                grouped(done.instructions),
+                grouped(done.code_bytes / 1024),
+            ));
+            self.say(format!(
+                "simulated CPU: {} exits, cache flushed {} times",
+                grouped(done.exits),
+                grouped(done.flushes)
+            ));
         }
     }
 
@@ -210,6 +230,7 @@ impl Monitor<Engine> for Memcheck {
                     self.free_libraries(engine);
                 }
                 self.end_with(engine, CheckTrigger::Exit, status as u32);
+                self.tell_statistics(engine);
                 self.tell_end(status)
             }
             Ending::Signal { signal, fault, .. } => {
@@ -218,6 +239,7 @@ impl Monitor<Engine> for Memcheck {
                 self.tell_signal(&guest, signal, code, address);
                 self.end_of_descriptors();
                 self.end_with(engine, CheckTrigger::FatalSignal, signal as u32);
+                self.tell_statistics(engine);
                 self.tell_end(-signal)
             }
             Ending::Exec => {

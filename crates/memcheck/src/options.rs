@@ -51,6 +51,8 @@ pub struct Options {
     pub allocator_sonames: Option<Vec<String>>,
     /// Mark the stack below the stack pointer.
     pub stack_marks: bool,
+    /// `-v`: what the simulated CPU did is told at the end.
+    pub statistics: bool,
     /// `--ignore-ranges`, `--ignore-range-below-sp`.
     pub ignored_ranges: Vec<(u64, u64)>,
     /// `--ignore-range-below-sp`: distances below the stack pointer.
@@ -82,6 +84,7 @@ impl Default for Options {
             freeres: true,
             allocator_sonames: None,
             stack_marks: true,
+            statistics: false,
             ignored_ranges: Vec::new(),
             ignored_below_sp: None,
         }
@@ -146,6 +149,7 @@ impl Options {
             "run-freeres" => self.freeres = flag,
             "allocator-sonames" => self.allocator_sonames = Some(value.split(',').map(str::to_owned).collect()),
             "stack-marks" => self.stack_marks = flag,
+            "statistics" => self.statistics = flag,
             "ignore-ranges" => {
                 for range in value.split(',') {
                     let (from, to) = range.split_once('-')?;

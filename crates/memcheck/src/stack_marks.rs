@@ -3,17 +3,15 @@
 //!
 //! The translator keeps the shadow of a stack by making bad what is given back and good what a check fails in
 //! (`leakscope_translate::StackMarking`): for that the unused part has to be bad from the beginning. Only what is a
-//! stack for certain is marked: the range that `clone3` was given, or an anonymous mapping with a guard below it. It is
-//! addressable again when the thread has ended, as its memory may be used for other things then.
+//! stack for certain is marked: the range that `clone3` was given, as glibc 2.34 and later call it. (`clone` gives no size, and
+//! the mapping around its stack pointer may hold other things.) It is addressable again when the thread has ended, as its
+//! memory may be used for other things then.
 //!
 //! Runs in the monitor's callbacks.
 
-use std::ops::Range;
-
-use leakscope_guest::Backing;
 use leakscope_translate::Guest;
 
-use crate::engine::{HEAP, Memcheck, shadow};
+use crate::engine::{Memcheck, shadow};
 use crate::probe;
 
 /// What lies between the stack pointer and the first byte that is not the stack's.
@@ -35,8 +33,7 @@ impl Memcheck {
 
     /// The calling thread begins at this stack pointer.
     pub fn begin_stack(&mut self, guest: &mut Guest, stack_pointer: u64) {
-        let stack = self.threads.take_stack(stack_pointer).or_else(|| self.guarded_mapping(stack_pointer));
-        let stack = stack.unwrap_or(0..0);
+        let stack = self.threads.take_stack(stack_pointer).unwrap_or(0..0);
         guest.stack = [stack.start, stack.end];
         if !self.options.stack_marks || !stack.contains(&stack_pointer.wrapping_sub(RED_ZONE + 1)) {
             return;
@@ -46,16 +43,5 @@ impl Memcheck {
         let unused = stack.start.max(end.saturating_sub(most))..end;
         shadow().forbid(unused.start, unused.end - unused.start);
         self.threads.current().unused = unused;
-    }
-
-    /// An anonymous mapping around the stack pointer that nothing lies directly below of: what a C library makes for a thread.
-    fn guarded_mapping(&self, stack_pointer: u64) -> Option<Range<u64>> {
-        let view = self.view?;
-        let space = view.space();
-        let mapping = space.find(stack_pointer.wrapping_sub(1))?;
-        let is_alone =
-            space.find(mapping.start.wrapping_sub(1)).is_none_or(|below| below.protection == libc::PROT_NONE);
-        let is_stack = mapping.backing == Backing::Anonymous && !mapping.shared && !HEAP.contains(&mapping.start);
-        (is_alone && is_stack).then_some(mapping.start..mapping.end)
     }
 }

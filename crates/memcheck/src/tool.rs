@@ -232,7 +232,7 @@ fn instruction_at(pc: u64) -> iced_x86::Instruction {
     iced_x86::Decoder::with_ip(64, &code[..length], pc, iced_x86::DecoderOptions::NONE).decode()
 }
 
-/// Whether an instruction touches the stack at a constant distance: what is below the stack pointer is touched so by those who
+/// Whether an instruction touches the stack at a constant distance: what is below the stack pointer is written so by those who
 /// want to know whether there is room (Java, `-fstack-check`), and by nobody else.
 pub fn is_stack_probe(pc: u64) -> bool {
     let instruction = instruction_at(pc);

@@ -180,7 +180,10 @@ mod tests {
         let all = Config::decode(&uncommented).unwrap_or_else(|problems| panic!("{problems:?}\n{uncommented}"));
         assert_eq!((all.watch.len(), all.channels.len()), (2, 5));
         assert_eq!(all.policy.quiet_hours, Some((22, 7)));
-        assert_eq!((all.checks.leak_check, all.checks.kmemleak, all.checks.kernel_trace), (Some(3600), Some(86_400), Some(3600)));
+        assert_eq!(
+            (all.checks.leak_check, all.checks.kmemleak, all.checks.kernel_trace),
+            (Some(3600), Some(86_400), Some(3600))
+        );
         assert!(config.page.is_some() && all.page.is_some_and(|page| page.tls.is_some()) && all.otlp.is_some());
     }
 

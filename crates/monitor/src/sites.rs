@@ -29,6 +29,8 @@ const LONGEST_SECONDS: f64 = 60.0;
 const SITES: usize = 3;
 /// Earlier moments that are kept of a ledger.
 const MOMENTS: usize = 12;
+/// Two readings, seconds: younger moments are all the same.
+const LEAST_AGE: f64 = 120.0;
 /// A site must have grown by this share of the fastest one to be named beside it.
 const LEAST_SHARE: f64 = 0.05;
 
@@ -37,6 +39,8 @@ const LEAST_SHARE: f64 = 0.05;
 pub struct Ledgers {
     read_at: Option<f64>,
     known: HashMap<u32, Read>,
+    /// What was answered since the last reading: the same question comes with every pass while something grows.
+    answered: HashMap<Vec<u32>, Vec<Evidence>>,
 }
 
 /// Live bytes of each site at one moment.
@@ -62,31 +66,28 @@ impl Read {
     fn now(&self) -> &[u64] {
         self.moments.last().map_or(&[], |moment| &moment.bytes)
     }
+}
 
-    /// Adds a reading, and drops one of those that lie closer together than others twice as far back.
-    fn add(&mut self, moment: Moment) {
-        self.moments.push(moment);
-        if self.moments.len() <= MOMENTS {
-            return;
-        }
-        let now = self.moments[self.moments.len() - 1].seconds;
-        // The first and the last stay. Of the others the one goes whose gap is smallest for its age.
-        let crowded = (1..self.moments.len() - 1).min_by(|&a, &b| {
-            let gap = |at: usize| {
-                let length = self.moments[at + 1].seconds - self.moments[at - 1].seconds;
-                length / (now - self.moments[at].seconds).max(1e-3)
-            };
-            gap(a).total_cmp(&gap(b))
-        });
-        if let Some(at) = crowded {
-            self.moments.remove(at);
-        }
+/// Drops one of the moments that lie closer together than others twice as far back, when there are too many.
+fn thin(moments: &mut Vec<Moment>) {
+    if moments.len() <= MOMENTS {
+        return;
     }
+    let now = moments[moments.len() - 1].seconds;
+    // The first and the last stay. Of the others the one goes whose neighbours' ages differ by the smallest factor.
+    let crowded = (1..moments.len() - 1).min_by(|&a, &b| {
+        let age = |at: usize| now - moments[at].seconds + LEAST_AGE;
+        let factor = |at: usize| age(at - 1) / age(at + 1);
+        factor(a).total_cmp(&factor(b)).then(a.cmp(&b))
+    });
+    if let Some(at) = crowded {
+        moments.remove(at);
+    }
+}
 
-    /// The newest reading from before a moment; without one, the first.
-    fn before(&self, seconds: f64) -> Option<&Moment> {
-        self.moments.iter().rev().find(|moment| moment.seconds <= seconds).or(self.moments.first())
-    }
+/// The newest reading from before a moment; without one, the first.
+fn before(moments: &[Moment], seconds: f64) -> Option<&Moment> {
+    moments.iter().rev().find(|moment| moment.seconds <= seconds).or(moments.first())
 }
 
 impl Ledgers {
@@ -103,10 +104,12 @@ impl Ledgers {
             let before = self.known.remove(&ledger.pid).filter(|before| before.ledger.identity == ledger.identity);
             let (moments, names) = before.map_or_else(Default::default, |before| (before.moments, before.names));
             let mut read = Read { ledger, moments, names };
-            read.add(Moment { seconds, bytes });
+            read.moments.push(Moment { seconds, bytes });
+            thin(&mut read.moments);
             found.insert(read.ledger.pid, read);
         }
         self.known = found;
+        self.answered.clear();
     }
 
     /// Live bytes of a process; `None` without a ledger.
@@ -114,22 +117,35 @@ impl Ledgers {
         Some(self.known.get(&pid)?.now().iter().fold(0, |sum: u64, bytes| sum.saturating_add(*bytes)))
     }
 
-    /// The sites that have grown most since `since` (seconds since the epoch), most first.
+    /// The sites that have grown most since `since` (seconds since the epoch), most first; the same until the next reading.
     pub fn grown(&mut self, pids: &[u32], since: f64) -> Vec<Evidence> {
-        let mut candidates: Vec<(u64, u32, u32, f64)> = Vec::new();
+        if !pids.iter().any(|pid| self.known.contains_key(pid)) {
+            return Vec::new();
+        }
+        if let Some(known) = self.answered.get(pids) {
+            return known.clone();
+        }
+        let evidence = self.find_grown(pids, since);
+        self.answered.insert(pids.to_vec(), evidence.clone());
+        evidence
+    }
+
+    fn find_grown(&mut self, pids: &[u32], since: f64) -> Vec<Evidence> {
+        let mut candidates: Vec<Candidate> = Vec::new();
         for (&pid, read) in self.known.iter().filter(|(pid, _)| pids.contains(pid)) {
-            let (Some(before), Some(last)) = (read.before(since), read.moments.last()) else { continue };
+            let (Some(before), Some(last)) = (before(&read.moments, since), read.moments.last()) else { continue };
             let grown = |site: usize| last.bytes[site].saturating_sub(before.bytes.get(site).copied().unwrap_or(0));
             let sites = (1..last.bytes.len()).filter(|&site| grown(site) > 0);
             let hours = (last.seconds - before.seconds) / 3600.0;
-            candidates.extend(sites.map(|site| (grown(site), pid, site as u32, hours)));
+            candidates.extend(sites.map(|site| Candidate { grown: grown(site), pid, site: site as u32, hours }));
         }
-        candidates.sort_unstable_by_key(|&(grown, pid, site, _)| (std::cmp::Reverse(grown), pid, site));
-        let least = candidates.first().map_or(0.0, |first| first.0 as f64 * LEAST_SHARE);
-        candidates.retain(|candidate| candidate.0 as f64 >= least);
+        candidates
+            .sort_unstable_by_key(|candidate| (std::cmp::Reverse(candidate.grown), candidate.pid, candidate.site));
+        let least = candidates.first().map_or(0.0, |first| first.grown as f64 * LEAST_SHARE);
+        candidates.retain(|candidate| candidate.grown as f64 >= least);
         candidates.truncate(SITES);
         let mut evidence: Vec<Evidence> = Vec::new();
-        for (grown, pid, site, hours) in candidates {
+        for Candidate { grown, pid, site, hours } in candidates {
             let Some((named, live)) = self.named(pid, site) else { continue };
             let title = format!(
                 "{} more in {}, {} live in {} blocks of process {pid}",
@@ -164,6 +180,14 @@ impl Ledgers {
         let named = read.names.entry(site).or_insert_with(|| name(&live)).clone();
         Some((named, live))
     }
+}
+
+/// A site that has grown.
+struct Candidate {
+    grown: u64,
+    pid: u32,
+    site: u32,
+    hours: f64,
 }
 
 /// Names the frames of a site, and gives it the identity that reports give it.
@@ -234,5 +258,29 @@ fn shown(frame: &Frame) -> String {
     match &frame.file {
         Some(file) if frame.line > 0 => format!("{function} ({}:{})", printable(file.as_bytes()), frame.line),
         _ => function,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Which moments are kept, by their ages in seconds, of a reading each minute for a day.
+    #[test]
+    fn moments_lie_further_apart_the_older_they_are() {
+        let mut moments: Vec<Moment> = Vec::new();
+        for minute in 0..=1440u32 {
+            moments.push(Moment { seconds: f64::from(minute) * 60.0, bytes: vec![u64::from(minute)] });
+            thin(&mut moments);
+        }
+        assert_eq!((moments.len(), moments[0].bytes[0], moments[MOMENTS - 1].bytes[0]), (MOMENTS, 0, 1440));
+        // Whatever "since" is, a reading from before it is at most three times as far back.
+        for minutes_ago in 2..1400u64 {
+            let since = (1440 - minutes_ago) as f64 * 60.0;
+            let found = before(&moments, since).unwrap();
+            let age = 1440 - found.bytes[0];
+            assert!(age >= minutes_ago && age <= 3 * minutes_ago + 1, "{minutes_ago} min: {age} min");
+        }
+        assert_eq!(before(&moments, -5.0).unwrap().bytes, [0]);
     }
 }

@@ -150,3 +150,14 @@ fn effects_are_on_the_calls_that_have_them() {
         assert!(lookup(number).unwrap().effects.has(Effects::BLOCKS), "{number}");
     }
 }
+
+/// Rust's standard library asks with two null pointers whether there is such a call; one alone is wrong, unless the flags say
+/// that there is no name.
+#[test]
+fn statx_without_pointers_is_only_a_question() {
+    let statx = |name, flags, buf| described(332, [3, name, flags, 0, buf, 0], 0, &NOTHING).0;
+    assert_eq!(statx(0, 0, 0), [""; 0]);
+    assert_eq!(statx(0, 0, 0x1000), ["r 0x0 1 statx(filename)", "w 0x1000 256 statx(buf)"]);
+    assert_eq!(statx(0, 0x1000, 0x1000), ["w 0x1000 256 statx(buf)"]);
+    assert_eq!(statx(0x2000, 0, 0), ["r 0x2000 1 statx(filename)", "w 0x0 256 statx(buf)"]);
+}

@@ -71,6 +71,8 @@ pub(crate) struct Cache {
     pub exits: Exits,
     pub recovery: Recovery,
     pub flushes: u64,
+    /// The first large page of hot code is one.
+    is_large: bool,
 }
 
 impl Cache {
@@ -87,6 +89,7 @@ impl Cache {
             exits: Exits::new(),
             recovery: Recovery::default(),
             flushes: 0,
+            is_large: false,
         }
     }
 
@@ -152,6 +155,10 @@ impl Cache {
         unsafe { memory::put(hot.start, &hot.bytes) };
         self.recovery.add(hot.start, hot.here(), marks);
         self.hot_next = hot.here().max(hot.start + 5).next_multiple_of(16);
+        if !self.is_large && self.hot_next > layout::HOT + memory::LARGE_PAGE / 2 {
+            self.is_large = true;
+            memory::make_large_page(layout::HOT);
+        }
     }
 
     pub fn put_cold(&mut self, cold: &Code) {

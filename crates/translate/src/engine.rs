@@ -6,7 +6,7 @@ use iced_x86::{Decoder, DecoderOptions};
 
 use crate::cache::BlockKey;
 use crate::exits::Exit;
-use crate::indirect::{Flags, Table};
+use crate::indirect::Table;
 use crate::state::{State, state};
 use crate::translate::{Extent, Hook, Translator, Watch};
 use crate::{
@@ -62,7 +62,9 @@ impl Engine {
             memory::unmap(layout::STATE, layout::STATE_BYTES + layout::TABLES_BYTES);
             return Err(error);
         }
-        memory::prefer_large_pages(layout::HOT, (layout::COLD - layout::HOT) as usize);
+        // The first one is made when it is half full: most programs are short.
+        let second = layout::HOT + memory::LARGE_PAGE;
+        memory::prefer_large_pages(second, (layout::COLD - second) as usize);
         indirect::reset_table();
         let labels = entry::labels();
         // SAFETY: just mapped, zeroed, and large enough; zeros are a valid `State`.
@@ -218,9 +220,8 @@ impl Engine {
             self.ask_for_region(pc, tool);
         }
         if has_room {
-            let flags = if self.config().flags_die_at_calls { Flags::Dead } else { Flags::Alive };
             // A new block is put right behind its stub.
-            indirect::add_stub(&mut self.translator.cache, table, flags, pc, known);
+            indirect::add_stub(&mut self.translator.cache, table, pc, known);
         }
         match known {
             Some(host) => Ok(host),
@@ -383,6 +384,14 @@ impl Engine {
         self.guest_mut().rip = pc;
         // The region may have appeared meanwhile; the block must not say otherwise for ever.
         self.translator.forget_block(pc);
+        // Or it has grown, and the instruction that was cut off at its end is whole: just-in-time compilers map page by page.
+        let known = self.translator.regions.find(pc);
+        if let (Some(known), Some(now)) = (known, tool.code_region(pc))
+            && now.end > known.end
+        {
+            self.translator.regions.put(now);
+            return Action::Continue;
+        }
         let access = BadAccess { pc, address: pc, size_bytes: 1, kind: AccessKind::Execute };
         let action = tool.bad_access(self, access);
         if action != Action::Continue || self.guest().rip != pc {

@@ -16,7 +16,8 @@ const PEEK_JUMPS: u32 = 3;
 pub(crate) trait Ahead {
     /// The bytes at an address, if they are in an unchanging region.
     fn bytes(&self, pc: u64) -> Option<&[u8]>;
-    /// Whether calls, returns and jumps through registers or memory leave no flags alive.
+    /// Whether calls and returns leave no flags alive. Other jumps may: gcc puts a `test` in front of the jump of a `switch`
+    /// and reads it in the cases (`initialize_static_primitive_field` of OpenJDK 17's libjvm).
     fn flags_die_at_calls(&self) -> bool;
     /// An earlier answer.
     fn known(&self, pc: u64) -> Option<bool>;
@@ -47,7 +48,8 @@ pub(crate) fn live_before(steps: &[Step], ahead: &mut impl Ahead) -> Vec<bool> {
 fn live_behind(last: &Step, ahead: &mut impl Ahead) -> u32 {
     let dead_at_calls = ahead.flags_die_at_calls();
     let live = match last.kind {
-        Kind::Call(_) | Kind::CallIndirect | Kind::JumpIndirect | Kind::Return(_) => !dead_at_calls,
+        Kind::Call(_) | Kind::CallIndirect | Kind::Return(_) => !dead_at_calls,
+        Kind::JumpIndirect if leads_to_function(&last.instruction) => !dead_at_calls,
         Kind::Jump(target) => is_live_at(target, ahead, 0),
         Kind::Plain | Kind::Branch(..) | Kind::CountBranch(_) | Kind::SegmentBase => {
             is_live_at(last.next_pc(), ahead, 0)
@@ -55,6 +57,11 @@ fn live_behind(last: &Step, ahead: &mut impl Ahead) -> u32 {
         _ => true,
     };
     if live { ARITHMETIC } else { 0 }
+}
+
+/// Whether it is a jump through memory at a constant address: a call between libraries, at which lazy binding keeps no flags.
+fn leads_to_function(instruction: &Instruction) -> bool {
+    instruction.is_jmp_near_indirect() && instruction.is_ip_rel_memory_operand()
 }
 
 /// The flags whose old values do not survive the instruction. What it leaves undefined counts: no program can read it.
@@ -116,8 +123,7 @@ pub(crate) fn is_live_at(pc: u64, ahead: &mut impl Ahead, jumps: u32) -> bool {
             break;
         }
         let is_call = instruction.is_call_near() || instruction.is_call_near_indirect();
-        let is_far_reaching = is_call || instruction.is_jmp_near_indirect() || instruction.mnemonic() == Mnemonic::Ret;
-        if dead_at_calls && is_far_reaching {
+        if dead_at_calls && (is_call || instruction.mnemonic() == Mnemonic::Ret || leads_to_function(&instruction)) {
             result = false;
             break;
         }
@@ -178,6 +184,7 @@ mod tests {
     fn unknown_code_may_read() {
         assert_eq!(live(&[0x90, 0xe9, 0xff, 0xff, 0x00, 0x00]), [true, true], "jmp to nowhere");
         assert_eq!(live(&[0x90, 0xc3]), [false, false], "ret");
-        assert_eq!(live(&[0x90, 0xff, 0xe0]), [false, false], "jmp rax");
+        assert_eq!(live(&[0x90, 0xff, 0xe0]), [true, true], "jmp rax");
+        assert_eq!(live(&[0x90, 0xff, 0x25, 0, 0, 0, 0]), [false, false], "jmp [rip]");
     }
 }

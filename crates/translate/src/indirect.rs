@@ -1,8 +1,8 @@
 //! Indirect branches: tables by the low 16 bits of the target, and a chain of stubs behind each entry.
 //!
-//! A branch leaves rcx in `saved_rcx` and jumps through its table. Where flags are dead at such branches a stub compares its
-//! target with the state's `target`, or for a return with the word that was popped, and falls into the target's block; at the
-//! end of the chain is the run loop. Otherwise it compares with `lea` and `jrcxz`, which leave the flags alone.
+//! A branch leaves rcx in `saved_rcx` and jumps through its table. A stub compares its target with the word that a return
+//! popped, or for jumps and calls with the state's `target`, and falls into the target's block; at the end of the chain is the
+//! run loop. Flags are dead at returns; jumps may carry them, so that theirs compare with `lea` and `jrcxz`.
 
 use crate::cache::Cache;
 use crate::emit::{Code, Mem, NOTHING, RCX};
@@ -24,15 +24,6 @@ pub(crate) enum Table {
     Jumps,
     /// Returns, where flags are dead: the target was popped, and lies below the stack pointer.
     Returns,
-}
-
-/// Whether stubs may change arithmetic flags.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Flags {
-    /// They may not.
-    Alive,
-    /// They may.
-    Dead,
 }
 
 impl Table {
@@ -58,27 +49,11 @@ impl Table {
         }
     }
 
-    /// Where the way to the miss stands in the state: it may be further away than a displacement reaches.
-    fn miss_slot(self) -> usize {
-        match self {
-            Self::Jumps => slot!(miss_code),
-            Self::Returns => slot!(miss_return_code),
-        }
-    }
-
     /// How the guest is found in a stub.
     fn rule(self) -> Rule {
         match self {
             Self::Jumps => Rule::TO_TARGET,
             Self::Returns => Rule::POPPED,
-        }
-    }
-
-    /// Where the target is.
-    fn target(self) -> Mem {
-        match self {
-            Self::Jumps => Mem::at(slot!(target)),
-            Self::Returns => Mem::base(RSP, -8),
         }
     }
 }
@@ -103,7 +78,7 @@ pub(crate) fn dispatch(code: &mut Code, table: Table) {
 }
 
 /// Adds a stub for `pc` in front of its chain. Its block is at `host`, or will be made next, right behind the stub.
-pub(crate) fn add_stub(cache: &mut Cache, table: Table, flags: Flags, pc: u64, host: Option<u64>) {
+pub(crate) fn add_stub(cache: &mut Cache, table: Table, pc: u64, host: Option<u64>) {
     if cache.has_stub(table, pc) {
         return;
     }
@@ -113,11 +88,12 @@ pub(crate) fn add_stub(cache: &mut Cache, table: Table, flags: Flags, pc: u64, h
     code.begin(cache.hot_next);
     let mut marks = vec![Mark { host: code.start as u32, pc, rule: table.rule() }];
     let elsewhere = if next == table.miss() { None } else { Some(next) };
-    if flags == Flags::Dead || table == Table::Returns {
-        let elsewhere = elsewhere.unwrap_or_else(|| put_miss(cache, table, pc));
-        compare(&mut code, table, pc, elsewhere);
-    } else {
-        compare_with_flags(&mut code, &mut marks, pc, elsewhere);
+    match table {
+        Table::Returns => {
+            let elsewhere = elsewhere.unwrap_or_else(|| put_miss(cache, pc));
+            compare_popped(&mut code, pc, elsewhere);
+        }
+        Table::Jumps => compare_target(&mut code, &mut marks, pc, elsewhere),
     }
     code.load(RCX, &Mem::at(slot!(saved_rcx)));
     marks.push(Mark { host: code.here() as u32, pc, rule: Rule::EXACT });
@@ -139,31 +115,32 @@ pub(crate) fn add_stub(cache: &mut Cache, table: Table, flags: Flags, pc: u64, h
     unsafe { table.entry(pc).write(start) };
 }
 
-/// Puts the way to the run loop into the cold code.
-fn put_miss(cache: &mut Cache, table: Table, pc: u64) -> u64 {
+/// Puts a return's way to the run loop into the cold code. It may be further away than a displacement reaches.
+fn put_miss(cache: &mut Cache, pc: u64) -> u64 {
     let mut cold = Code::default();
     cold.begin(cache.cold_next);
-    cold.jump_through(&Mem::at(table.miss_slot()));
-    cache.recovery.add_cold(Mark { host: cold.start as u32, pc, rule: table.rule() });
+    cold.jump_through(&Mem::at(slot!(miss_return_code)));
+    cache.recovery.add_cold(Mark { host: cold.start as u32, pc, rule: Rule::POPPED });
     cache.put_cold(&cold);
     cold.start
 }
 
-/// Goes elsewhere unless the target is `pc`.
-fn compare(code: &mut Code, table: Table, pc: u64, elsewhere: u64) {
+/// Goes elsewhere unless `pc` was popped.
+fn compare_popped(code: &mut Code, pc: u64, elsewhere: u64) {
+    let popped = Mem::base(RSP, -8);
     match i32::try_from(pc) {
-        Ok(short) => code.compare_i32(&table.target(), short),
+        Ok(short) => code.compare_i32(&popped, short),
         Err(_) => {
             code.set(RCX, pc);
-            code.compare(RCX, &table.target());
+            code.compare(RCX, &popped);
         }
     }
     code.jump_if(NOT_EQUAL, elsewhere);
 }
 
-/// The same without a change of flags; `None` is the miss.
-fn compare_with_flags(code: &mut Code, marks: &mut Vec<Mark>, pc: u64, elsewhere: Option<u64>) {
-    let target = Table::Jumps.target();
+/// Goes elsewhere, or to the miss, unless the target is `pc`; without a change of flags.
+fn compare_target(code: &mut Code, marks: &mut Vec<Mark>, pc: u64, elsewhere: Option<u64>) {
+    let target = Mem::at(slot!(target));
     if let Ok(short) = i32::try_from(pc) {
         code.load(RCX, &target);
         code.lea(RCX, &Mem::base(RCX, -short));

@@ -44,9 +44,10 @@
 //!
 //! # Where the simulation ends
 //!
-//! Far branches, `int 0x80` and loads of the FS and GS selectors raise SIGILL or SIGSEGV. Transactions always abort. Between a call, a return or a jump
-//! through a register or memory and the next instruction that sets them, arithmetic flags are not kept ([`Config::flags_die_at_calls`]). When a stop is asked
-//! for between the report of a bad access and the access, it is reported again.
+//! Far branches, `int 0x80` and loads of the FS and GS selectors raise SIGILL or SIGSEGV. Transactions always abort. Between a
+//! call, a return or a jump through memory at a constant address and the next instruction that sets them, arithmetic flags are
+//! not kept ([`Config::flags_die_at_calls`]). When a stop is asked for between the report of a bad access and the access, it is
+//! reported again.
 //!
 //! # Examples and tests
 //!
@@ -99,8 +100,8 @@ pub struct Config {
     pub stack: StackMarking,
     /// How many conditional jumps that are not taken one block runs past. 3 is the measured best.
     pub superblock_branches: u8,
-    /// Take arithmetic flags for dead at calls, returns and jumps through registers or memory, as every compiler has it (and
-    /// lazy binding does to them anyhow). Hand-written code that passes a carry through `ret` needs `false`.
+    /// Take arithmetic flags for dead at calls, returns and jumps through memory at a constant address, as every compiler has it
+    /// (and lazy binding does to them anyhow). Hand-written code that passes a carry through `ret` needs `false`.
     pub flags_die_at_calls: bool,
     /// Show AVX-512 to the target as far as the machine has it.
     pub avx512: bool,

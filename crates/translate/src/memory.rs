@@ -26,10 +26,21 @@ pub(crate) fn map(what: &'static str, address: u64, bytes: usize, protection: i3
     Err(Error::AddressTaken { what, address, errno: if errno == 0 { libc::EEXIST } else { errno } })
 }
 
+/// A large page of the processor.
+pub(crate) const LARGE_PAGE: u64 = 2 << 20;
+
 /// Asks for large pages: translated code is spread over many small ones, and each costs a fault and a TLB entry.
 pub(crate) fn prefer_large_pages(address: u64, bytes: usize) {
     // SAFETY: advice for the engine's own mapping; where it is not followed nothing changes.
     unsafe { libc::madvise(address as *mut libc::c_void, bytes, libc::MADV_HUGEPAGE) };
+}
+
+/// Makes one large page of memory that is in use already. Kernels before 6.1 cannot, and leave it as it is.
+pub(crate) fn make_large_page(address: u64) {
+    const MADV_COLLAPSE: i32 = 25;
+    prefer_large_pages(address, LARGE_PAGE as usize);
+    // SAFETY: as above.
+    unsafe { libc::madvise(address as *mut libc::c_void, LARGE_PAGE as usize, MADV_COLLAPSE) };
 }
 
 /// Unmaps what [`map`] mapped.

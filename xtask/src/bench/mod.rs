@@ -1,5 +1,6 @@
 //! `bench`: speed and memory of leakscope beside the other tools, every number taken in the same run as its pair.
 
+mod asan;
 mod fingerprints;
 mod import;
 mod kernel;
@@ -32,7 +33,7 @@ const QUICK_ROUNDS: Rounds = Rounds { least: 3, short: 5, very_short: 9 };
 const BUDGET: Duration = Duration::from_secs(40 * 60);
 const QUICK_BUDGET: Duration = Duration::from_secs(10 * 60);
 /// What is no workload, and has a table of its own; `import` comes first because its programs need little memory.
-const TABLES: [&str; 6] = ["import", "fingerprints", "reports", "memcheck", "kernel", "monitor"];
+const TABLES: [&str; 7] = ["import", "fingerprints", "reports", "memcheck", "asan", "kernel", "monitor"];
 const REDIS_REQUESTS: u32 = 200_000;
 
 struct Options {
@@ -58,7 +59,8 @@ impl Options {
 /// A workload cannot be prepared, or its native run fails; the others are measured all the same.
 pub fn run(words: &[String]) -> Result<()> {
     let options = parse(words)?;
-    if !options.peers_only {
+    // The sanitizer's table needs its library only, which it builds.
+    if !options.peers_only && options.names.iter().any(|name| name != "asan") {
         build_leakscope()?;
     }
     let tools: Vec<Tool> = Tool::ALL.into_iter().filter(|tool| options.wants(*tool)).collect();
@@ -104,6 +106,7 @@ fn own_table(name: &str, options: &Options) -> Result<()> {
         return Ok(());
     }
     let table = match name {
+        "asan" => asan::table(options.quick)?,
         "fingerprints" => fingerprints::table()?,
         "import" => import::table(options.quick)?,
         "kernel" => kernel::table(options.quick)?,

@@ -143,12 +143,17 @@ pub(super) fn write(dir: &Path, name: &str, text: &str) -> Result<PathBuf> {
 }
 
 fn sql_script() -> String {
+    sql_script_of(100_000)
+}
+
+/// The script on so many items, and three times as many sales.
+pub(super) fn sql_script_of(items: usize) -> String {
     "create table item(id integer primary key, name text, price real, stock integer);\n\
      create table sale(item integer, day integer, amount integer);\n\
-     with recursive n(i) as (select 1 union all select i + 1 from n where i < 100000)\n\
+     with recursive n(i) as (select 1 union all select i + 1 from n where i < ITEMS)\n\
        insert into item select i, printf('item %d %s', i, hex(i * 7919)), i % 977 * 1.25, i % 31 from n;\n\
-     with recursive n(i) as (select 1 union all select i + 1 from n where i < 300000)\n\
-       insert into sale select i * 31 % 100000 + 1, i % 365, i % 7 from n;\n\
+     with recursive n(i) as (select 1 union all select i + 1 from n where i < SALES)\n\
+       insert into sale select i * 31 % ITEMS + 1, i % 365, i % 7 from n;\n\
      create index sale_item on sale(item);\n\
      select count(*), sum(price * amount) from item join sale on item.id = sale.item;\n\
      select day, count(distinct item), group_concat(substr(name, 1, 3)) from item join sale on item.id = sale.item \
@@ -157,7 +162,8 @@ fn sql_script() -> String {
      select name, price from item order by name desc limit 10;\n\
      delete from sale where amount = 3;\n\
      select sum(length(name)) from item;\n"
-        .to_owned()
+        .replace("ITEMS", &items.to_string())
+        .replace("SALES", &(3 * items).to_string())
 }
 
 /// Words of a fixed vocabulary in an order that repeats too late for any compressor's window.

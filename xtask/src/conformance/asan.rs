@@ -81,32 +81,32 @@ pub fn run(fast: bool) -> Result<()> {
     let suites: Vec<&str> =
         if fast { vec![INSTRUMENTED[0]] } else { INSTRUMENTED.into_iter().chain([PRELOADED]).collect() };
     let baseline = |suite: &str| cache.join(format!("baseline/stock-{suite}.json"));
-    let missing: Vec<&str> = suites.iter().copied().filter(|suite| !baseline(suite).exists()).collect();
-    if !missing.is_empty() {
-        step_with(&["python3", "conformance/asan.py", "stock", "--suites", &missing.join(",")], &environment)?;
-    }
-    let mut runs = Vec::new();
-    for (how, suites) in [("runtime", &suites[..suites.len().min(INSTRUMENTED.len())]), ("preload", &[PRELOADED][..])] {
-        if fast && how == "preload" {
-            continue;
-        }
+    let score = |words: &[&str]| -> Result<Vec<Run>> {
         let json = tempfile::NamedTempFile::new()?;
-        let (json_path, suites) = (json.path().to_string_lossy(), suites.join(","));
-        let mut words =
-            vec!["python3", "conformance/asan.py", how, &library, "--json", &json_path, "--suites", &suites];
-        if fast {
-            words.extend(["--filter", FAST]);
-        }
-        step_with(&words, &environment)?;
+        let json_path = json.path().to_string_lossy();
+        let front = ["python3", "conformance/asan.py"];
+        let filter: &[&str] = if fast { &["--filter", FAST] } else { &[] };
+        step_with(&[&front, words, &["--json", &json_path], filter].concat(), &environment)?;
         let scores: Scores = serde_json::from_reader(json.reopen()?)?;
-        // A suite that runs twice, the second time for exit codes alone, counts once.
-        for run in scores.runs {
-            if !runs.iter().any(|earlier: &Run| earlier.suite == run.suite) {
-                runs.push(run);
-            }
+        Ok(scores.runs)
+    };
+    let (mut runs, mut stock) = (Vec::new(), Vec::new());
+    if fast {
+        // Both compile the same programs, which are kept: the second time costs the runs alone.
+        stock.extend(score(&["stock", "--suites", suites[0]])?);
+        runs.extend(score(&["runtime", &library, "--suites", suites[0]])?);
+    } else {
+        let missing: Vec<&str> = suites.iter().copied().filter(|suite| !baseline(suite).exists()).collect();
+        if !missing.is_empty() {
+            score(&["stock", "--suites", &missing.join(",")])?;
         }
+        for suite in &suites {
+            stock.push(read(&baseline(suite))?);
+        }
+        runs.extend(score(&["runtime", &library, "--suites", &INSTRUMENTED.join(",")])?);
+        // It runs twice, the second time for exit codes alone, which the first verdicts imply.
+        runs.extend(score(&["preload", &library, "--suites", PRELOADED])?.into_iter().take(1));
     }
-    let stock = suites.iter().map(|suite| read(&baseline(suite))).collect::<Result<Vec<Run>>>()?;
     let path = repo_root().join("conformance/asan-known-failures.toml");
     let text = std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
     let known = toml::from_str(&text).with_context(|| format!("read {}", path.display()))?;

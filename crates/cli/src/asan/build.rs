@@ -96,13 +96,12 @@ impl Compiler {
     }
 
     fn has_own_library(&self) -> bool {
-        let mut ask = Command::new(&self.words[0]);
-        let found = SONAMES[..2].iter().any(|name| {
+        SONAMES[..2].iter().any(|name| {
+            let mut ask = Command::new(&self.words[0]);
             // It answers with a path when the file is there, and with the name alone otherwise.
             let answer = ask.args(&self.words[1..]).arg(format!("-print-file-name={name}")).output();
             answer.is_ok_and(|answer| answer.stdout.starts_with(b"/"))
-        });
-        found
+        })
     }
 }
 
@@ -110,7 +109,9 @@ impl Compiler {
 fn words_of(variable: &str) -> Option<Vec<OsString>> {
     let value = env::var_os(variable)?;
     // Words are separated by spaces, as make and cmake have it; a path with spaces cannot be said so.
-    let text = value.to_str().map_or_else(|| vec![value.clone()], |text| text.split_whitespace().map(OsString::from).collect());
+    let text = value
+        .to_str()
+        .map_or_else(|| vec![value.clone()], |text| text.split_whitespace().map(OsString::from).collect());
     let first = Path::new(text.first()?).file_name()?.to_owned();
     (first != "leakscope").then_some(text)
 }
@@ -178,7 +179,9 @@ fn environment(command: &mut Command) -> Result<()> {
         [&C, &CXX].into_iter().filter_map(|language| Some((language, Compiler::find(language).ok()?))).collect();
     let Some((_, first)) = compilers.first() else { bail!("no compiler is installed; next: name one by CC") };
     for (language, compiler) in &compilers {
-        command.env(language.variable, shown(&compiler.words)).env(language.flags, join(compiler.checks(), language.flags));
+        command
+            .env(language.variable, shown(&compiler.words))
+            .env(language.flags, join(compiler.checks(), language.flags));
     }
     let linker: Vec<OsString> = first.checks().into_iter().chain(first.run_path(&folder)).collect();
     command.env("LDFLAGS", join(linker, "LDFLAGS"));

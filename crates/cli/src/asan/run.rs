@@ -50,10 +50,7 @@ pub fn main(args: &RunArgs, matches: &ArgMatches) -> Result<ExitCode> {
         program,
         argv0: argv0.clone(),
         arguments: arguments.to_vec(),
-        environment: vec![
-            ("LD_LIBRARY_PATH", paths),
-            (COPY, copies.path().join("report").into_os_string()),
-        ],
+        environment: vec![("LD_LIBRARY_PATH", paths), (COPY, copies.path().join("report").into_os_string())],
     };
     recorded(args, matches, &launch, copies.path())
 }
@@ -121,20 +118,25 @@ fn read(copies: &Path, launch: &Launch, pid: u32, end: End, view: &View) -> Resu
         recording.processes.insert(0, ProcessRecording { process, ..ProcessRecording::default() });
     }
     for process in &mut recording.processes {
-        process.witness = Witness { tool: Tool::AddressSanitizer, version: format!("leakscope {}", recording.tool_version) };
+        process.witness =
+            Witness { tool: Tool::AddressSanitizer, version: format!("leakscope {}", recording.tool_version) };
         if process.process.pid == pid {
             process.process.parent_pid = std::process::id();
             process.process.state = State::Ended;
             process.process.executable = launch.program.to_string_lossy().into_owned();
-            process.process.command_line =
-                std::iter::once(&launch.argv0).chain(&launch.arguments).map(|word| word.to_string_lossy().into_owned()).collect();
+            process.process.command_line = std::iter::once(&launch.argv0)
+                .chain(&launch.arguments)
+                .map(|word| word.to_string_lossy().into_owned())
+                .collect();
             process.end = match end {
                 End::Exited(code) => recording::End::Exited(code),
                 End::Signaled { signal, .. } => recording::End::Signalled(signal),
                 _ => recording::End::Unknown,
             };
             let found_nothing = process.memory_errors.is_empty() && process.misuses.is_empty();
-            if let (End::Exited(code), true, true) = (end, process.checks.is_empty(), found_nothing && looks_for_leaks()) {
+            if let (End::Exited(code), true, true) =
+                (end, process.checks.is_empty(), found_nothing && looks_for_leaks())
+            {
                 process.checks.push(clean_check(code));
             }
         }

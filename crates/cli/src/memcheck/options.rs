@@ -184,6 +184,7 @@ pub(super) fn lines(args: &RunArgs, matches: &ArgMatches) -> String {
     add("leak-check", yes(args.view.leak_check != LeakCheck::No));
     add("leak-check-heuristics", &args.leak_check_heuristics.bits().to_string());
     add("trace-children", yes(args.trace_children));
+    add("statistics", yes(args.view.verbose > 0));
     add("child-silent-after-fork", yes(args.child_silent_after_fork));
     add("run-freeres", yes(args.run_libc_freeres && args.run_cxx_freeres));
     add("show-mismatched-frees", yes(args.view.show_mismatched_frees));

@@ -175,8 +175,10 @@ impl Memory {
         if overlaps && !moves || bytes > LONGEST {
             return Wanted::GiveUp;
         }
-        let at = to.saturating_sub(DATA) as usize;
-        self.bytes.splice(at..at + bytes as usize, source);
+        if bytes > 0 {
+            let at = (to - DATA) as usize;
+            self.bytes.splice(at..at + bytes as usize, source);
+        }
         let value = if text == Text::Mempcpy { to + bytes } else { to };
         Wanted::Done { value, is_certain: !overlaps || bytes <= 64 }
     }
@@ -185,8 +187,10 @@ impl Memory {
         if self.range(to, bytes).is_none() || bytes > LONGEST {
             return Wanted::GiveUp;
         }
-        let at = to.saturating_sub(DATA) as usize;
-        self.bytes[at..at + bytes as usize].fill(byte as u8);
+        if bytes > 0 {
+            let at = (to - DATA) as usize;
+            self.bytes[at..at + bytes as usize].fill(byte as u8);
+        }
         Wanted::Done { value: to, is_certain: true }
     }
 
@@ -312,7 +316,7 @@ fn quick_functions_do_what_the_model_does_or_give_up() {
     let mut numbers = Numbers(0x0BAD_5EED_0000_0001);
     let mut memory = Memory { bytes: vec![b'q'; DATA_BYTES], bad: Vec::new() };
     let (mut done, mut given_up) = ([0u32; TESTED.len()], [0u32; TESTED.len()]);
-    for step in 0..27_000 {
+    for step in 0..9_000 {
         let number = step % TESTED.len();
         let text = TESTED[number];
         let mut arguments = case(&mut numbers, &mut memory);
@@ -345,7 +349,7 @@ fn quick_functions_do_what_the_model_does_or_give_up() {
     }
     for (number, text) in TESTED.iter().enumerate() {
         assert!(
-            done[number] > 300 && given_up[number] > 100,
+            done[number] > 100 && given_up[number] > 50,
             "{text:?}: {} done, {} given up",
             done[number],
             given_up[number]
