@@ -27,6 +27,7 @@ const PACKAGES: &[&str] = &[
     "golang-go",
     "heaptrack",
     "libc-devtools",
+    "libclang-rt-19-dev",
     "libjemalloc2",
     "libmimalloc2.0",
     "libtcmalloc-minimal4",
@@ -40,6 +41,7 @@ const PACKAGES: &[&str] = &[
     "openssl",
     "perl",
     "postfix",
+    "prometheus",
     "prometheus-alertmanager",
     "python3",
     "python3-venv",
@@ -52,7 +54,8 @@ const PACKAGES: &[&str] = &[
 ];
 
 /// What goes without them says so when it runs.
-const OPTIONAL: &[&str] = &["clang-19", "llvm-19", "nginx-light", "postfix", "prometheus-alertmanager"];
+const OPTIONAL: &[&str] =
+    &["clang-19", "libclang-rt-19-dev", "llvm-19", "nginx-light", "postfix", "prometheus", "prometheus-alertmanager"];
 
 /// Packages that a program on PATH stands in for, however it came there.
 const STAND_INS: &[(&str, &str)] = &[("nginx-light", "nginx"), ("nodejs", "node"), ("npm", "npm"), ("golang-go", "go")];
