@@ -30,6 +30,7 @@ const PACKAGES: &[&str] = &[
     "libclang-rt-19-dev",
     "libjemalloc2",
     "libmimalloc2.0",
+    "libsasl2-modules",
     "libtcmalloc-minimal4",
     "llvm-19",
     "meson",
@@ -43,10 +44,12 @@ const PACKAGES: &[&str] = &[
     "postfix",
     "prometheus",
     "prometheus-alertmanager",
+    "prometheus-process-exporter",
     "python3",
     "python3-venv",
     "redis-server",
     "redis-tools",
+    "sasl2-bin",
     "sqlite3",
     "strace",
     "valgrind",
@@ -54,8 +57,18 @@ const PACKAGES: &[&str] = &[
 ];
 
 /// What goes without them says so when it runs.
-const OPTIONAL: &[&str] =
-    &["clang-19", "libclang-rt-19-dev", "llvm-19", "nginx-light", "postfix", "prometheus", "prometheus-alertmanager"];
+const OPTIONAL: &[&str] = &[
+    "clang-19",
+    "libclang-rt-19-dev",
+    "libsasl2-modules",
+    "llvm-19",
+    "nginx-light",
+    "postfix",
+    "prometheus",
+    "prometheus-alertmanager",
+    "prometheus-process-exporter",
+    "sasl2-bin",
+];
 
 /// Packages that a program on PATH stands in for, however it came there.
 const STAND_INS: &[(&str, &str)] = &[("nginx-light", "nginx"), ("nodejs", "node"), ("npm", "npm"), ("golang-go", "go")];
