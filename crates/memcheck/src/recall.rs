@@ -80,7 +80,8 @@ impl Recall {
     }
 
     fn signature(layout: &Layout, guest: &Guest, symbol: u64, most: usize) -> u64 {
-        let mut hash = (symbol ^ u64::from(layout.number) << 40 ^ (most as u64) << 52).wrapping_mul(MIX);
+        let origin = u64::from(layout.number) << 32 | most as u64;
+        let mut hash = (symbol ^ origin.wrapping_mul(0xD6E8_FEB8_6659_FD93)).wrapping_mul(MIX);
         for (number, &offset) in layout.offsets[..usize::from(layout.count)].iter().enumerate() {
             // SAFETY: the layout was read before at the same stack pointer, and its memory was not unmapped since.
             let word = unsafe { ((layout.stack_pointer + u64::from(offset)) as *const u64).read_unaligned() };
