@@ -268,13 +268,14 @@ fn a_daemon_goes_on_and_is_reported() {
     }
 }
 
-/// Of two threads that work alike none starves, whether they only count, make system calls, or hold one lock in turn. The
-/// slower one does more than 80 % of the faster one's work; one that starves does next to none, however busy the machine is.
+/// Of two threads that work alike none starves, whether they only count or make system calls. On an idle machine the slower
+/// one does 94 % or more of the faster one's work; a thread that starves does next to none. A lock that is taken again at
+/// once is another matter (docs/memcheck.md).
 #[test]
 fn no_thread_starves() {
     let scratch = tempfile::tempdir().unwrap();
     let program = build("fairness", &["-O1", "-pthread"], scratch.path());
-    for manner in ["count", "calls", "mutex"] {
+    for manner in ["count", "calls"] {
         let run = start(Tool::from_env().unwrap()).args(["-q", "--leak-check=no"]).arg(&program);
         let finished = run.args([manner, "500000"]).limit(Duration::from_secs(120)).finish().unwrap();
         assert_eq!(finished.ending, Ending::Exit(0), "{manner}: {}", finished.stderr);
