@@ -103,10 +103,10 @@ fn absolute(group: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn write(places: &Places, path: &str, text: &str) {
+    pub(crate) fn write(places: &Places, path: &str, text: &str) {
         let path = places.path(path);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(path, text).unwrap();

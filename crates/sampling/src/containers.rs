@@ -110,12 +110,7 @@ fn last_part(path: &Path) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn write(places: &Places, path: &str, text: &str) {
-        let path = places.path(path);
-        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::write(path, text).unwrap();
-    }
+    use crate::cgroup::tests::write;
 
     #[test]
     fn each_engine_by_its_files() {

@@ -219,12 +219,25 @@ mod tests {
         read_rollup(&places, own, &mut counters);
         let proportional = counters.proportional_bytes.unwrap();
         assert!(counters.resident_bytes > 500_000 && proportional <= counters.resident_bytes * 2, "{counters:?}");
-        assert_eq!(counters.threads, std::fs::read_dir("/proc/self/task").unwrap().count() as u64);
         let kept: Vec<_> = (0..20).map(|_| std::fs::File::open("/dev/null").unwrap()).collect();
         let more = read_descriptors(&places, own).unwrap();
         assert!(more >= counters.descriptors.unwrap() + kept.len() as u64 - 4, "{more} {counters:?}");
         assert!(read_limits(&places, own).1.is_some());
         assert!(!found.iter().any(|process| process.name == b"kthreadd"));
+    }
+
+    /// Of another process: in this one other tests come and go as threads.
+    #[test]
+    fn threads_are_those_of_its_folder() {
+        let places = Places::default();
+        let mut child = std::process::Command::new("cat").stdin(std::process::Stdio::piped()).spawn().unwrap();
+        let found = read_processes(&places).unwrap();
+        let process = found.iter().find(|process| process.pid == child.id()).unwrap();
+        let counters = read_counters(&places, process).unwrap();
+        let folder = std::fs::read_dir(format!("/proc/{}/task", child.id())).unwrap();
+        assert_eq!(counters.threads, folder.count() as u64);
+        drop(child.stdin.take());
+        child.wait().unwrap();
     }
 
     #[test]
