@@ -18,7 +18,7 @@ use std::fmt::Write as _;
 use std::ptr::null_mut;
 use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU16, AtomicU64, Ordering::Relaxed};
 
-use leakscope_rt::unwind::{MAX_FRAMES, ObjectFinder, Registers, ThreadCache, Unwinder, WalkEnd, stack_of};
+use leakscope_rt::unwind::{MAX_FRAMES, ObjectFinder, Registers, ThreadCache, Unwinder, WalkEnd, Walked, stack_of};
 
 unsafe extern "C" {
     fn __libc_malloc(size: usize) -> *mut c_void;
@@ -217,30 +217,34 @@ unsafe fn new_thread(tls: *mut Tls, rsp: u64) {
 #[cold]
 #[inline(never)]
 unsafe fn miss(cache: *const ThreadCache, regs: Registers) {
-    let mut frames = [0; MAX_FRAMES];
-    // SAFETY: a counter; and `record`'s contract.
-    let (walked, cycles) = unsafe {
-        let start = _rdtsc();
-        (UNWINDER.walk(cache, regs, &mut frames), _rdtsc() - start)
+    let enter = |walked: Walked<'_>| {
+        if let Some(signature) = walked.signature {
+            enter_site(signature.get(), walked.stack_hash);
+        }
+        COUNTS.unremembered.add(u64::from(walked.signature.is_none()));
     };
-    if let Some(signature) = walked.signature {
-        enter_site(signature.get(), walked.stack_hash);
-    }
+    // SAFETY: a counter; and `record`'s contract.
+    let cycles = unsafe {
+        let start = _rdtsc();
+        UNWINDER.walk(cache, regs, enter);
+        _rdtsc() - start
+    };
     // Longer ones were preempted.
     if cycles < 20_000 {
         COUNTS.walk_cycles.add(cycles);
         COUNTS.timed_walks.add(1);
     }
-    COUNTS.unremembered.add(u64::from(walked.signature.is_none()));
 }
 
 #[cold]
 #[inline(never)]
 unsafe fn check(tls: *mut Tls, regs: Registers, hit: Option<u64>) {
-    let mut frames = [0; MAX_FRAMES];
     // SAFETY: `record`'s contract.
-    let walked = unsafe { UNWINDER.walk_afresh((*tls).cache, regs, &mut frames) };
-    let ours = &frames[..walked.frames];
+    unsafe { UNWINDER.walk_afresh((*tls).cache, regs, |walked| compare(tls, walked, hit)) }
+}
+
+unsafe fn compare(tls: *mut Tls, walked: Walked<'_>, hit: Option<u64>) {
+    let ours = walked.frames;
     COUNTS.records.add(1);
     COUNTS.frames.add(ours.len() as u64);
     match walked.end {

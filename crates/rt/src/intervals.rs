@@ -14,7 +14,7 @@ use crate::memory::{Lock, map_slice, unmap_slice};
 use crate::raw;
 use crate::runtime::{self, MODULES, SITES, UNWINDER};
 use crate::thread::ThreadState;
-use crate::unwind::{MAX_FRAMES, Registers, WalkEnd};
+use crate::unwind::{Registers, WalkEnd, Walked};
 use core::sync::atomic::AtomicU32;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use leakscope_ledger::layout::{AreaId, COUNTERS_PER_CHUNK, IntervalRecord, interval_state, site_flags};
@@ -106,18 +106,18 @@ fn close(ledger: &Ledger, state: u32, end_site: u32) {
 
 /// A site with the stack of the hook's caller. It never allocates: no call of an allocation function returns there.
 fn caller_site(ledger: &Ledger, state: &mut ThreadState, regs: Registers) -> u32 {
-    let mut frames = [0; MAX_FRAMES];
-    // SAFETY: the cache is this thread's; the hook's caller is suspended in the hook.
-    let walked = unsafe { UNWINDER.walk_afresh(&raw const state.cache, regs, &mut frames) };
-    let bits = match walked.end {
-        WalkEnd::Complete => 0,
-        WalkEnd::TooDeep => site_flags::CUT_DEEP,
-        WalkEnd::NoRule | WalkEnd::BadStack => site_flags::BROKEN,
+    let intern = |walked: Walked<'_>| {
+        let bits = match walked.end {
+            WalkEnd::Complete => 0,
+            WalkEnd::TooDeep => site_flags::CUT_DEEP,
+            WalkEnd::NoRule | WalkEnd::BadStack => site_flags::BROKEN,
+        };
+        runtime::refresh_modules(ledger);
+        let modules = MODULES.read(ledger);
+        SITES.intern(ledger, walked.frames, AllocFn::Malloc, bits, |pc| modules.epoch_of(pc))
     };
-    runtime::refresh_modules(ledger);
-    let modules = MODULES.read(ledger);
-    let frames = frames.get(..walked.frames).unwrap_or(&[]);
-    SITES.intern(ledger, frames, AllocFn::Malloc, bits, |pc| modules.epoch_of(pc))
+    // SAFETY: the cache is this thread's; the hook's caller is suspended in the hook.
+    unsafe { UNWINDER.walk(&raw const state.cache, regs, intern) }
 }
 
 /// What all threads did at one site.

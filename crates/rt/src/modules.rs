@@ -179,6 +179,7 @@ impl ModuleList {
         let mut collected = Collected { list, len: 0, names, names_len: 0, version: 0 };
         // SAFETY: the callback gets exactly this structure.
         unsafe { iterate(collect, (&raw mut collected).cast()) };
+        collected.name_program();
         let Collected { list, len, names, version, .. } = collected;
         let gone = self.merge(ledger, list, len, names, version);
         // SAFETY: nothing keeps a name.
@@ -364,6 +365,17 @@ impl Collected {
         self.names_len += name.len();
         (at as u32, name.len() as u32)
     }
+
+    /// The linker has no name for the program itself.
+    fn name_program(&mut self) {
+        let Some(room) = self.names.get_mut(self.names_len..) else { return };
+        let length = read_link(c"/proc/self/exe", room);
+        let name_at = (self.names_len as u32, length as u32);
+        self.names_len += length;
+        for module in self.list.iter_mut().take(self.len).filter(|module| module.name_at.1 == 0) {
+            module.name_at = name_at;
+        }
+    }
 }
 
 /// Address and length of the GNU build id in the notes at `at`.
@@ -395,16 +407,8 @@ unsafe fn find_build_id(at: u64, bytes: u64) -> Option<(u64, u32)> {
 /// epoch, and so its old sites.
 fn store_record(ledger: &Ledger, module: &Mapped, names: &[u8], epoch: u32) -> (u32, u32) {
     let (at, length) = (module.name_at.0 as usize, module.name_at.1 as usize);
-    let name = names.get(at..at + length).unwrap_or(&[]);
-    let mut buffer = [0u8; 4096];
-    let path = if name.is_empty() {
-        let length = read_link(c"/proc/self/exe", &mut buffer);
-        buffer.get(..length).unwrap_or(&[])
-    } else if name.contains(&b'/') {
-        name
-    } else {
-        &[]
-    };
+    // What has no slash is no file, such as the kernel's page.
+    let path = names.get(at..at + length).filter(|name| name.contains(&b'/')).unwrap_or(&[]);
     let (build_id, build_id_bytes) = (module.build_id, module.build_id_bytes);
     for number in 0..ledger.used(AreaId::Modules) {
         let Some(record) = ledger.module(number) else { break };

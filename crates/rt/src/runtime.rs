@@ -13,7 +13,7 @@ use crate::misuse;
 use crate::modules::ModuleList;
 use crate::sites::{SiteTable, family};
 use crate::thread::{self, ThreadState, tls};
-use crate::unwind::{MAX_FRAMES, Registers, Unwinder, WalkEnd, stack_of};
+use crate::unwind::{MAX_FRAMES, Registers, Unwinder, WalkEnd, Walked, stack_of};
 use crate::waiting::{self, is_waiting};
 use core::cell::UnsafeCell;
 use core::mem::MaybeUninit;
@@ -213,25 +213,26 @@ pub fn site_of(ledger: &Ledger, state: &mut ThreadState, function: AllocFn, regs
 }
 
 #[cold]
-#[inline(never)]
 fn walk_to_site(ledger: &Ledger, state: &mut ThreadState, function: AllocFn, regs: Registers) -> u32 {
-    let mut frames = [0; MAX_FRAMES];
     // SAFETY: as in `site_of`.
-    let walked = unsafe { UNWINDER.walk(&raw const state.cache, regs, &mut frames) };
-    if crate::roots::is_allocator_code(frames[0]) {
+    unsafe { UNWINDER.walk(&raw const state.cache, regs, |walked| site_of_walk(ledger, function, walked)) }
+}
+
+fn site_of_walk(ledger: &Ledger, function: AllocFn, walked: Walked<'_>) -> u32 {
+    if walked.frames.first().is_some_and(|&caller| crate::roots::is_allocator_code(caller)) {
         // What an allocator keeps for itself is none of the program's.
         return OUR_SITE;
     }
     let epoch = UNWINDER.epoch();
     let hash = key(walked.stack_hash ^ u64::from(epoch).rotate_right(16), function);
     let site = SITES.find(hash).unwrap_or_else(|| {
-        let kept = walked.frames.min(MAX_DEPTH.load(Relaxed) as usize);
+        let kept = walked.frames.len().min(MAX_DEPTH.load(Relaxed) as usize);
         let mut bits = match walked.end {
             WalkEnd::Complete => 0,
             WalkEnd::TooDeep => site_flags::CUT_DEEP,
             WalkEnd::NoRule | WalkEnd::BadStack => site_flags::BROKEN,
         };
-        if kept < walked.frames {
+        if kept < walked.frames.len() {
             bits |= site_flags::CUT_DEEP;
         }
         // Not before the epoch: see `intervals::change`.
@@ -245,7 +246,7 @@ fn walk_to_site(ledger: &Ledger, state: &mut ThreadState, function: AllocFn, reg
         // The first thread that a program makes brings glibc's handler along; its stack is new.
         crate::stop::stay_installed();
         let modules = MODULES.read(ledger);
-        let frames = frames.get(..kept).unwrap_or(&[]);
+        let frames = walked.frames.get(..kept).unwrap_or(&[]);
         let site = SITES.intern(ledger, frames, function, bits | tag, |pc| modules.epoch_of(pc));
         SITES.enter(hash, site, epoch);
         drop(modules);
@@ -447,24 +448,25 @@ fn look_outside(ledger: &Ledger, regs: Registers) {
     }
 }
 
-/// The site of a stack in a signal handler that has interrupted our own code: walked afresh, and interned only if the
-/// interrupted code does not hold a lock.
+/// The site of a stack in a signal handler that has interrupted our own code: interned only if the interrupted code does
+/// not hold a lock.
 fn site_while_busy(ledger: &Ledger, start: u64, function: AllocFn, regs: Registers) -> Option<u32> {
     // SAFETY: the calling thread's own words; null or this thread's state, of which only the unwinder's part is used,
     // and that allows for interruptions.
     let state = unsafe { (*tls()).state.as_ref() }?;
-    let mut frames = [0; MAX_FRAMES];
+    let keep = |walked: Walked<'_>| {
+        let frames = walked.frames.get(..walked.frames.len().min(MAX_DEPTH.load(Relaxed) as usize))?;
+        let bits = intervals::tag() | if walked.end == WalkEnd::Complete { 0 } else { site_flags::BROKEN };
+        let site = MODULES
+            .try_read(ledger)
+            .and_then(|modules| SITES.try_intern(ledger, frames, function, bits, |pc| modules.epoch_of(pc)));
+        if site.is_none() {
+            crate::deferred::keep(start, frames, function, bits);
+        }
+        site
+    };
     // SAFETY: the cache is this thread's; the hook's caller is suspended in the hook.
-    let walked = unsafe { UNWINDER.walk_afresh(&raw const state.cache, regs, &mut frames) };
-    let frames = frames.get(..walked.frames.min(MAX_DEPTH.load(Relaxed) as usize))?;
-    let bits = intervals::tag() | if walked.end == WalkEnd::Complete { 0 } else { site_flags::BROKEN };
-    let site = MODULES
-        .try_read(ledger)
-        .and_then(|modules| SITES.try_intern(ledger, frames, function, bits, |pc| modules.epoch_of(pc)));
-    if site.is_none() {
-        crate::deferred::keep(start, frames, function, bits);
-    }
-    site
+    unsafe { UNWINDER.walk_interrupting(&raw const state.cache, regs, keep) }
 }
 
 /// What the hook is to do with a release.

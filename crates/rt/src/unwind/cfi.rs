@@ -116,36 +116,69 @@ impl Rule {
     }
 }
 
-/// gimli's working memory without a heap. 24 rules hold all 17 registers of the ABI; four saved states are more than
-/// compilers nest (a row that needs more is an error, so a [`Rule::FAIL`]).
-pub(super) struct FixedStorage;
+/// gimli's working memory without a heap, for rows of at most `RULES` registers. Four saved states are more than compilers
+/// nest (a row that needs more is an error, so a [`Rule::FAIL`]).
+pub(super) struct FixedStorage<const RULES: usize>;
 
-impl<T: ReaderOffset> UnwindContextStorage<T> for FixedStorage {
-    type Rules = [(Register, RegisterRule<T>); 24];
-    type Stack = [UnwindTableRow<T, Self>; 4];
+/// Rows of compiled functions: the six registers that a callee saves, and the return address. gimli passes rows by value,
+/// 32 bytes a register, which is most of the stack that a walk takes.
+const COMPILED: usize = 8;
+/// All 17 registers of the ABI, and what else assembler may name.
+const ALL: usize = 24;
+
+macro_rules! fixed_storage {
+    ($rules:expr) => {
+        impl<T: ReaderOffset> UnwindContextStorage<T> for FixedStorage<{ $rules }> {
+            type Rules = [(Register, RegisterRule<T>); $rules];
+            type Stack = [UnwindTableRow<T, Self>; 4];
+        }
+    };
 }
+fixed_storage!(COMPILED);
+fixed_storage!(ALL);
 
-type Row = UnwindTableRow<usize, FixedStorage>;
+type Context<const RULES: usize> = UnwindContext<usize, FixedStorage<RULES>>;
 
-/// About 4 KiB that live in the thread's cache, so that a miss in a handler on a small signal stack fits. All zero is
+/// About 5 KiB that live in the thread's cache, so that a miss in a handler on a small signal stack fits. All zero is
 /// a valid start.
 pub(super) struct Workspace {
     ready: bool,
-    context: MaybeUninit<UnwindContext<usize, FixedStorage>>,
+    compiled: MaybeUninit<Context<COMPILED>>,
+    all: MaybeUninit<Context<ALL>>,
 }
 
 impl Workspace {
     pub(super) const fn new() -> Self {
-        Self { ready: false, context: MaybeUninit::uninit() }
+        Self { ready: false, compiled: MaybeUninit::uninit(), all: MaybeUninit::uninit() }
     }
 
-    fn context(&mut self) -> &mut UnwindContext<usize, FixedStorage> {
+    fn contexts(&mut self) -> (&mut Context<COMPILED>, &mut Context<ALL>) {
         if !self.ready {
-            self.context.write(UnwindContext::new_in());
+            self.compiled.write(UnwindContext::new_in());
+            self.all.write(UnwindContext::new_in());
             self.ready = true;
         }
-        // SAFETY: written above, once; nothing drops it.
-        unsafe { self.context.assume_init_mut() }
+        // SAFETY: written above, once; nothing drops them.
+        unsafe { (self.compiled.assume_init_mut(), self.all.assume_init_mut()) }
+    }
+}
+
+/// What a walk needs of a row.
+trait Row {
+    fn cfa(&self) -> &CfaRule<usize>;
+    fn register(&self, register: Register) -> Option<RegisterRule<usize>>;
+}
+
+impl<const RULES: usize> Row for UnwindTableRow<usize, FixedStorage<RULES>>
+where
+    FixedStorage<RULES>: UnwindContextStorage<usize>,
+{
+    fn cfa(&self) -> &CfaRule<usize> {
+        self.cfa()
+    }
+
+    fn register(&self, register: Register) -> Option<RegisterRule<usize>> {
+        self.register(register)
     }
 }
 
@@ -199,8 +232,33 @@ impl Sections {
         .ok()
     }
 
-    fn row<'w>(&self, fde: &Fde, pc: u64, workspace: &'w mut Workspace) -> Option<&'w Row> {
-        fde.unwind_info_for_address(&self.eh_frame, &self.bases, workspace.context(), pc).ok()
+    /// What `then` makes of the row of `pc`.
+    fn row<R>(
+        &self,
+        fde: &Fde,
+        pc: u64,
+        workspace: &mut Workspace,
+        then: impl FnOnce(&dyn Row) -> Option<R>,
+    ) -> Option<R> {
+        let (compiled, all) = workspace.contexts();
+        match self.row_in(fde, pc, compiled) {
+            Ok(row) => then(row),
+            Err(gimli::Error::TooManyRegisterRules) => then(self.row_in(fde, pc, all).ok()?),
+            Err(_) => None,
+        }
+    }
+
+    #[inline(never)]
+    fn row_in<'c, const RULES: usize>(
+        &self,
+        fde: &Fde,
+        pc: u64,
+        context: &'c mut Context<RULES>,
+    ) -> gimli::Result<&'c UnwindTableRow<usize, FixedStorage<RULES>>>
+    where
+        FixedStorage<RULES>: UnwindContextStorage<usize>,
+    {
+        fde.unwind_info_for_address(&self.eh_frame, &self.bases, context, pc)
     }
 }
 
@@ -230,7 +288,7 @@ fn rule_in(object: ObjectInfo, return_address: u64, workspace: &mut Workspace) -
     if fde.is_signal_trampoline() {
         return Rule::new(Kind::Signal, Register(0), 0, Saved::Lost);
     }
-    pack(sections.row(&fde, pc, workspace)?, &sections.eh_frame, return_address)
+    sections.row(&fde, pc, workspace, |row| pack(row, &sections.eh_frame, return_address))
 }
 
 /// Where the function that `return_address` returns into keeps its caller's value of a callee-saved register.
@@ -242,11 +300,11 @@ pub(super) fn saved_register(
 ) -> Option<Saved> {
     let pc = return_address.wrapping_sub(1);
     let sections = Sections::of(finder.find(pc)?)?;
-    let row = sections.row(&sections.fde(pc)?, pc, workspace)?;
-    Some(saved(row.register(Register(u16::from(register))), &sections.eh_frame))
+    let of_row = |row: &dyn Row| Some(saved(row.register(Register(u16::from(register))), &sections.eh_frame));
+    sections.row(&sections.fde(pc)?, pc, workspace, of_row)
 }
 
-fn pack(row: &Row, eh_frame: &EhFrame<Reader>, return_address: u64) -> Option<Rule> {
+fn pack(row: &dyn Row, eh_frame: &EhFrame<Reader>, return_address: u64) -> Option<Rule> {
     match row.register(RETURN_ADDRESS) {
         Some(RegisterRule::Offset(-8)) => {}
         Some(RegisterRule::Undefined) => return Some(Rule::END),
@@ -272,7 +330,7 @@ fn pack(row: &Row, eh_frame: &EhFrame<Reader>, return_address: u64) -> Option<Ru
     }
 }
 
-fn cfa_offset(row: &Row) -> Option<i64> {
+fn cfa_offset(row: &dyn Row) -> Option<i64> {
     match row.cfa() {
         CfaRule::RegisterAndOffset { offset, .. } => Some(*offset),
         CfaRule::Expression(_) => None,

@@ -34,13 +34,11 @@
 //! let regs = Registers { rsp, rbp };
 //! let site = match UNWINDER.recall(cache, regs, |signature| sites.get(signature)) {
 //!     Some(site) => site,
-//!     None => {
-//!         let mut frames = [0; MAX_FRAMES];
-//!         let walked = UNWINDER.walk(cache, regs, &mut frames);
-//!         let site = sites.intern(&frames[..walked.frames], walked.stack_hash);
+//!     None => UNWINDER.walk(cache, regs, |walked| {
+//!         let site = sites.intern(walked.frames, walked.stack_hash);
 //!         if let Some(s) = walked.signature { sites.enter(s, site); }
 //!         site
-//!     }
+//!     }),
 //! };
 //! ```
 //!
@@ -95,15 +93,21 @@ pub enum WalkEnd {
 
 /// What [`Unwinder::walk`] found.
 #[derive(Clone, Copy, Debug)]
-pub struct Walked {
-    /// How many entries of the buffer are set, leaf first; at least 1.
-    pub frames: usize,
+pub struct Walked<'a> {
+    /// The return addresses, leaf first; at least 1, at most [`MAX_FRAMES`].
+    pub frames: &'a [u64],
     /// What [`Unwinder::recall`] offers for this stack until the layout is replaced; `None` if it cannot.
     pub signature: Option<NonZeroU64>,
     /// A hash of the frames alone: the same in every thread, and for every layout.
     pub stack_hash: u64,
     /// Whether the stack is whole.
     pub end: WalkEnd,
+}
+
+impl<'a> Walked<'a> {
+    fn of(frames: &'a [u64], end: WalkEnd) -> Self {
+        Self { frames, signature: None, stack_hash: layout::stack_hash(frames), end }
+    }
 }
 
 /// Losses and work since the start; each may lag by what other threads do now.
@@ -205,32 +209,53 @@ impl Unwinder {
         unsafe { self.recall(cache, regs, Some) }
     }
 
-    /// Walks the whole stack by the unwind rules, writes the frames, and remembers the layout.
+    /// Walks the whole stack by the unwind rules, remembers the layout, and gives what it found to `then`. The frames lie
+    /// in the thread's cache: a hook may run on a signal stack of a few KiB.
     ///
     /// # Safety
     /// As for [`Unwinder::recall`].
     #[cold]
     #[inline(never)]
-    pub unsafe fn walk(&self, cache: *const ThreadCache, regs: Registers, frames: &mut [u64; MAX_FRAMES]) -> Walked {
+    pub unsafe fn walk<R>(&self, cache: *const ThreadCache, regs: Registers, then: impl FnOnce(Walked<'_>) -> R) -> R {
+        let count = |walked: Walked<'_>| {
+            self.counts.count(&walked);
+            then(walked)
+        };
         // SAFETY: passed on.
-        let walked = unsafe { walk::walk_and_remember(self, &*cache, regs, frames) };
-        self.counts.count(&walked);
-        walked
+        unsafe { walk::walk_and_remember(self, &*cache, regs, count) }
     }
 
-    /// Walks the whole stack from nothing and remembers nothing: the oracle for [`Unwinder::recall`].
+    /// The same where a hook of this thread was interrupted: uses the part of the cache that is for this, and remembers
+    /// nothing.
+    ///
+    /// # Safety
+    /// As for [`Unwinder::recall`].
+    #[cold]
+    #[inline(never)]
+    pub unsafe fn walk_interrupting<R>(
+        &self,
+        cache: *const ThreadCache,
+        regs: Registers,
+        then: impl FnOnce(Walked<'_>) -> R,
+    ) -> R {
+        // SAFETY: passed on.
+        unsafe { walk::walk_interrupting(self, &*cache, regs, then) }
+    }
+
+    /// Walks the whole stack from nothing and remembers nothing: the oracle for [`Unwinder::recall`]. Takes 10 KiB of
+    /// stack.
     ///
     /// # Safety
     /// As for [`Unwinder::recall`].
     #[inline(never)]
-    pub unsafe fn walk_afresh(
+    pub unsafe fn walk_afresh<R>(
         &self,
         cache: *const ThreadCache,
         regs: Registers,
-        frames: &mut [u64; MAX_FRAMES],
-    ) -> Walked {
+        then: impl FnOnce(Walked<'_>) -> R,
+    ) -> R {
         // SAFETY: passed on.
-        unsafe { walk::walk_afresh(self, &*cache, regs, frames) }
+        unsafe { walk::walk_afresh(self, &*cache, regs, then) }
     }
 
     /// What was done and lost so far.
@@ -268,7 +293,7 @@ impl Counts {
         }
     }
 
-    fn count(&self, walked: &Walked) {
+    fn count(&self, walked: &Walked<'_>) {
         self.walks.fetch_add(1, Ordering::Relaxed);
         match walked.end {
             WalkEnd::Complete => {}

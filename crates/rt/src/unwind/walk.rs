@@ -11,7 +11,7 @@
 //! other. Where something differs, the rules go on.
 
 use super::cfi::{self, Kind, Rule, Saved, Workspace};
-use super::layout::{self, Read, ThreadCache};
+use super::layout::{Read, ThreadCache};
 use super::objects::ObjectFinder;
 use super::stack::View;
 use super::{MAX_FRAMES, Registers, Unwinder, WalkEnd, Walked};
@@ -102,6 +102,11 @@ impl Path {
         all.take(self.used_len).map(|((at, value), by)| (*at, *value, usize::from(*by)))
     }
 
+    /// What the caller gets of it.
+    fn walked(&self, end: WalkEnd) -> Walked<'_> {
+        Walked::of(self.return_addresses.get(..self.len).unwrap_or_default(), end)
+    }
+
     /// Appends the frames `from` to `to` (excluded) of another path.
     fn append(&mut self, other: &Self, from: usize, to: usize) {
         let count = to.saturating_sub(from);
@@ -138,19 +143,34 @@ pub(super) struct Spare {
 ///
 /// # Safety
 /// As there.
-pub(super) unsafe fn walk_and_remember(
+#[inline(always)]
+pub(super) unsafe fn walk_and_remember<R>(
     unwinder: &Unwinder,
     cache: &ThreadCache,
     regs: Registers,
-    frames: &mut [u64; MAX_FRAMES],
-) -> Walked {
+    then: impl FnOnce(Walked<'_>) -> R,
+) -> R {
     // SAFETY: `cache` is this thread's; the claim ends with this function.
-    let Some(mut claim) = (unsafe { cache.claim(regs.rsp) }) else {
+    match unsafe { cache.claim(regs.rsp) } {
         // SAFETY: passed on.
-        return unsafe { walk_interrupting(unwinder, cache, regs, frames) };
-    };
+        Some(mut claim) => then(unsafe { walk_claimed(unwinder, cache, regs, claim.scratch()) }),
+        // SAFETY: passed on.
+        None => unsafe { walk_interrupting(unwinder, cache, regs, then) },
+    }
+}
+
+/// A walk with the thread's scratch, which the caller has claimed.
+///
+/// # Safety
+/// As [`Unwinder::walk`].
+#[inline(never)]
+unsafe fn walk_claimed<'a>(
+    unwinder: &Unwinder,
+    cache: &ThreadCache,
+    regs: Registers,
+    scratch: &'a mut Scratch,
+) -> Walked<'a> {
     let epoch = unwinder.epoch();
-    let scratch = claim.scratch();
     let [first, second] = &mut scratch.paths;
     let (path, last) = if scratch.turn & 1 == 0 { (first, &*second) } else { (second, &*first) };
     path.clear();
@@ -160,53 +180,63 @@ pub(super) unsafe fn walk_and_remember(
     let end = walker.run();
     let replayable = walker.view.only_own && !walker.signal_frame && !walker.path.used_overflow;
     let searched = walker.searched;
-    let mut walked = finish(path, end, frames);
-    if !replayable {
-        path.clear();
-        return walked;
-    }
-    let read = Read {
-        return_address_slots: path.slots.get(..path.len).unwrap_or_default(),
-        used_at: path.used_at.get(..path.used_len).unwrap_or_default(),
-    };
-    // SAFETY: a replayable walk read only live frames of the own stack; the claim is held.
-    walked.signature = unsafe { cache.remember(epoch, regs, &read) };
-    if searched {
-        path.clear();
-    } else {
+    let signature = replayable.then(|| {
+        let read = Read {
+            return_address_slots: path.slots.get(..path.len).unwrap_or_default(),
+            used_at: path.used_at.get(..path.used_len).unwrap_or_default(),
+        };
+        // SAFETY: a replayable walk read only live frames of the own stack; the claim is held.
+        unsafe { cache.remember(epoch, regs, &read) }
+    });
+    let len = path.len;
+    if replayable && !searched {
         scratch.turn ^= 1;
+    } else {
+        // No walk takes it over, but its return addresses stay for the caller.
+        path.clear();
     }
-    walked
+    Walked { signature: signature.flatten(), ..Walked::of(path.return_addresses.get(..len).unwrap_or_default(), end) }
 }
 
-/// A walk in a signal handler that interrupted a walk or a signature of the same thread.
+/// See [`Unwinder::walk_interrupting`].
+///
+/// # Safety
+/// As there.
+#[inline(always)]
+pub(super) unsafe fn walk_interrupting<R>(
+    unwinder: &Unwinder,
+    cache: &ThreadCache,
+    regs: Registers,
+    then: impl FnOnce(Walked<'_>) -> R,
+) -> R {
+    // SAFETY: `cache` is this thread's; the claim ends with this function.
+    match unsafe { cache.claim_spare(regs.rsp) } {
+        // SAFETY: passed on.
+        Some(mut claim) => then(unsafe { walk_spare(unwinder, cache, regs, claim.spare()) }),
+        // A handler that interrupted a handler that interrupted a hook: the caller's name is all we give.
+        None => {
+            // SAFETY: the hook's return address is there.
+            let caller = [unsafe { *(regs.rsp as *const u64) }];
+            then(Walked::of(&caller, WalkEnd::NoRule))
+        }
+    }
+}
+
+/// A walk with the thread's spare, which the caller has claimed.
 ///
 /// # Safety
 /// As [`Unwinder::walk`].
 #[cold]
 #[inline(never)]
-unsafe fn walk_interrupting(
+unsafe fn walk_spare<'a>(
     unwinder: &Unwinder,
     cache: &ThreadCache,
     regs: Registers,
-    frames: &mut [u64; MAX_FRAMES],
-) -> Walked {
-    // SAFETY: `cache` is this thread's; the claim ends with this function.
-    let Some(mut claim) = (unsafe { cache.claim_spare(regs.rsp) }) else {
-        // A handler that interrupted a handler that interrupted a hook: the caller's name is all we give.
-        // SAFETY: the hook's return address is there.
-        frames[0] = unsafe { *(regs.rsp as *const u64) };
-        return Walked {
-            frames: 1,
-            signature: None,
-            stack_hash: layout::stack_hash(&frames[..1]),
-            end: WalkEnd::NoRule,
-        };
-    };
-    let spare = claim.spare();
+    spare: &'a mut Spare,
+) -> Walked<'a> {
     spare.path.clear();
     let end = Walker::new(unwinder, cache, regs, &mut spare.path, None, &mut spare.workspace).run();
-    finish(&spare.path, end, frames)
+    spare.path.walked(end)
 }
 
 /// See [`Unwinder::walk_afresh`].
@@ -214,23 +244,15 @@ unsafe fn walk_interrupting(
 /// # Safety
 /// As there.
 #[inline(never)]
-pub(super) unsafe fn walk_afresh(
+pub(super) unsafe fn walk_afresh<R>(
     unwinder: &Unwinder,
     cache: &ThreadCache,
     regs: Registers,
-    frames: &mut [u64; MAX_FRAMES],
-) -> Walked {
+    then: impl FnOnce(Walked<'_>) -> R,
+) -> R {
     let (mut path, mut workspace) = (Path::new(), Workspace::new());
     let end = Walker::new(unwinder, cache, regs, &mut path, None, &mut workspace).run();
-    finish(&path, end, frames)
-}
-
-fn finish(path: &Path, end: WalkEnd, frames: &mut [u64; MAX_FRAMES]) -> Walked {
-    let found = path.return_addresses.get(..path.len).unwrap_or_default();
-    if let Some(out) = frames.get_mut(..path.len) {
-        out.copy_from_slice(found);
-    }
-    Walked { frames: path.len, signature: None, stack_hash: layout::stack_hash(found), end }
+    then(path.walked(end))
 }
 
 /// Offsets in `ucontext_t` by DWARF register number. Source: glibc `sys/ucontext.h`, Linux `struct sigcontext`.
