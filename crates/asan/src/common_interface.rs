@@ -346,7 +346,7 @@ extern "C" fn __sanitizer_get_unmapped_bytes() -> usize {
 
 #[unsafe(no_mangle)]
 extern "C" fn __sanitizer_purge_allocator() {
-    heap::flush_quarantine();
+    heap::purge();
 }
 
 /// Functions that the program installed: pairs of one for allocations and one for releases.
@@ -439,23 +439,15 @@ pub fn find_hooks() {
     }
 }
 
-macro_rules! weak_comparison_hooks {
+macro_rules! coverage_functions {
     ($($name:ident)*) => { $(
         #[unsafe(no_mangle)]
         extern "C" fn $name() {}
     )* };
 }
 
-// Fuzzers define these; without one they do nothing. Coverage is not recorded.
-weak_comparison_hooks! {
-    __sanitizer_weak_hook_memcmp
-    __sanitizer_weak_hook_memmem
-    __sanitizer_weak_hook_strcasecmp
-    __sanitizer_weak_hook_strcasestr
-    __sanitizer_weak_hook_strcmp
-    __sanitizer_weak_hook_strncasecmp
-    __sanitizer_weak_hook_strncmp
-    __sanitizer_weak_hook_strstr
+// Coverage is not recorded.
+coverage_functions! {
     __sanitizer_dump_coverage
     __sanitizer_cov_dump
     __sanitizer_cov_reset

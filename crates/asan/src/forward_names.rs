@@ -157,7 +157,6 @@ forward! {
     modf
     modff
     modfl
-    mprotect
     msgrcv
     msgsnd
     name_to_handle_at
@@ -198,8 +197,6 @@ forward! {
     pthread_rwlockattr_getpshared
     pthread_setcancelstate
     pthread_setcanceltype
-    pthread_timedjoin_np
-    pthread_tryjoin_np
     ptsname
     ptsname_r
     pututxline

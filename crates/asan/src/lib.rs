@@ -11,6 +11,7 @@
 //! | `memory`, `strings`, `wide`, `printf`, `wide_printf`, `scanf`, `io`, `waits` | hooks that check ranges |
 //! | `threads`, `jumps`, `signals`, `processes` | hooks that keep our records true |
 //! | `aliases` | the names under which programs with hooks of their own reach ours |
+//! | `comparisons` | what fuzzers hear of comparisons |
 //! | `undefined` | `__ubsan_*`, which clang's library has in it |
 //! | `libc_checks`, `syscalls` | names that programs and other run-times ask for, and that need nothing |
 //! | `forward` | names that must lead to the newest version of libc's function, as linked programs ask for no version |
@@ -21,6 +22,7 @@ extern crate alloc;
 mod access;
 mod aliases;
 mod common_interface;
+mod comparisons;
 mod cxx;
 mod forward;
 mod globals;

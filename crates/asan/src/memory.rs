@@ -3,18 +3,44 @@
 //! Rust calls memcpy, memmove, memset, memcmp and bcmp on its own, also in this library; such calls arrive here as well.
 //! They are told by their return address, which lies in our own code, and are done without checks.
 
+use crate::comparisons::{self, Comparison};
 use crate::hook::{self, originals};
 use core::arch::naked_asm;
 use core::ffi::{c_int, c_void};
 use leakscope_asan_rt::options::options;
-use leakscope_asan_rt::originals::{copy_bytes, set_bytes};
+use leakscope_asan_rt::originals::{copy_bytes, memmove_of_libc, memset_of_libc, set_bytes};
+use leakscope_asan_rt::shadow_map::is_short_and_clean;
 
-/// memcpy and memmove, with checks in the name of `hook`.
+/// memcpy and memmove, with checks in the name of `hook`. Short ranges that are good and do not overlap are most of all
+/// calls: what else there is to ask does not matter then, and libc's function is all that is left to do.
 ///
 /// # Safety
 /// The program's call of it.
 #[inline(always)]
 pub unsafe fn copy(
+    hook: usize,
+    name: &'static str,
+    to: *mut c_void,
+    from: *const c_void,
+    bytes: usize,
+    may_not_overlap: bool,
+) -> *mut c_void {
+    let distance = (to as usize).wrapping_sub(from as usize);
+    let is_apart = !may_not_overlap || (distance >= bytes && distance.wrapping_neg() >= bytes);
+    match memmove_of_libc() {
+        Some(function)
+            if is_apart && is_short_and_clean(from as usize, bytes) && is_short_and_clean(to as usize, bytes) =>
+        {
+            // SAFETY: the program's call.
+            unsafe { function(to, from, bytes) }
+        }
+        // SAFETY: the program's call.
+        _ => unsafe { copy_with_care(hook, name, to, from, bytes, may_not_overlap) },
+    }
+}
+
+#[inline(never)]
+unsafe fn copy_with_care(
     hook: usize,
     name: &'static str,
     to: *mut c_void,
@@ -40,6 +66,16 @@ pub unsafe fn copy(
 /// The program's call of it.
 #[inline(always)]
 pub unsafe fn set(hook: usize, to: *mut c_void, value: c_int, bytes: usize) -> *mut c_void {
+    match memset_of_libc() {
+        // SAFETY: the program's call.
+        Some(function) if is_short_and_clean(to as usize, bytes) => unsafe { function(to, value, bytes) },
+        // SAFETY: the program's call.
+        _ => unsafe { set_with_care(hook, to, value, bytes) },
+    }
+}
+
+#[inline(never)]
+unsafe fn set_with_care(hook: usize, to: *mut c_void, value: c_int, bytes: usize) -> *mut c_void {
     if options().replace_intrin {
         hook::check_write(hook, "memset", to as usize, bytes);
     }
@@ -126,7 +162,24 @@ originals! {
     fn memccpy(to: *mut c_void, from: *const c_void, value: c_int, bytes: usize) -> *mut c_void;
 }
 
+#[inline(always)]
 unsafe fn compare(hook: usize, name: &'static str, a: *const c_void, b: *const c_void, bytes: usize) -> c_int {
+    if memmove_of_libc().is_some() && is_short_and_clean(a as usize, bytes) && is_short_and_clean(b as usize, bytes) {
+        // SAFETY: the program's call.
+        return unsafe { real::memcmp(a, b, bytes) };
+    }
+    // SAFETY: the program's call.
+    unsafe { compare_with_care(hook, name, a, b, bytes) }
+}
+
+#[inline(never)]
+unsafe fn compare_with_care(
+    hook: usize,
+    name: &'static str,
+    a: *const c_void,
+    b: *const c_void,
+    bytes: usize,
+) -> c_int {
     if hook::is_checking() && options().intercept_memcmp {
         if options().strict_memcmp {
             hook::check_read(hook, name, a as usize, bytes);
@@ -158,12 +211,18 @@ unsafe fn compare(hook: usize, name: &'static str, a: *const c_void, b: *const c
 
 unsafe extern "C" fn memcmp_body(a: *const c_void, b: *const c_void, bytes: usize) -> c_int {
     // SAFETY: the program's call.
-    unsafe { compare(memcmp as *const () as usize, "memcmp", a, b, bytes) }
+    let result = unsafe { compare(memcmp as *const () as usize, "memcmp", a, b, bytes) };
+    let words = [a as usize, b as usize, bytes, result as usize, 0];
+    comparisons::tell(Comparison::Memcmp, memcmp as *const () as usize, words);
+    result
 }
 
 unsafe extern "C" fn bcmp_body(a: *const c_void, b: *const c_void, bytes: usize) -> c_int {
     // SAFETY: the program's call.
-    unsafe { compare(bcmp as *const () as usize, "bcmp", a, b, bytes) }
+    let result = unsafe { compare(bcmp as *const () as usize, "bcmp", a, b, bytes) };
+    let words = [a as usize, b as usize, bytes, result as usize, 0];
+    comparisons::tell(Comparison::Memcmp, bcmp as *const () as usize, words);
+    result
 }
 
 #[unsafe(no_mangle)]
@@ -195,7 +254,10 @@ unsafe extern "C" fn memmem(
         hook::check_read(hook, "memmem", needle as usize, needle_bytes);
     }
     // SAFETY: the program's call.
-    unsafe { real::memmem(at, bytes, needle, needle_bytes) }
+    let found = unsafe { real::memmem(at, bytes, needle, needle_bytes) };
+    let words = [at as usize, bytes, needle as usize, needle_bytes, found as usize];
+    comparisons::tell(Comparison::Memmem, memmem as *const () as usize, words);
+    found
 }
 
 #[unsafe(no_mangle)]

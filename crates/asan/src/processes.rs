@@ -1,16 +1,19 @@
-//! fork, dlopen and dlclose, prctl, munmap: what changes the process under our records.
+//! fork, dlopen and dlclose, prctl, mmap, mprotect, munmap: what changes the process under our records.
 
-use crate::hook::originals;
+use crate::hook::{self, originals};
 use core::ffi::{CStr, c_char, c_int, c_ulong, c_void};
 use core::sync::atomic::AtomicU32;
 use core::sync::atomic::Ordering::Relaxed;
-use leakscope_asan_rt::unwind::UNWINDER;
+use leakscope_asan_rt::options::options;
+use leakscope_asan_rt::report::misuse;
+use leakscope_asan_rt::unwind::{Caller, UNWINDER};
 use leakscope_asan_rt::{depot, globals, heap, report, shadow_map, symbolize, thread};
 
 originals! {
     fn dlclose(handle: *mut c_void) -> c_int;
     fn dlopen(path: *const c_char, flags: c_int) -> *mut c_void;
     fn prctl(option: c_int, a: c_ulong, b: c_ulong, c: c_ulong, d: c_ulong) -> c_int;
+    fn mprotect(start: *mut c_void, bytes: usize, protection: c_int) -> c_int;
     fn munmap(start: *mut c_void, bytes: usize) -> c_int;
     fn mmap(start: *mut c_void, bytes: usize, protection: c_int, flags: c_int, fd: c_int, offset: i64) -> *mut c_void;
 }
@@ -33,6 +36,7 @@ unsafe extern "C" fn in_parent() {
 
 unsafe extern "C" fn in_child() {
     heap::unlock_all();
+    heap::dormant::after_fork_in_child();
     leakscope_asan_rt::arena::ARENA.after_fork_in_child();
     depot::after_fork_in_child();
     globals::after_fork_in_child();
@@ -120,6 +124,22 @@ unsafe extern "C" fn prctl(option: c_int, a: c_ulong, b: c_ulong, c: c_ulong, d:
     }
 }
 
+/// `detect_write_exec`: no memory that is both is asked for in silence.
+#[inline(always)]
+fn look_for_write_exec(hook: usize, protection: c_int) {
+    const BOTH: c_int = libc::PROT_WRITE | libc::PROT_EXEC;
+    if protection & BOTH == BOTH && hook::is_checking() && options().detect_write_exec {
+        misuse::writable_executable(&Caller::of_hook(hook));
+    }
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn mprotect(start: *mut c_void, bytes: usize, protection: c_int) -> c_int {
+    look_for_write_exec(mprotect as *const () as usize, protection);
+    // SAFETY: the program's call.
+    unsafe { real::mprotect(start, bytes, protection) }
+}
+
 /// What is unmapped is nobody's: whoever gets the addresses next finds them clean.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn munmap(start: *mut c_void, bytes: usize) -> c_int {
@@ -143,10 +163,20 @@ macro_rules! maps {
             offset: i64,
         ) -> *mut c_void {
             const FIXED: c_int = libc::MAP_FIXED;
+            look_for_write_exec($name as *const () as usize, protection);
             if !start.is_null() && leakscope_asan_rt::init::is_ready() {
                 let last = (start as usize).wrapping_add(bytes.max(1) - 1);
-                let is_ours = |address: usize| !shadow_map::is_program(address) || heap::is_heap_space(address);
+                // What a driver maps into the gap is its affair.
+                let is_ours = |address: usize| shadow_map::is_shadow(address) || heap::is_heap_space(address);
                 if is_ours(start as usize) || is_ours(last) {
+                    // What was a block once is the program's to use, if it insists.
+                    let is_ceded = flags & FIXED != 0
+                        && start as usize % 4096 == 0
+                        && heap::large::cede(start as usize, bytes.next_multiple_of(4096));
+                    if is_ceded {
+                        // SAFETY: the program's call, over memory that is nobody's.
+                        return unsafe { real::mmap(start, bytes, protection, flags, fd, offset) };
+                    }
                     if flags & FIXED != 0 {
                         // SAFETY: errno is the calling thread's.
                         unsafe { *libc::__errno_location() = libc::EINVAL };
@@ -183,7 +213,7 @@ locks! { mlock munlock mlockall munlockall }
 fn clean(start: usize, bytes: usize) {
     let bytes = bytes.next_multiple_of(4096);
     let is_program =
-        bytes > 0 && shadow_map::is_program(start) && shadow_map::is_program(start.wrapping_add(bytes - 1));
+        bytes > 0 && shadow_map::has_shadow(start) && shadow_map::has_shadow(start.wrapping_add(bytes - 1));
     if leakscope_asan_rt::init::is_ready() && start.is_multiple_of(4096) && is_program && !heap::is_heap_space(start) {
         // SAFETY: the range is not mapped, or was mapped just now.
         unsafe { shadow_map::fill(start, bytes, 0) };

@@ -37,6 +37,8 @@ unsafe extern "C" fn __cxa_atexit(
 /// Called by instrumented code before anything else of the program; often more than once.
 #[unsafe(no_mangle)]
 extern "C" fn __asan_init() {
+    // Of a program that is linked with the library but not instrumented, one call comes as well: it completes the start.
+    init::wake();
     init::complete(once);
 }
 
@@ -82,6 +84,7 @@ fn find_hooks() {
         hooks::ON_ERROR.store(on_error, Relaxed);
     }
     crate::common_interface::find_hooks();
+    crate::comparisons::find_listeners();
 }
 
 /// The version of the ABI between compilers and run-times.
@@ -89,7 +92,7 @@ fn find_hooks() {
 extern "C" fn __asan_version_mismatch_check_v8() {}
 
 extern "C" fn constructor(_argc: c_int, _argv: *const *const c_char, _environment: *const *const c_char) {
-    __asan_init();
+    init::complete(once);
 }
 
 #[used]

@@ -1,6 +1,7 @@
 //! str*: the strings that are read are checked up to where the function needs them, with `strict_string_checks` up to
 //! their ends; what is written is checked before it is.
 
+use crate::comparisons::{self, Comparison};
 use crate::hook::{self, check_overlap, check_read, check_write, is_checking, length_of, length_up_to, originals};
 use core::ffi::{c_char, c_int, c_long, c_longlong};
 use leakscope_asan_rt::heap::{self, AllocKind, Request};
@@ -208,7 +209,7 @@ unsafe fn compared(a: Text, b: Text, most: usize, fold: bool) -> (c_int, usize) 
 }
 
 macro_rules! comparisons {
-    ($($name:ident, $fold:literal;)*) => { $(
+    ($($name:ident, $fold:literal, $which:ident;)*) => { $(
         #[unsafe(no_mangle)]
         unsafe extern "C" fn $name(a: Text, b: Text) -> c_int {
             // SAFETY: the program's call.
@@ -218,18 +219,20 @@ macro_rules! comparisons {
                 check_text(hook, stringify!($name), a, bytes);
                 check_text(hook, stringify!($name), b, bytes);
             }
+            let words = [a as usize, b as usize, result as usize, 0, 0];
+            comparisons::tell(Comparison::$which, $name as *const () as usize, words);
             result
         }
     )* };
 }
 
 comparisons! {
-    strcmp, false;
-    strcasecmp, true;
+    strcmp, false, Strcmp;
+    strcasecmp, true, Strcasecmp;
 }
 
 macro_rules! bounded_comparisons {
-    ($($name:ident, $fold:literal;)*) => { $(
+    ($($name:ident, $fold:literal, $which:ident;)*) => { $(
         #[unsafe(no_mangle)]
         unsafe extern "C" fn $name(a: Text, b: Text, most: usize) -> c_int {
             // SAFETY: the program's call.
@@ -242,18 +245,20 @@ macro_rules! bounded_comparisons {
                     check_read(hook, stringify!($name), text as usize, read);
                 }
             }
+            let words = [a as usize, b as usize, most, result as usize, 0];
+            comparisons::tell(Comparison::$which, $name as *const () as usize, words);
             result
         }
     )* };
 }
 
 bounded_comparisons! {
-    strncmp, false;
-    strncasecmp, true;
+    strncmp, false, Strncmp;
+    strncasecmp, true, Strncasecmp;
 }
 
 macro_rules! searches {
-    ($($name:ident;)*) => { $(
+    ($($name:ident, $which:ident;)*) => { $(
         #[unsafe(no_mangle)]
         unsafe extern "C" fn $name(text: Text, needle: Text) -> Buffer {
             // SAFETY: the program's call.
@@ -265,14 +270,16 @@ macro_rules! searches {
                 check_text(hook, stringify!($name), text, read);
                 check_read(hook, stringify!($name), needle as usize, needle_length + 1);
             }
+            let words = [text as usize, needle as usize, found as usize, 0, 0];
+            comparisons::tell(Comparison::$which, $name as *const () as usize, words);
             found
         }
     )* };
 }
 
 searches! {
-    strstr;
-    strcasestr;
+    strstr, Strstr;
+    strcasestr, Strcasestr;
 }
 
 #[unsafe(no_mangle)]

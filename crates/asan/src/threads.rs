@@ -5,9 +5,9 @@ use crate::hook::{for_ourselves, originals};
 use alloc::boxed::Box;
 use core::ffi::{CStr, c_char, c_int, c_void};
 use core::sync::atomic::AtomicU32;
-use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use leakscope_asan_rt::options::options;
-use leakscope_asan_rt::thread::{self, Context};
+use leakscope_asan_rt::thread::{self, Context, WAITED_FOR};
 use leakscope_asan_rt::unwind::Caller;
 use leakscope_asan_rt::{init, signals};
 use leakscope_rt::unwind::{StackRange, stack_of};
@@ -23,6 +23,12 @@ originals! {
     ) -> c_int;
     fn pthread_setname_np(thread: libc::pthread_t, name: *const c_char) -> c_int;
     fn pthread_join(thread: libc::pthread_t, result: *mut *mut c_void) -> c_int;
+    fn pthread_tryjoin_np(thread: libc::pthread_t, result: *mut *mut c_void) -> c_int;
+    fn pthread_timedjoin_np(
+        thread: libc::pthread_t,
+        result: *mut *mut c_void,
+        until: *const libc::timespec,
+    ) -> c_int;
     fn pthread_detach(thread: libc::pthread_t) -> c_int;
     fn pthread_exit(result: *mut c_void) -> !;
     fn pthread_attr_getdetachstate(attributes: *const libc::pthread_attr_t, state: *mut c_int) -> c_int;
@@ -88,10 +94,9 @@ unsafe extern "C" fn asan_thread_start(birth: *mut c_void) -> *mut c_void {
     // A stack that is known to be the thread's: glibc's own record, without an allocation (it has no affinity to ask).
     let here = 0u8;
     let stack = stack_of(&raw const here as u64).unwrap_or_default();
-    if context.handle.load(Relaxed) == WAITED_FOR {
-        // SAFETY: takes no arguments.
-        context.handle.store(unsafe { libc::pthread_self() } as usize, Release);
-    }
+    // SAFETY: takes no arguments.
+    let own_handle = unsafe { libc::pthread_self() } as usize;
+    let _ = context.handle.compare_exchange(WAITED_FOR, own_handle, AcqRel, Relaxed);
     if thread::begin(context, stack) {
         let record = thread::current();
         // SAFETY: the key is ours; the record is the calling thread's.
@@ -135,13 +140,12 @@ unsafe extern "C" fn pthread_exit(result: *mut c_void) -> ! {
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn pthread_detach(which: libc::pthread_t) -> c_int {
-    thread::forget_handle(which as usize);
+    if let Some(context) = thread::find_handle(which as usize) {
+        context.forget_handle(which as usize, true);
+    }
     // SAFETY: the program's call.
     unsafe { real::pthread_detach(which) }
 }
-
-/// In place of a handle that is not known yet.
-const WAITED_FOR: usize = 1;
 
 fn is_detached(attributes: *const libc::pthread_attr_t) -> bool {
     let mut state = 0;
@@ -192,7 +196,11 @@ unsafe extern "C" fn pthread_create(
         // SAFETY: as above.
         unsafe { (*record).leaks_off.fetch_sub(1, Relaxed) };
     }
-    if result != 0 {
+    if result == 0 {
+        // The thread itself does the same when it begins, and may be past its end already.
+        // SAFETY: pthread_create wrote it.
+        let _ = context.handle.compare_exchange(WAITED_FOR, unsafe { *new } as usize, AcqRel, Relaxed);
+    } else {
         context.handle.store(0, Relaxed);
         context.alive.store(false, Relaxed);
         context.pending[0].store(0, Relaxed);
@@ -224,23 +232,65 @@ pub fn name_current(name: &CStr) {
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn pthread_join(which: libc::pthread_t, result: *mut *mut c_void) -> c_int {
+    let context = joinable(pthread_join as *const () as usize, which);
     // SAFETY: the program's call.
     let code = unsafe { real::pthread_join(which, result) };
-    if code == 0 {
-        thread::forget_handle(which as usize);
+    if let Some(context) = context.filter(|_| code == 0) {
+        context.forget_handle(which as usize, false);
     }
     if code != 0 && options().detect_invalid_join && init::is_ready() {
-        let what = match code {
-            libc::ESRCH => "non-existent",
-            libc::EINVAL => "detached",
-            _ => return code,
-        };
-        leakscope_asan_rt::out_pid!("ERROR: AddressSanitizer: Joining {what} thread, aborting.\n");
-        let frames = Caller::of_hook(pthread_join as *const () as usize).frames(256);
-        leakscope_asan_rt::report::stack::print(&frames);
-        leakscope_asan_rt::report::die();
+        match code {
+            libc::ESRCH => invalid_join(pthread_join as *const () as usize, "non-existent"),
+            libc::EINVAL => invalid_join(pthread_join as *const () as usize, "detached"),
+            _ => {}
+        }
     }
     code
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn pthread_tryjoin_np(which: libc::pthread_t, result: *mut *mut c_void) -> c_int {
+    let context = joinable(pthread_tryjoin_np as *const () as usize, which);
+    // SAFETY: the program's call.
+    let code = unsafe { real::pthread_tryjoin_np(which, result) };
+    if let Some(context) = context.filter(|_| code == 0) {
+        context.forget_handle(which as usize, false);
+    }
+    code
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn pthread_timedjoin_np(
+    which: libc::pthread_t,
+    result: *mut *mut c_void,
+    until: *const libc::timespec,
+) -> c_int {
+    let context = joinable(pthread_timedjoin_np as *const () as usize, which);
+    // SAFETY: the program's call.
+    let code = unsafe { real::pthread_timedjoin_np(which, result, until) };
+    if let Some(context) = context.filter(|_| code == 0) {
+        context.forget_handle(which as usize, false);
+    }
+    code
+}
+
+/// The thread that is to be joined, as far as we know it. Of one that was joined or detached before, libc would read a
+/// structure that is gone: that is reported.
+fn joinable(hook: usize, which: libc::pthread_t) -> Option<&'static Context> {
+    if options().detect_invalid_join
+        && init::is_ready()
+        && let Some(what) = thread::why_not_to_be_joined(which as usize)
+    {
+        invalid_join(hook, what);
+    }
+    thread::find_handle(which as usize)
+}
+
+#[cold]
+fn invalid_join(hook: usize, what: &str) -> ! {
+    leakscope_asan_rt::out_pid!("ERROR: AddressSanitizer: Joining {what} thread, aborting.\n");
+    leakscope_asan_rt::report::stack::print(&Caller::of_hook(hook).frames(256));
+    leakscope_asan_rt::report::die();
 }
 
 unsafe extern "C" fn watch(_: *mut c_void) -> *mut c_void {

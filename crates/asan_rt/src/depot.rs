@@ -13,7 +13,7 @@ use leakscope_rt::memory::{Lock, map_zeroed};
 
 /// Most frames of a stack.
 pub const MOST_FRAMES: usize = 255;
-const BUCKETS: usize = 1 << 18;
+const BUCKETS: usize = 1 << 16;
 /// Address space for records; what is not written costs nothing.
 const RESERVED_BYTES: usize = 4 << 30;
 const HEADER_BYTES: usize = 16;
@@ -27,12 +27,17 @@ static LOCK: Lock = Lock::new();
 /// Layouts that were seen lately: signature to stack. See `leakscope_rt::unwind`.
 const REMEMBERED: usize = 1 << 17;
 const WAYS: usize = 4;
+const LINES: usize = REMEMBERED / WAYS;
+/// Lines in use at first: programs with few stacks touch few pages. As often as half of the places have been filled there
+/// are twice as many lines; what is then looked for in vain is walked once more.
+const FIRST_LINES: usize = 1 << 9;
+static LINE_MASK: AtomicUsize = AtomicUsize::new(FIRST_LINES - 1);
+static FILLED: AtomicUsize = AtomicUsize::new(0);
 
 #[repr(C, align(64))]
 struct Line([[AtomicU64; 2]; WAYS]);
 
-static SIGNATURES: [Line; REMEMBERED / WAYS] =
-    [const { Line([const { [AtomicU64::new(0), AtomicU64::new(0)] }; WAYS]) }; REMEMBERED / WAYS];
+static SIGNATURES: [Line; LINES] = [const { Line([const { [AtomicU64::new(0), AtomicU64::new(0)] }; WAYS]) }; LINES];
 
 fn mix(number: u64) -> u64 {
     number.wrapping_mul(0xD6E8_FEB8_6659_FD93)
@@ -40,7 +45,7 @@ fn mix(number: u64) -> u64 {
 
 #[inline(always)]
 fn line_of(signature: u64) -> Option<&'static Line> {
-    SIGNATURES.get((mix(signature) >> 40) as usize % (REMEMBERED / WAYS))
+    SIGNATURES.get((mix(signature) >> 40) as usize & LINE_MASK.load(Relaxed))
 }
 
 /// The stack that was remembered for a signature.
@@ -69,10 +74,28 @@ pub fn remember(signature: NonZeroU64, salt: u64, stack: u32) {
     let key = signature.get() ^ salt;
     let Some(line) = line_of(key) else { return };
     let vacant = line.0.iter().find(|[_, value]| value.load(Relaxed) == 0);
+    if vacant.is_some() {
+        let mask = LINE_MASK.load(Relaxed);
+        if FILLED.fetch_add(1, Relaxed) > (mask + 1) * WAYS / 2 && mask + 1 < LINES {
+            // Of two threads that do this at once both store the same.
+            LINE_MASK.store(mask * 2 + 1, Relaxed);
+        }
+    }
     let Some([check, value]) = vacant.or_else(|| line.0.get((mix(key) >> 30) as usize % WAYS)) else { return };
     let word = u64::from(stack);
     value.store(word, Relaxed);
     check.store(key ^ mix(word), Relaxed);
+}
+
+/// Forgets which signature stands for which stack; the stacks stay.
+pub fn forget_signatures() {
+    for line in &SIGNATURES[..=LINE_MASK.load(Relaxed).min(LINES - 1)] {
+        for [check, value] in &line.0 {
+            value.store(0, Relaxed);
+            check.store(0, Relaxed);
+        }
+    }
+    FILLED.store(0, Relaxed);
 }
 
 fn hash(frames: &[u64]) -> u64 {

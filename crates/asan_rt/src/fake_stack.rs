@@ -30,12 +30,21 @@ struct Frame {
     real_stack: usize,
 }
 
+/// Where a class has its frames, and which is next.
+#[repr(C)]
+struct Class {
+    /// The next frame's number, to be cut by `mask`.
+    next: AtomicU32,
+    /// One less than the frames that take turns, a power of two.
+    mask: AtomicU32,
+    flags: usize,
+    frames: usize,
+}
+
 /// A thread's fake stack: this head, then a flag for each frame, then the frames, class by class.
 #[repr(C)]
 pub struct FakeStack {
-    hints: [AtomicU32; CLASSES],
-    /// Log2 of the frames of each class that take turns.
-    turns_log2: [AtomicU8; CLASSES],
+    classes: [Class; CLASSES],
     stack_log2: u32,
     bytes: usize,
     wants_collection: AtomicBool,
@@ -67,9 +76,17 @@ impl FakeStack {
         unsafe {
             (*fake).stack_log2 = log;
             (*fake).bytes = bytes;
-            for (class, turns) in (*fake).turns_log2.iter().enumerate() {
-                let wanted = TURNS_BYTES_LOG2.saturating_sub(SMALLEST_LOG2 + class).max(TURNS_FRAMES_LOG2);
-                turns.store(wanted.min((*fake).frames_log2(class)) as u8, Relaxed);
+            let mut flags = fake as usize + HEAD_BYTES;
+            let mut frames = flags + Self::flags_bytes(log);
+            for number in 0..CLASSES {
+                let turns_log2 = TURNS_BYTES_LOG2.saturating_sub(SMALLEST_LOG2 + number).max(TURNS_FRAMES_LOG2);
+                let frames_log2 = (*fake).frames_log2(number);
+                if let Some(class) = (*fake).classes.get_mut(number) {
+                    class.mask = AtomicU32::new((1 << turns_log2.min(frames_log2)) - 1);
+                    (class.flags, class.frames) = (flags, frames);
+                }
+                flags += 1 << frames_log2;
+                frames += 1 << log;
             }
         }
         fake
@@ -100,60 +117,58 @@ impl FakeStack {
         1 << self.frames_log2(class)
     }
 
-    fn flags(&self, class: usize) -> usize {
-        // The classes before have 2^(log-6), 2^(log-7).. flags.
-        let all = 1usize << (self.stack_log2 as usize + 1 - SMALLEST_LOG2);
-        self.base() + HEAD_BYTES + (all - (all >> class))
-    }
-
     fn frames(&self, class: usize) -> usize {
-        self.base() + HEAD_BYTES + Self::flags_bytes(self.stack_log2) + (class << self.stack_log2)
+        self.classes.get(class).map_or(0, |class| class.frames)
     }
 
     fn flag(&self, class: usize, index: usize) -> &AtomicU8 {
+        let flags = self.classes.get(class).map_or(self.base() + HEAD_BYTES, |class| class.flags);
         // SAFETY: within the mapping: one flag for each frame.
-        unsafe { &*((self.flags(class) + index) as *const AtomicU8) }
+        unsafe { &*((flags + index) as *const AtomicU8) }
     }
 
     /// A frame of a class; 0 when none is free.
-    #[inline]
-    fn take(&self, class: usize, real_stack: usize) -> usize {
+    #[inline(always)]
+    fn take(&self, number: usize, real_stack: usize) -> usize {
         if self.wants_collection.load(Relaxed) {
             self.collect(real_stack);
         }
-        let (Some(hint), Some(turns)) = (self.hints.get(class), self.turns_log2.get(class)) else { return 0 };
-        let count = 1usize << turns.load(Relaxed);
-        let mut at = hint.load(Relaxed) as usize;
-        for _ in 0..count {
-            let index = at & (count - 1);
-            at += 1;
-            if self.flag(class, index).load(Relaxed) == 0 {
-                hint.store(at as u32, Relaxed);
-                return self.hand_out(class, index, real_stack);
-            }
+        let Some(class) = self.classes.get(number) else { return 0 };
+        let (next, mask) = (class.next.load(Relaxed), class.mask.load(Relaxed));
+        let index = (next & mask) as usize;
+        // SAFETY: within the mapping: one flag for each frame.
+        let flag = unsafe { &*((class.flags + index) as *const AtomicU8) };
+        if flag.load(Relaxed) != 0 {
+            return self.take_another(number, real_stack);
         }
-        self.take_more(class, real_stack)
+        class.next.store(next.wrapping_add(1), Relaxed);
+        Self::hand_out(flag, class.frames + (index << (SMALLEST_LOG2 + number)), number, real_stack)
     }
 
-    /// All frames that take turns are in use: as many again join them.
+    /// The frame whose turn it is is in use still: the next free one; if all are in use, as many again join them.
     #[cold]
     #[inline(never)]
-    fn take_more(&self, class: usize, real_stack: usize) -> usize {
-        let (Some(hint), Some(turns)) = (self.hints.get(class), self.turns_log2.get(class)) else { return 0 };
-        let log = usize::from(turns.load(Relaxed));
-        if log >= self.frames_log2(class) {
-            return 0;
+    fn take_another(&self, number: usize, real_stack: usize) -> usize {
+        let Some(class) = self.classes.get(number) else { return 0 };
+        let (next, mask) = (class.next.load(Relaxed), class.mask.load(Relaxed));
+        let free = (1..=mask).map(|step| next.wrapping_add(step)).find(|at| {
+            let index = (at & mask) as usize;
+            self.flag(number, index).load(Relaxed) == 0
+        });
+        match free {
+            Some(at) => class.next.store(at, Relaxed),
+            None if (mask as usize + 1) < self.frames_of(number) => {
+                class.mask.store(mask * 2 + 1, Relaxed);
+                class.next.store(mask + 1, Relaxed);
+            }
+            None => return 0,
         }
-        turns.store(log as u8 + 1, Relaxed);
-        hint.store(1 << log, Relaxed);
-        self.take(class, real_stack)
+        self.take(number, real_stack)
     }
 
     #[inline(always)]
-    fn hand_out(&self, class: usize, index: usize, real_stack: usize) -> usize {
-        let flag = self.flag(class, index);
+    fn hand_out(flag: &AtomicU8, frame: usize, class: usize, real_stack: usize) -> usize {
         flag.store(1, Relaxed);
-        let frame = self.frames(class) + (index << (SMALLEST_LOG2 + class));
         // SAFETY: within the mapping, free, and the calling thread's.
         unsafe {
             (*(frame as *mut Frame)).real_stack = real_stack;

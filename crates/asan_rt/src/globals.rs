@@ -137,8 +137,11 @@ pub unsafe fn register(caller: &Caller, first: *const Global, count: usize) -> V
         if !is_aligned {
             // Another object's definition took the place of this one: nothing to poison, but to tell.
             crate::report::globals::misaligned(&registered);
-        }
-        if options().detect_odr_violation > 0
+            let other = holder(&registered);
+            if options().detect_odr_violation > 0 && differs(&other, &registered) {
+                clashes.push((other, registered));
+            }
+        } else if options().detect_odr_violation > 0
             && let Some(other) = clash_of(list, &registered)
         {
             clashes.push((other, registered));
@@ -151,6 +154,21 @@ pub unsafe fn register(caller: &Caller, first: *const Global, count: usize) -> V
     clashes
 }
 
+/// The variable that took the place of a definition, which nobody registered: as the tables of its object have it.
+fn holder(new: &Registered) -> Registered {
+    let start = new.global.start;
+    let bytes = crate::symbolize::variable_at(start)
+        .filter(|variable| variable.start == start && variable.bytes != 0)
+        .map_or(new.global.bytes, |variable| variable.bytes);
+    let global = Global { bytes, location: core::ptr::null(), ..new.global };
+    Registered { global, site: 0, at: start, initialised: false }
+}
+
+/// Whether two definitions of a variable are to be told.
+fn differs(old: &Registered, new: &Registered) -> bool {
+    options().detect_odr_violation >= 2 || old.global.bytes != new.global.bytes
+}
+
 fn clash_of(list: &[Registered], new: &Registered) -> Option<Registered> {
     const NOT_CHECKED: usize = usize::MAX;
     const REGISTERED: u8 = 1;
@@ -158,12 +176,11 @@ fn clash_of(list: &[Registered], new: &Registered) -> Option<Registered> {
     if indicator == NOT_CHECKED {
         return None;
     }
-    let differs = |old: &Registered| options().detect_odr_violation >= 2 || old.global.bytes != new.global.bytes;
     if indicator == 0 {
         // Without an indicator: a redzone where the new variable lies means that it lies over another.
         let is_taken = shadow_map::first_poisoned(new.global.start, new.global.bytes_with_redzone).is_some();
         return is_taken
-            .then(|| list.iter().find(|old| old.global.start == new.global.start && differs(old)).copied())
+            .then(|| list.iter().find(|old| old.global.start == new.global.start && differs(old, new)).copied())
             .flatten();
     }
     // SAFETY: the compiler's byte.
@@ -172,7 +189,7 @@ fn clash_of(list: &[Registered], new: &Registered) -> Option<Registered> {
         *flag = REGISTERED;
         return None;
     }
-    list.iter().find(|old| old.global.odr_indicator == indicator && differs(old)).copied()
+    list.iter().find(|old| old.global.odr_indicator == indicator && differs(old, new)).copied()
 }
 
 /// Forgets the variables of an object that is being unloaded.

@@ -73,7 +73,8 @@ fn begin() {
     // SAFETY: null, or the loader's functions of these names.
     unwind::UNWINDER.install(unsafe { ObjectFinder::new(symbol(c"_dl_find_object"), symbol(c"dl_iterate_phdr")) });
     read_options();
-    if options().protect_shadow_gap && shadow_map::protect_gap().is_err() {
+    let gap = if options().protect_shadow_gap { shadow_map::protect_gap() } else { shadow_map::open_gap() };
+    if gap.is_err() {
         fail("ERROR: Failed to protect the shadow gap. AddressSanitizer cannot proceed correctly. ABORTING.\n");
     }
     PHASE.store(READY, Release);
@@ -143,10 +144,17 @@ fn from_program(name: &CStr) -> String {
     String::from_utf8_lossy(unsafe { CStr::from_ptr(text) }.to_bytes()).into_owned()
 }
 
+/// The last part of the program's first word, which the program can change.
+fn process_name() -> String {
+    let words = sys::read_file(c"/proc/self/cmdline", 1 << 16).unwrap_or_default();
+    let first = words.split(|&byte| byte == 0 || byte == b'\n').next().unwrap_or(&[]);
+    let name = first.rsplit(|&byte| byte == b'/').next().unwrap_or(&[]);
+    String::from_utf8_lossy(name).into_owned()
+}
+
 fn read_option_file(name: &str) -> Option<String> {
     let name = name.replace("%p", &alloc::format!("{}", sys::getpid()));
-    let exe = crate::modules::executable();
-    let name = name.replace("%b", exe.rsplit('/').next().unwrap_or(""));
+    let name = if name.contains("%b") { name.replace("%b", &process_name()) } else { name };
     let path = CString::new(name).ok()?;
     sys::read_file(&path, 1 << 20).map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
 }
@@ -162,9 +170,7 @@ fn read_options() {
     ];
     for (text, origin) in &sources {
         read.decode(text, *origin, &mut complaints, &mut read_option_file);
-        if let Some(sentence) = &complaints.fatal {
-            fail(&alloc::format!("AddressSanitizer: ERROR: {sentence}\n"));
-        }
+        end_if_fatal(&complaints);
     }
     if read.strict_init_order {
         read.check_initialization_order = true;
@@ -173,12 +179,7 @@ fn read_options() {
     if !read.log_path.is_empty() {
         crate::output::set_path(read.log_path);
     }
-    if read.verbosity > 0 && !complaints.unknown.is_empty() {
-        crate::out!("WARNING: found {} unrecognized flag(s):\n", complaints.unknown.len());
-        for name in &complaints.unknown {
-            crate::out!("    {name}\n");
-        }
-    }
+    tell_unknown(&complaints, &read);
     if let Some(prefix) = environment("LEAKSCOPE_ASAN_COPY") {
         crate::output::set_copy(&prefix);
     }
@@ -190,6 +191,48 @@ fn read_options() {
     }
     check_options(&read);
     fake_stack::IS_ON.store(u8::from(read.detect_stack_use_after_return), Relaxed);
+    if read.start_deactivated {
+        heap::dormant::begin();
+    }
+}
+
+fn end_if_fatal(complaints: &Complaints) {
+    if let Some(sentence) = &complaints.fatal {
+        fail(&alloc::format!("AddressSanitizer: ERROR: {sentence}\n"));
+    }
+}
+
+fn tell_unknown(complaints: &Complaints, read: &Options) {
+    if read.verbosity > 0 && !complaints.unknown.is_empty() {
+        crate::out!("WARNING: found {} unrecognized flag(s):\n", complaints.unknown.len());
+        for name in &complaints.unknown {
+            crate::out!("    {name}\n");
+        }
+    }
+}
+
+/// An instrumented object starts. After `start_deactivated` the first one that comes when the start is over wakes the heap,
+/// with what `ASAN_ACTIVATION_OPTIONS` says besides.
+pub fn wake() {
+    if !heap::dormant::is_dormant() || !IS_COMPLETE.load(Relaxed) {
+        return;
+    }
+    let mut read = heap::dormant::asked();
+    let mut complaints = Complaints { only: options::ON_WAKING, ..Complaints::default() };
+    // That was shown at the start, where it was asked for.
+    read.help = false;
+    let text = environment("ASAN_ACTIVATION_OPTIONS").unwrap_or_default();
+    read.decode(&text, Origin::Asan, &mut complaints, &mut read_option_file);
+    end_if_fatal(&complaints);
+    tell_unknown(&complaints, &read);
+    if read.help {
+        crate::out!("{}", read.help(&complaints));
+    }
+    check_options(&read);
+    heap::dormant::wake(&read);
+    if read.verbosity > 0 {
+        crate::out_pid!("AddressSanitizer: activated\n");
+    }
 }
 
 fn check_options(read: &Options) {

@@ -54,13 +54,33 @@ pub fn lookup(name: &CStr) -> usize {
 static MEMMOVE: Original = Original::new(c"memmove");
 static MEMSET: Original = Original::new(c"memset");
 
-type Memmove = unsafe extern "C" fn(*mut c_void, *const c_void, usize) -> *mut c_void;
-type Memset = unsafe extern "C" fn(*mut c_void, i32, usize) -> *mut c_void;
+/// memmove(3).
+pub type Memmove = unsafe extern "C" fn(*mut c_void, *const c_void, usize) -> *mut c_void;
+/// memset(3).
+pub type Memset = unsafe extern "C" fn(*mut c_void, i32, usize) -> *mut c_void;
 
 /// Finds what copies need; called once at the start.
 pub fn find_copies() {
     MEMMOVE.get();
     MEMSET.get();
+}
+
+/// libc's memmove once it is known, which is after the shadow has been mapped.
+#[inline(always)]
+#[must_use]
+pub fn memmove_of_libc() -> Option<Memmove> {
+    let function = MEMMOVE.known();
+    // SAFETY: dlsym's address for this name.
+    (function != 0).then(|| unsafe { core::mem::transmute::<usize, Memmove>(function) })
+}
+
+/// As [`memmove_of_libc`], memset.
+#[inline(always)]
+#[must_use]
+pub fn memset_of_libc() -> Option<Memset> {
+    let function = MEMSET.known();
+    // SAFETY: dlsym's address for this name.
+    (function != 0).then(|| unsafe { core::mem::transmute::<usize, Memset>(function) })
 }
 
 /// memmove(3) by libc's own, or by a loop until that is known. Never a call of our hook.

@@ -1,7 +1,7 @@
 //! Poisoning on request: by the program, by containers, by instrumented code.
 
 use crate::options::options;
-use crate::shadow_map::{self, is_poisoned, is_program, shadow_byte, shadow_of, why};
+use crate::shadow_map::{self, has_shadow, is_poisoned, is_program, shadow_byte, shadow_of, why};
 
 fn set(shadow: usize, value: u8) {
     // SAFETY: callers saw that the address is the program's.
@@ -11,7 +11,7 @@ fn set(shadow: usize, value: u8) {
 /// Poisons (`is_poison`) or unpoisons `bytes` from `start`, both any number. At the ends, granules that hold other
 /// bytes too keep what can be kept: only the front of a granule can be addressable.
 fn mark(start: usize, bytes: usize, is_poison: bool) {
-    if bytes == 0 || !options().allow_user_poisoning || !is_program(start) || !is_program(start + bytes - 1) {
+    if bytes == 0 || !options().allow_user_poisoning || !has_shadow(start) || !has_shadow(start + bytes - 1) {
         return;
     }
     let end = start + bytes;

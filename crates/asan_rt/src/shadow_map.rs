@@ -11,6 +11,8 @@
 //! | 0x000000000000..0x00007fff7fff | low memory |
 
 use crate::sys::{self, Advice};
+use core::sync::atomic::AtomicBool;
+use core::sync::atomic::Ordering::Relaxed;
 
 /// Where the shadow of address 0 is.
 pub const OFFSET: usize = 0x7fff_8000;
@@ -106,6 +108,39 @@ pub fn map() -> Result<(), &'static str> {
 /// It is not free.
 pub fn protect_gap() -> Result<(), sys::Errno> {
     sys::map_free_range(LOW_SHADOW_END, HIGH_SHADOW_START - LOW_SHADOW_END, false)
+}
+
+/// Whether the gap has a shadow of its own.
+static IS_GAP_MEMORY: AtomicBool = AtomicBool::new(false);
+
+/// Leaves the gap to whoever maps memory there (drivers do) and gives it a shadow, which lies in the gap as well.
+///
+/// # Errors
+/// The place of that shadow is not free.
+pub fn open_gap() -> Result<(), sys::Errno> {
+    let start = shadow_of(LOW_SHADOW_END) & !(sys::PAGE - 1);
+    let end = shadow_of(HIGH_SHADOW_START).next_multiple_of(sys::PAGE);
+    sys::map_free_range(start, end - start, true)?;
+    // SAFETY: fresh memory of our own.
+    unsafe {
+        sys::advise(start, end - start, Advice::NoHugePage);
+        sys::advise(start, end - start, Advice::DontDump);
+    }
+    IS_GAP_MEMORY.store(true, Relaxed);
+    Ok(())
+}
+
+/// As [`is_program`], but true in the gap as well when that has a shadow: for what is not asked often.
+#[must_use]
+pub fn has_shadow(address: usize) -> bool {
+    is_program(address) || (is_gap(address) && IS_GAP_MEMORY.load(Relaxed))
+}
+
+/// Whether an address lies in the shadow, that of the gap included.
+#[must_use]
+pub fn is_readable_shadow(address: usize) -> bool {
+    let of_gap = shadow_of(LOW_SHADOW_END)..shadow_of(HIGH_SHADOW_START);
+    is_shadow(address) || (of_gap.contains(&address) && IS_GAP_MEMORY.load(Relaxed))
 }
 
 /// Ranges of zero shadow from this size on are given back to the kernel rather than written.
@@ -216,9 +251,11 @@ pub fn first_poisoned(start: usize, bytes: usize) -> Option<usize> {
     if is_short_and_clean(start, bytes) { None } else { look_for_poisoned(start, bytes) }
 }
 
-/// Whether a range of at most 57 bytes (64 if aligned) is the program's and good: one load of its shadow.
+/// Whether a range of at most 57 bytes (64 if aligned) is the program's and good: one load of its shadow. Not for longer
+/// ranges, nor for empty ones.
 #[inline(always)]
-fn is_short_and_clean(start: usize, bytes: usize) -> bool {
+#[must_use]
+pub fn is_short_and_clean(start: usize, bytes: usize) -> bool {
     /// The load must not reach past the shadow's ends.
     const MARGIN: usize = 8 << SCALE;
     let last = start.wrapping_add(bytes).wrapping_sub(1);

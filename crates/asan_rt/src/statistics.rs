@@ -27,6 +27,25 @@ pub fn print() {
         crate::options::options().thread_local_quarantine_size_kb,
         quarantine::global_bytes()
     );
+    print_classes();
+}
+
+fn print_classes() {
+    regions::for_each_class(|facts| {
+        crate::out!(
+            "  {:02} ({:6}): mapped: {:6}K inuse: {:6} num_freed_chunks {:7} avail: {:6} releases: {:6} last released: \
+             {:6}K region: {}\n",
+            facts.class,
+            facts.block_bytes,
+            facts.mapped_bytes >> 10,
+            facts.blocks.saturating_sub(facts.free_blocks),
+            facts.free_blocks,
+            facts.blocks,
+            facts.releases,
+            facts.last_released_bytes >> 10,
+            Address(facts.start)
+        );
+    });
 }
 
 /// The program's arguments.

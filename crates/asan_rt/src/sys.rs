@@ -30,6 +30,20 @@ pub unsafe fn map_at(address: usize, bytes: usize, accessible: bool) -> Result<(
     unsafe { syscall(nr::MMAP, [address, bytes, protection, flags, usize::MAX, 0]) }.map(|_| ())
 }
 
+/// As [`map_at`], accessible, with its pages there at once: one call in place of a fault for each.
+///
+/// # Errors
+/// The errno of mmap.
+///
+/// # Safety
+/// As [`map_at`].
+pub unsafe fn map_filled_at(address: usize, bytes: usize) -> Result<(), Errno> {
+    const POPULATE: usize = 0x8000;
+    let flags = PRIVATE_ANONYMOUS_NORESERVE | MAP_FIXED | POPULATE;
+    // SAFETY: the caller vouches for the range.
+    unsafe { syscall(nr::MMAP, [address, bytes, PROT_READ_WRITE, flags, usize::MAX, 0]) }.map(|_| ())
+}
+
 /// As [`map_at`], but fails when something lies in the range.
 ///
 /// # Errors
@@ -62,6 +76,8 @@ pub unsafe fn unmap(address: usize, bytes: usize) {
 pub enum Advice {
     /// Contents may go; the pages read as zero next time.
     DontNeed = 4,
+    /// Huge pages where they fit.
+    HugePage = 14,
     /// No huge pages.
     NoHugePage = 15,
     /// Not into core files.
@@ -110,6 +126,14 @@ pub fn peek(address: usize, out: &mut [u8]) -> bool {
 pub fn peek_word(address: usize) -> Option<u64> {
     let mut word = [0u8; 8];
     peek(address, &mut word).then(|| u64::from_ne_bytes(word))
+}
+
+/// The process that traces this one, if one does.
+pub fn tracer() -> Option<u32> {
+    let text = read_file(c"/proc/self/status", 1 << 14)?;
+    let text = core::str::from_utf8(&text).ok()?;
+    let number = text.lines().find_map(|line| line.strip_prefix("TracerPid:"))?.trim().parse().ok()?;
+    (number != 0).then_some(number)
 }
 
 /// Opens a file: `flags` as for open(2).
@@ -167,6 +191,16 @@ pub fn exit_now(code: i32) -> ! {
         // SAFETY: takes no pointers.
         let _ = unsafe { syscall(nr::EXIT_GROUP, [code as usize, 0, 0, 0, 0, 0]) };
     }
+}
+
+/// Milliseconds of the monotonic clock.
+pub fn now_ms() -> u64 {
+    const CLOCK_GETTIME: usize = 228;
+    let mut time = [0u64; 2];
+    let args = [libc::CLOCK_MONOTONIC as usize, time.as_mut_ptr() as usize, 0, 0, 0, 0];
+    // SAFETY: the kernel writes two words.
+    let _ = unsafe { syscall(CLOCK_GETTIME, args) };
+    time[0] * 1000 + time[1] / 1_000_000
 }
 
 /// Sleeps for whole seconds.

@@ -33,6 +33,8 @@ pub struct Context {
     pub pending: [AtomicUsize; 2],
     /// pthread_t, until it is joined or detached; 0 otherwise.
     pub handle: AtomicUsize,
+    /// What it was before that, and in its lowest bit whether the thread was detached.
+    past_handle: AtomicUsize,
     name: Lock,
     name_text: UnsafeCell<String>,
 }
@@ -93,6 +95,15 @@ pub struct Thread {
 // SAFETY: what is not atomic belongs to the thread itself, or is read when it stands still.
 unsafe impl Sync for Thread {}
 
+impl Thread {
+    /// Whether an address lies on the thread's stack (or the fiber's that it was said to run on), as far as that is known.
+    #[inline(always)]
+    pub fn is_on_own_stack(&self, address: usize) -> bool {
+        let (low, high) = (self.stack_low.load(Relaxed), self.stack_high.load(Relaxed));
+        address.wrapping_sub(low) < high.wrapping_sub(low) || high == 0
+    }
+}
+
 /// The calling thread's record; null before it has one.
 #[inline(always)]
 #[must_use]
@@ -120,12 +131,41 @@ pub fn context(number: u32) -> Option<&'static Context> {
     unsafe { context.as_ref() }
 }
 
-/// Nobody waits for this thread's result any more.
-pub fn forget_handle(handle: usize) {
-    for context in all().filter(|context| context.handle.load(Acquire) == handle) {
-        context.handle.store(0, Release);
-        context.pending[1].store(0, Relaxed);
+/// The thread that a handle stands for now, while somebody may wait for it. Handles are used again: to be asked before
+/// libc is told that nobody will.
+#[must_use]
+pub fn find_handle(handle: usize) -> Option<&'static Context> {
+    youngest_first().find(|context| context.handle.load(Acquire) == handle)
+}
+
+impl Context {
+    /// Nobody waits for this thread's result any more: it was joined, or detached.
+    pub fn forget_handle(&self, handle: usize, is_detached: bool) {
+        self.past_handle.store(handle | usize::from(is_detached), Relaxed);
+        if self.handle.compare_exchange(handle, 0, AcqRel, Relaxed).is_ok() {
+            self.pending[1].store(0, Relaxed);
+        }
     }
+}
+
+/// Why nobody may wait for the thread with this handle; `None` when somebody may, or nothing is known of it.
+#[must_use]
+pub fn why_not_to_be_joined(handle: usize) -> Option<&'static str> {
+    // Whoever has the handle now may be older than who had it before: a thread gets its number before libc gives it a
+    // stack. One whose handle is not known yet may be the one.
+    let is_taken = youngest_first().any(|context| [handle, WAITED_FOR].contains(&context.handle.load(Acquire)));
+    if is_taken {
+        return None;
+    }
+    let past = youngest_first().map(|context| context.past_handle.load(Relaxed)).find(|past| past & !1 == handle)?;
+    (past != 0).then_some(if past & 1 != 0 { "detached" } else { "already joined" })
+}
+
+/// In place of a handle that is not known yet.
+pub const WAITED_FOR: usize = 1;
+
+fn youngest_first() -> impl Iterator<Item = &'static Context> {
+    (0..count()).rev().filter_map(context)
 }
 
 /// How many threads there were.
@@ -150,6 +190,7 @@ pub fn new_context(parent: u32, stack: u32) -> &'static Context {
         thread: AtomicPtr::new(core::ptr::null_mut()),
         pending: [AtomicUsize::new(0), AtomicUsize::new(0)],
         handle: AtomicUsize::new(0),
+        past_handle: AtomicUsize::new(0),
         name: Lock::new(),
         name_text: UnsafeCell::new(String::new()),
     }));
@@ -264,5 +305,29 @@ pub fn clear_stack_shadow_below(thread: &Thread, sp: usize) {
     if low != 0 && (low..high).contains(&sp) && sp - low <= 1 << 32 {
         // SAFETY: the unused part of the calling thread's stack.
         unsafe { crate::shadow_map::fill(low & !7, (sp - low) & !7, 0) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_handle_is_whose_it_is_now() {
+        let handle = 0x7f00_1234_5000;
+        let (older, younger) = (new_context(0, 0), new_context(0, 0));
+        assert_eq!(why_not_to_be_joined(handle), None);
+        younger.handle.store(handle, Release);
+        assert_eq!(why_not_to_be_joined(handle), None);
+        younger.forget_handle(handle, true);
+        assert_eq!(why_not_to_be_joined(handle), Some("detached"));
+        // The older thread was given the same stack afterwards.
+        older.handle.store(WAITED_FOR, Release);
+        assert_eq!(why_not_to_be_joined(handle), None);
+        older.handle.store(handle, Release);
+        assert_eq!(why_not_to_be_joined(handle), None);
+        assert!(find_handle(handle).is_some_and(|found| core::ptr::eq(found, older)));
+        older.forget_handle(handle, false);
+        assert!(why_not_to_be_joined(handle).is_some());
     }
 }

@@ -63,4 +63,6 @@ pub mod mark {
     pub const OURS: usize = 1;
     /// The thread has ended: it gets no new record.
     pub const ENDED: usize = 2;
+    /// In a call of the heap that began while that slept.
+    pub const IN_HEAP: usize = 4;
 }

@@ -6,7 +6,7 @@ use crate::thread;
 use alloc::vec::Vec;
 use core::arch::naked_asm;
 use leakscope_rt::registers::{Preserved, preserved_registers};
-use leakscope_rt::unwind::{MAX_FRAMES, Registers, Unwinder};
+use leakscope_rt::unwind::{MAX_FRAMES, Registers, Unwinder, Walked};
 
 /// The process's unwinder.
 pub static UNWINDER: Unwinder = Unwinder::new();
@@ -137,8 +137,7 @@ impl Caller {
         } else {
             let registers = Registers { rsp: self.rsp as u64, rbp: self.rbp as u64 };
             // SAFETY: the calling thread's record; the hook's caller is suspended in it.
-            let result = unsafe { UNWINDER.walk(&raw const (*thread).unwind, registers, &mut walked.frames) };
-            (walked.count, walked.signature) = (result.frames, result.signature);
+            unsafe { UNWINDER.walk(&raw const (*thread).unwind, registers, |found| walked.take(found)) };
         }
         let found = walked.frames.get(..walked.count).unwrap_or(&[]);
         let skipped = if is_inside {
@@ -167,13 +166,23 @@ struct Walking {
     signature: Option<core::num::NonZeroU64>,
 }
 
+impl Walking {
+    fn take(&mut self, found: Walked<'_>) {
+        self.count = found.frames.len();
+        if let Some(frames) = self.frames.get_mut(..self.count) {
+            frames.copy_from_slice(found.frames);
+        }
+        self.signature = found.signature;
+    }
+}
+
 unsafe extern "C" fn walk_from_here(out: *mut u8, rsp: u64, rbp: u64) {
     let thread = thread::current();
     // SAFETY: `walk` passes its `Walking`, and is suspended; the calling thread has a record.
     unsafe {
         let out = &mut *out.cast::<Walking>();
         let registers = Registers { rsp, rbp };
-        out.count = UNWINDER.walk_afresh(&raw const (*thread).unwind, registers, &mut out.frames).frames;
+        UNWINDER.walk_afresh(&raw const (*thread).unwind, registers, |found| out.take(found));
     }
 }
 

@@ -9,6 +9,13 @@ const MOST: usize = 64;
 /// Most bytes of a class at hand, beyond two blocks.
 const MOST_BYTES: usize = 64 << 10;
 
+/// Pages of resting blocks that a thread drops whatever else it does: 5 ms of the kernel's work.
+const PAGES_AT_FIRST: usize = 4096;
+/// And after so many calls of the heap one more: an eighth of their time at most.
+const CALLS_FOR_A_PAGE: usize = 64;
+/// The call of the kernel itself costs as much as a page.
+const PAGES_OF_A_CALL: usize = 1;
+
 #[repr(C)]
 struct List {
     count: u32,
@@ -22,6 +29,8 @@ pub struct Cache {
     malloc_bytes: usize,
     frees: usize,
     freed_bytes: usize,
+    /// What dropping pages of resting blocks has cost, in pages.
+    dropping: usize,
     lists: [List; COUNT],
 }
 
@@ -66,9 +75,21 @@ impl Cache {
         [self.mallocs, self.malloc_bytes, self.frees, self.freed_bytes]
     }
 
+    /// Whether a resting block may lose so many pages; counts them. The kernel takes and clears each page anew when the block
+    /// is next used, so that what is done without need stays a small part of the time that the heap's calls take.
+    pub fn may_drop_pages(&mut self, pages: usize) -> bool {
+        let cost = self.dropping + pages + PAGES_OF_A_CALL;
+        let is_due = cost <= PAGES_AT_FIRST + (self.mallocs + self.frees) / CALLS_FOR_A_PAGE;
+        if is_due {
+            self.dropping = cost;
+        }
+        is_due
+    }
+
     /// Adds what was counted to the process's totals.
     pub fn settle_counters(&mut self) {
         let totals = &super::COUNTERS;
+        self.dropping = 0;
         for (total, count) in [
             (&totals.mallocs, &mut self.mallocs),
             (&totals.malloc_bytes, &mut self.malloc_bytes),

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! word 0: state (8) | allocated by (4), alignment asked for (4) | check (16) | allocation stack (32)
-//! word 1: requested bytes (44) | ignored by the leak check (1) | - (1) | allocating thread (18)
+//! word 1: requested bytes (44) | ignored by the leak check (1) | on another stack (1) | allocating thread (18)
 //! ```
 //!
 //! The check is a hash of the address and of everything but the state: a header that was written over is told from one
@@ -73,9 +73,12 @@ pub struct Facts {
     pub thread: u32,
     /// Not to be reported as a leak.
     pub ignored: bool,
+    /// Allocated while the thread ran on a stack that is not its own: a coroutine's, a signal handler's.
+    pub on_other_stack: bool,
 }
 
 const IGNORED: u64 = 1 << 44;
+const ON_OTHER_STACK: u64 = 1 << 45;
 const SIZE_MASK: u64 = (1 << 44) - 1;
 
 impl Chunk {
@@ -97,6 +100,7 @@ impl Chunk {
     pub fn write(self, facts: Facts) {
         let word1 = facts.requested_bytes as u64 & SIZE_MASK
             | if facts.ignored { IGNORED } else { 0 }
+            | if facts.on_other_stack { ON_OTHER_STACK } else { 0 }
             | u64::from(facts.thread & 0x3_ffff) << 46;
         let word0 = u64::from(facts.stack) << 32 | (facts.kind as u64 | u64::from(facts.alignment) << 4) << 8;
         let [first, second] = self.words();
@@ -126,12 +130,18 @@ impl Chunk {
             requested_bytes: (word1 & SIZE_MASK) as usize,
             thread: (word1 >> 46) as u32,
             ignored: word1 & IGNORED != 0,
+            on_other_stack: word1 & ON_OTHER_STACK != 0,
         })
     }
 
     /// Whether both words are zero: a block that was never handed out.
     pub fn is_blank(self) -> bool {
         self.words().iter().all(|word| word.load(Relaxed) == 0)
+    }
+
+    /// Whether the header's first byte says that the block is free, whatever the rest is.
+    pub fn is_free(self) -> bool {
+        self.words()[0].load(Relaxed) as u8 == State::Free as u8
     }
 
     /// From one state to another; false if it was in neither or somebody else was faster.
@@ -205,7 +215,7 @@ mod tests {
         let mut memory = [0u64; 8];
         let chunk = Chunk(memory.as_mut_ptr() as usize + 16);
         assert!(chunk.is_blank());
-        for ignored in [false, true] {
+        for (ignored, on_other_stack) in [(false, true), (true, false)] {
             for kind in [AllocKind::Malloc, AllocKind::New, AllocKind::NewArray] {
                 let facts = Facts {
                     state: State::Allocated,
@@ -215,6 +225,7 @@ mod tests {
                     requested_bytes: 0xabc_dead_beef,
                     thread: 0x3_1234,
                     ignored,
+                    on_other_stack,
                 };
                 chunk.write(facts);
                 assert_eq!(chunk.read(), Some(facts));

@@ -1,12 +1,15 @@
-//! Size classes: multiples of 16 up to 256 bytes, then four to each doubling.
+//! Size classes: multiples of 16 up to 256 bytes, then eight to each doubling up to 16 KiB, then four: each class
+//! takes address space, of which a limit (`ulimit -v`) may leave little.
 
 /// Largest block that comes from a class; larger ones are mapped alone.
 pub const LARGEST: usize = 256 << 10;
 /// How many classes there are.
-pub const COUNT: usize = 15 + 40;
+pub const COUNT: usize = 15 + 48 + 16;
 
 const SMALL_LIMIT: usize = 256;
 const SMALL_CLASSES: usize = SMALL_LIMIT / 16 - 1;
+const MIDDLE_LIMIT_LOG2: usize = 14;
+const MIDDLE_CLASSES: usize = SMALL_CLASSES + (MIDDLE_LIMIT_LOG2 - 8) * 8;
 
 /// The class of blocks that hold `bytes` (at most [`LARGEST`]); the smallest block has 32 bytes.
 #[inline(always)]
@@ -19,8 +22,10 @@ pub const fn class_of(bytes: usize) -> usize {
         return bytes.div_ceil(16) - 2;
     }
     let log = (usize::BITS - 1 - (bytes - 1).leading_zeros()) as usize;
-    let quarter = ((bytes - 1) >> (log - 2)) & 3;
-    SMALL_CLASSES + (log - 8) * 4 + quarter
+    if log < MIDDLE_LIMIT_LOG2 {
+        return SMALL_CLASSES + (log - 8) * 8 + (((bytes - 1) >> (log - 3)) & 7);
+    }
+    MIDDLE_CLASSES + (log - MIDDLE_LIMIT_LOG2) * 4 + (((bytes - 1) >> (log - 2)) & 3)
 }
 
 /// Bytes of a block of a class.
@@ -30,8 +35,12 @@ pub const fn size_of_class(class: usize) -> usize {
     if class < SMALL_CLASSES {
         return (class + 2) * 16;
     }
-    let log = 8 + (class - SMALL_CLASSES) / 4;
-    (1 << log) + ((class - SMALL_CLASSES) % 4 + 1) * (1 << (log - 2))
+    if class < MIDDLE_CLASSES {
+        let log = 8 + (class - SMALL_CLASSES) / 8;
+        return (1 << log) + ((class - SMALL_CLASSES) % 8 + 1) * (1 << (log - 3));
+    }
+    let log = MIDDLE_LIMIT_LOG2 + (class - MIDDLE_CLASSES) / 4;
+    (1 << log) + ((class - MIDDLE_CLASSES) % 4 + 1) * (1 << (log - 2))
 }
 
 const fn tables() -> ([u32; COUNT], [u64; COUNT]) {

@@ -45,6 +45,10 @@ static SPACE: Space = Space {
     state: UnsafeCell::new(State { next_unit: 0, free: [0; BUCKETS] }),
 };
 
+/// Blocks of these sizes get huge pages: tables in which programs look around, each look a miss of small pages'
+/// translations. Of larger ones programs often use a part only, which huge pages would make memory of.
+const HUGE_PAGES: core::ops::RangeInclusive<usize> = 4 << 20..=64 << 20;
+
 /// Bytes of live and quarantined large blocks.
 pub static MAPPED_BYTES: AtomicUsize = AtomicUsize::new(0);
 
@@ -130,6 +134,10 @@ pub fn take(bytes: usize) -> Option<(usize, usize)> {
         give_span(unit);
         return None;
     }
+    if HUGE_PAGES.contains(&mapped) && crate::options::options().huge_pages {
+        // SAFETY: fresh memory.
+        unsafe { sys::advise(start, mapped, Advice::HugePage) };
+    }
     MAPPED_BYTES.fetch_add(mapped, Relaxed);
     entry_now(3, unit)?.store((mapped / sys::PAGE) as u32, Release);
     for number in unit..unit + (span >> UNIT_LOG2) {
@@ -158,14 +166,70 @@ fn give_span(unit: usize) {
     }
 }
 
-/// Gives a span back; its pages become inaccessible.
-pub fn give(start: usize, mapped: usize) {
-    let unit = (start - BASE) >> UNIT_LOG2;
-    for number in unit..unit + span_units(unit) {
-        if let Some(entry) = entry_now(0, number) {
+/// Notes for the units of a span that they belong to none. The table of a huge span gives its pages back.
+fn forget_units(unit: usize, units: usize) {
+    const WORTH_DROPPING: usize = 1 << 16;
+    let table = SPACE.table.load(Acquire);
+    let (first, last) = (table + unit * 4, table + (unit + units) * 4);
+    let (first_page, last_page) = (first.next_multiple_of(sys::PAGE), last & !(sys::PAGE - 1));
+    let is_huge = table != 0 && units >= WORTH_DROPPING;
+    if is_huge {
+        // SAFETY: whole pages of the table, of entries that all become zero.
+        unsafe { sys::advise(first_page, last_page - first_page, Advice::DontNeed) };
+    }
+    for number in unit..unit + units {
+        let at = table + number * 4;
+        if is_huge && (first_page..last_page).contains(&at) {
+            continue;
+        }
+        if let Some(entry) = entry(table, 0, number) {
             entry.store(0, Release);
         }
     }
+}
+
+/// Leaves a part of a free span to the program, which maps memory of its own there (by an address that it got from us
+/// once); false when blocks may lie or come there.
+pub fn cede(start: usize, bytes: usize) -> bool {
+    if !contains(start) || bytes > SPACE_BYTES {
+        return false;
+    }
+    let _held = SPACE.lock.lock();
+    let (mut unit, wanted) = (0, (start - BASE) >> UNIT_LOG2);
+    let used = SPACE.used_units.load(Acquire);
+    while unit < used && unit + span_units(unit).max(1) <= wanted {
+        unit += span_units(unit).max(1);
+    }
+    let units = span_units(unit);
+    let is_free = unit < used && entry_now(0, unit).is_some_and(|entry| entry.load(Acquire) == 0);
+    if !is_free || start + bytes > BASE + ((unit + units) << UNIT_LOG2) {
+        return false;
+    }
+    // SAFETY: the lock is held.
+    let state = unsafe { &mut *SPACE.state.get() };
+    let Some(head) = state.free.get_mut(bucket_of(units)) else { return false };
+    let next_of = |number: u32| entry_now(2, number as usize - 1).map_or(0, |next| next.load(Relaxed));
+    let this = unit as u32 + 1;
+    if *head == this {
+        *head = next_of(this);
+    }
+    let mut at = *head;
+    while at != 0 {
+        let next = next_of(at);
+        if next == this
+            && let Some(link) = entry_now(2, at as usize - 1)
+        {
+            link.store(next_of(this), Relaxed);
+        }
+        at = next_of(at);
+    }
+    true
+}
+
+/// Gives a span back; its pages become inaccessible.
+pub fn give(start: usize, mapped: usize) {
+    let unit = (start - BASE) >> UNIT_LOG2;
+    forget_units(unit, span_units(unit));
     // SAFETY: nobody uses the span any more.
     unsafe {
         let _ = sys::map_at(start, mapped, false);
@@ -191,6 +255,25 @@ pub unsafe fn poison_ends(start: usize, mapped: usize, user: usize, bytes: usize
         }
         shadow_map::fill(first_after, start + mapped - first_after, why::HEAP_REDZONE);
     }
+}
+
+/// Gives live blocks their redzones: until now `poison_heap` was off.
+pub fn poison_existing() {
+    for_each_span(|start| {
+        let mapped = mapped_bytes(start).unwrap_or(0);
+        // SAFETY: a mapped span.
+        unsafe { super::poison_around(start, mapped, 1 << 44) };
+    });
+}
+
+/// The unit of an address of a span.
+pub fn unit_of(address: usize) -> u32 {
+    ((address - BASE) >> UNIT_LOG2) as u32
+}
+
+/// The user's address of the block whose span holds a unit.
+pub fn user_at_unit(unit: u32) -> Option<usize> {
+    span_at(BASE + ((unit as usize) << UNIT_LOG2)).map(|start| super::chunk::of_block(start, 1 << 44).0)
 }
 
 /// The start of the span that holds an address.

@@ -6,6 +6,7 @@
 mod cache;
 pub mod chunk;
 pub mod classes;
+pub mod dormant;
 pub mod large;
 pub mod quarantine;
 pub mod regions;
@@ -14,9 +15,7 @@ mod release;
 pub use cache::Cache;
 pub use chunk::{AllocKind, Chunk, Facts, State};
 pub use quarantine::LocalQuarantine;
-pub use release::{
-    Deletion, flush_quarantine, live_bytes, local_quarantine_limit, quarantine_limit, reallocate, release,
-};
+pub use release::{Deletion, live_bytes, local_quarantine_limit, purge, quarantine_limit, reallocate, release};
 
 use crate::options::options;
 use crate::report::heap as report;
@@ -82,19 +81,19 @@ pub struct Request {
 /// Bytes of the redzone in front of a block of `bytes`: larger blocks are overrun further.
 #[inline(always)]
 fn redzone_for(bytes: usize) -> usize {
-    let by_size = if bytes <= 64 - 16 {
+    let by_size = if bytes <= 64 {
         16
-    } else if bytes <= 128 - 32 {
+    } else if bytes <= 128 {
         32
-    } else if bytes <= 512 - 64 {
+    } else if bytes <= 512 {
         64
-    } else if bytes <= 4096 - 128 {
+    } else if bytes <= 4096 {
         128
-    } else if bytes <= (1 << 14) - 256 {
+    } else if bytes <= 1 << 14 {
         256
-    } else if bytes <= (1 << 15) - 512 {
+    } else if bytes <= 1 << 15 {
         512
-    } else if bytes <= (1 << 16) - 1024 {
+    } else if bytes <= 1 << 16 {
         1024
     } else {
         2048
@@ -199,7 +198,21 @@ fn align(address: usize, alignment: usize) -> usize {
 
 /// Allocates. Null when that fails and the program may be told so; otherwise a failure is reported and fatal.
 #[inline(always)]
-pub fn allocate(caller: &Caller, mut request: Request) -> *mut u8 {
+pub fn allocate(caller: &Caller, request: Request) -> *mut u8 {
+    if dormant::is_dormant() {
+        return allocate_asleep(caller, &request);
+    }
+    allocate_now(caller, request)
+}
+
+#[cold]
+#[inline(never)]
+fn allocate_asleep(caller: &Caller, request: &Request) -> *mut u8 {
+    dormant::inside(|| allocate_now(caller, *request))
+}
+
+#[inline(always)]
+fn allocate_now(caller: &Caller, mut request: Request) -> *mut u8 {
     request.bytes = request.bytes.max(1);
     let prepared = caller.prepare();
     let redzone = redzone_for(request.bytes);
@@ -219,12 +232,14 @@ pub fn allocate(caller: &Caller, mut request: Request) -> *mut u8 {
     };
     let chunk = Chunk(user);
     chunk::mark_block(block, chunk);
-    let (thread, ignored) = with_thread(|thread| {
+    let here = 0u8;
+    let sp = if caller.rsp != 0 { caller.rsp } else { &raw const here as usize };
+    let (thread, ignored, on_other_stack) = with_thread(|thread| {
         // SAFETY: the calling thread's own cache; the context lives for good.
         unsafe {
             (*thread.cache.get()).count_allocation(request.bytes);
             let number = if thread.context.is_null() { thread::NO_THREAD } else { (*thread.context).number };
-            (number, thread.leaks_off.load(Relaxed) != 0)
+            (number, thread.leaks_off.load(Relaxed) != 0, !thread.is_on_own_stack(sp))
         }
     });
     chunk.write(Facts {
@@ -235,6 +250,7 @@ pub fn allocate(caller: &Caller, mut request: Request) -> *mut u8 {
         requested_bytes: request.bytes,
         thread,
         ignored,
+        on_other_stack,
     });
     // SAFETY: the user's part of a fresh block.
     unsafe {
@@ -450,6 +466,31 @@ pub fn unlock_all() {
     regions::unlock_all();
     quarantine::unlock_all();
     ORPHANS.lock.release();
+}
+
+/// Poisons what is not the user's of the `bytes` from `block`, in which the user's part begins within `reach`.
+///
+/// # Safety
+/// A block of ours, whose state nobody changes meanwhile.
+unsafe fn poison_around(block: usize, bytes: usize, reach: usize) {
+    let chunk = chunk::of_block(block, reach);
+    let end = block + bytes;
+    // SAFETY: parts of the block.
+    unsafe {
+        match chunk.read() {
+            Some(facts) if facts.state == State::Allocated => {
+                let last = chunk.0 + facts.requested_bytes;
+                shadow_map::fill(block, chunk.0 - block, why::HEAP_REDZONE);
+                if last & 7 != 0 && options().poison_partial {
+                    *(shadow_map::shadow_of(last) as *mut u8) = (last & 7) as u8;
+                }
+                let rest = last.next_multiple_of(8).min(end);
+                shadow_map::fill(rest, end - rest, why::HEAP_REDZONE);
+            }
+            None if !chunk.is_free() => {} // A live block whose header the program wrote over.
+            _ => shadow_map::fill(block, bytes, why::HEAP_REDZONE),
+        }
+    }
 }
 
 /// Poisons memory that user code may not touch any more.

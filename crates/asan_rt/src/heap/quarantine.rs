@@ -3,13 +3,17 @@
 //! Batches of addresses, not links in the blocks: what a program writes after a release cannot lead us astray, and the
 //! headers of what is next can be loaded ahead.
 
+use super::{large, regions};
 use core::cell::UnsafeCell;
 use core::sync::atomic::AtomicUsize;
 use core::sync::atomic::Ordering::Relaxed;
 use leakscope_rt::memory::{Lock, map_zeroed};
 
 const BATCH_BYTES: usize = 8192;
-const BATCH_ENTRIES: usize = BATCH_BYTES / 8 - 3;
+/// Each takes five bytes.
+const BATCH_ENTRIES: usize = (BATCH_BYTES - 24) / 20 * 4;
+/// In place of a class: a large block.
+const LARGE: u8 = u8::MAX;
 /// Batches mapped at a time.
 const STEP: usize = 16;
 
@@ -19,13 +23,27 @@ pub struct Batch {
     next: *mut Batch,
     bytes: usize,
     count: usize,
-    blocks: [usize; BATCH_ENTRIES],
+    /// For each the place in its class's region, or the unit of large blocks.
+    places: [u32; BATCH_ENTRIES],
+    classes: [u8; BATCH_ENTRIES],
 }
 
+const _: () = assert!(size_of::<Batch>() <= BATCH_BYTES);
+
 impl Batch {
-    /// The users' addresses of the blocks.
-    pub fn blocks(&self) -> &[usize] {
-        self.blocks.get(..self.count).unwrap_or(&[])
+    /// How many blocks there are.
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// The user's address of a block; `None` past the last one.
+    #[inline(always)]
+    pub fn block(&self, number: usize) -> Option<usize> {
+        if number >= self.count {
+            return None;
+        }
+        let (&place, &class) = (self.places.get(number)?, self.classes.get(number)?);
+        if class == LARGE { large::user_at_unit(place) } else { Some(regions::unpack(usize::from(class), place)) }
     }
 }
 
@@ -132,8 +150,14 @@ impl LocalQuarantine {
                 self.list.append(List { first: batch, last: batch, bytes: 0 });
             }
             let at = (*batch).count;
-            if let Some(slot) = (*batch).blocks.get_mut(at) {
-                *slot = block;
+            let (place, class) = if regions::contains(block) {
+                let class = regions::class_at(block);
+                (regions::pack(class, block), class as u8)
+            } else {
+                (large::unit_of(block), LARGE)
+            };
+            if let (Some(slot), Some(its_class)) = ((*batch).places.get_mut(at), (*batch).classes.get_mut(at)) {
+                (*slot, *its_class) = (place, class);
             }
             (*batch).count = at + 1;
             (*batch).bytes += bytes;

@@ -1,6 +1,6 @@
 //! Releases: what is wrong with them, the quarantine, and the way back to the free blocks.
 
-use super::chunk::{Chunk, Facts, State};
+use super::chunk::{Chunk, Facts, HEADER_BYTES, State};
 use super::{
     AllocKind, HAS_HOOKS, Request, allocate, chunk_of, classes, find, large, quarantine, regions, with_thread,
 };
@@ -29,6 +29,20 @@ pub fn release(caller: &Caller, address: usize, kind: AllocKind, deletion: Delet
     if address == 0 {
         return;
     }
+    if super::dormant::is_dormant() {
+        return release_asleep(caller, address, kind, deletion);
+    }
+    release_now(caller, address, kind, deletion);
+}
+
+#[cold]
+#[inline(never)]
+fn release_asleep(caller: &Caller, address: usize, kind: AllocKind, deletion: Deletion) {
+    super::dormant::inside(|| release_now(caller, address, kind, deletion));
+}
+
+#[inline(always)]
+fn release_now(caller: &Caller, address: usize, kind: AllocKind, deletion: Deletion) {
     // Most of a release is waiting for these two lines: they are on their way while the stack is recalled.
     leakscope_rt::memory::prefetch(address.wrapping_sub(super::chunk::HEADER_BYTES) as *const u8);
     leakscope_rt::memory::prefetch(shadow_map::shadow_of(address) as *const u8);
@@ -76,14 +90,21 @@ fn put_to_rest(chunk: Chunk, facts: &Facts, stack: impl FnOnce() -> u32) {
             shadow_map::fill_bytes(chunk.0, facts.requested_bytes.min(fill), options().free_fill_byte as u8);
         }
     }
-    // SAFETY: the block is out of the program's hands.
-    unsafe { super::poison_released(chunk.0, facts.requested_bytes) };
+    // What is larger than the quarantine leaves it at once: its shadow, an eighth of it, would be written for nothing.
+    let is_staying = facts.requested_bytes <= classes::LARGEST || facts.requested_bytes <= quarantine_limit();
+    if is_staying {
+        // SAFETY: the block is out of the program's hands.
+        unsafe { super::poison_released(chunk.0, facts.requested_bytes) };
+    }
     chunk.set_release(stack(), thread::current_number().min(thread::NO_THREAD));
     let bytes = block_bytes(chunk);
     with_thread(|thread| {
         // SAFETY: the calling thread's own.
         let (cache, local) = unsafe { (&mut *thread.cache.get(), &mut *thread.quarantine.get()) };
         cache.count_release(facts.requested_bytes);
+        if (HAS_WHOLE_PAGES..=classes::LARGEST).contains(&facts.requested_bytes) && fill == 0 {
+            drop_pages_inside(cache, chunk);
+        }
         if !local.push(chunk.0, bytes) {
             recycle(cache, chunk);
         } else if local.bytes() > local_quarantine_limit() {
@@ -93,11 +114,29 @@ fn put_to_rest(chunk: Chunk, facts: &Facts, stack: impl FnOnce() -> u32) {
     });
 }
 
-/// Bytes that the block takes of the heap.
+/// Blocks of classes that are smaller keep their pages while they rest: few have a whole one that no other block is on.
+const HAS_WHOLE_PAGES: usize = crate::sys::PAGE + HEADER_BYTES;
+
+/// What a block holds while it rests nobody reads again: whole pages of it go back to the kernel, all but the one with its
+/// header and its release. They come back empty when the block is next used.
+#[cold]
+#[inline(never)]
+fn drop_pages_inside(cache: &mut super::Cache, chunk: Chunk) {
+    let Some((block, bytes)) = regions::block_at(chunk.0) else { return };
+    let first = (chunk.0 + HEADER_BYTES).next_multiple_of(crate::sys::PAGE);
+    let last = (block + bytes) & !(crate::sys::PAGE - 1);
+    if last > first && cache.may_drop_pages((last - first) / crate::sys::PAGE) {
+        // SAFETY: whole pages of a released block, which is nobody's while its state is that.
+        unsafe { crate::sys::advise(first, last - first, crate::sys::Advice::DontNeed) };
+    }
+}
+
+/// Bytes that the block takes while it rests: its own and their shadow.
 #[inline(always)]
 fn block_bytes(chunk: Chunk) -> usize {
     if regions::contains(chunk.0) {
-        return classes::size_of(regions::class_at(chunk.0));
+        let bytes = classes::size_of(regions::class_at(chunk.0));
+        return bytes + (bytes >> shadow_map::SCALE);
     }
     rest_large(chunk)
 }
@@ -147,13 +186,15 @@ fn empty_to(cache: &mut super::Cache, limit: usize) {
     // A tenth more than needed, so that this is not entered again at once.
     while let Some(batch) = quarantine::take_over_limit(limit - limit / 10) {
         // SAFETY: the batch is ours alone now.
-        let blocks = unsafe { (*batch).blocks() };
-        for (i, &block) in blocks.iter().enumerate() {
-            if let Some(&ahead) = blocks.get(i + AHEAD) {
+        let blocks = unsafe { &*batch };
+        for i in 0..blocks.count() {
+            if let Some(ahead) = blocks.block(i + AHEAD) {
                 leakscope_rt::memory::prefetch((ahead - 16) as *const u8);
                 leakscope_rt::memory::prefetch(shadow_map::shadow_of(ahead) as *const u8);
             }
-            recycle(cache, Chunk(block));
+            if let Some(block) = blocks.block(i) {
+                recycle(cache, Chunk(block));
+            }
         }
         // SAFETY: emptied.
         unsafe { quarantine::drop_batch(batch) };
@@ -174,7 +215,7 @@ fn recycle(cache: &mut super::Cache, chunk: Chunk) {
     let class = regions::class_at(chunk.0);
     let Some((block, bytes)) = regions::block_at(chunk.0) else { return };
     // SAFETY: the block is free.
-    unsafe { shadow_map::fill(block, bytes, why::HEAP_REDZONE) };
+    unsafe { shadow_map::fill(block, bytes, if options().poison_heap { why::HEAP_REDZONE } else { 0 }) };
     cache.push(class, block);
 }
 
@@ -186,8 +227,16 @@ fn recycle_large(chunk: Chunk) {
     }
 }
 
-/// Hands over the calling thread's quarantine and empties the process's: `__sanitizer_purge_allocator`.
-pub fn flush_quarantine() {
+/// Hands over the calling thread's quarantine, empties the process's and lets free pages go:
+/// `__sanitizer_purge_allocator`.
+pub fn purge() {
+    flush_quarantine();
+    // SAFETY: the calling thread's own.
+    with_thread(|thread| unsafe { (*thread.cache.get()).drain() });
+    regions::release_all_pages();
+}
+
+fn flush_quarantine() {
     with_thread(|thread| {
         // SAFETY: the calling thread's own.
         let (cache, local) = unsafe { (&mut *thread.cache.get(), &mut *thread.quarantine.get()) };
@@ -195,8 +244,10 @@ pub fn flush_quarantine() {
         while let Some(batch) = quarantine::take_over_limit(0) {
             // SAFETY: the batch is ours alone now.
             unsafe {
-                for &block in (*batch).blocks() {
-                    recycle(cache, Chunk(block));
+                for number in 0..(*batch).count() {
+                    if let Some(block) = (*batch).block(number) {
+                        recycle(cache, Chunk(block));
+                    }
                 }
                 quarantine::drop_batch(batch);
             }

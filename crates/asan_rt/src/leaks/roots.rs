@@ -21,6 +21,8 @@ pub struct Found {
     pub registers: Vec<u64>,
     /// What can be read at all, by rising address.
     pub mappings: Vec<(usize, usize)>,
+    /// An address of globals that cannot be read, if there is one.
+    pub unreadable: Option<usize>,
 }
 
 struct Regions {
@@ -71,6 +73,17 @@ struct Collector {
 }
 
 impl Collector {
+    /// The first address of a range that cannot be read.
+    fn first_unreadable(&self, start: usize, end: usize) -> Option<usize> {
+        let mut at = start;
+        for &(low, high, _) in &self.mappings {
+            if low <= at && at < high {
+                at = high;
+            }
+        }
+        (at < end).then_some(at)
+    }
+
     /// Adds the readable parts of a range.
     fn add(&mut self, start: usize, end: usize) {
         for &(low, high, _) in &self.mappings {
@@ -94,6 +107,7 @@ impl Collector {
             }
             for &(start, end, _, writable) in &module.segments {
                 if writable {
+                    self.found.unreadable = self.found.unreadable.or_else(|| self.first_unreadable(start, end));
                     self.add(start, end);
                 }
             }
@@ -157,7 +171,7 @@ pub fn find(is_exit: bool) -> Found {
     let mut own = Vec::new();
     own_mappings(|start, bytes| own.push((start as usize, (start + bytes) as usize)));
     let mut collector = Collector {
-        found: Found { ranges: Vec::new(), registers: Vec::new(), mappings: Vec::new() },
+        found: Found { ranges: Vec::new(), registers: Vec::new(), mappings: Vec::new(), unreadable: None },
         mappings: mappings(),
         own,
     };

@@ -193,6 +193,23 @@ pub enum Origin {
     Lsan,
 }
 
+/// What may be set when a heap that `start_deactivated` put to sleep wakes. Source: LLVM 19's `ASAN_ACTIVATION_OPTIONS`.
+pub const ON_WAKING: &[&str] = &[
+    "redzone",
+    "max_redzone",
+    "quarantine_size_mb",
+    "thread_local_quarantine_size_kb",
+    "alloc_dealloc_mismatch",
+    "poison_heap",
+    "allocator_may_return_null",
+    "malloc_context_size",
+    "coverage",
+    "coverage_dir",
+    "verbosity",
+    "help",
+    "allocator_release_to_os_interval_ms",
+];
+
 /// What came up while options were read.
 #[derive(Default)]
 pub struct Complaints {
@@ -200,6 +217,8 @@ pub struct Complaints {
     pub unknown: Vec<String>,
     /// A sentence that ends the process.
     pub fatal: Option<String>,
+    /// The names that may be set; empty: all.
+    pub only: &'static [&'static str],
     /// The files that were to be included, and perhaps were, as `help=1` shows them.
     pub included: [String; 2],
 }
@@ -258,6 +277,9 @@ impl Options {
                     None => {}
                 }
             }
+            _ if !complaints.only.is_empty() && !complaints.only.contains(&name) => {
+                complaints.unknown.push(String::from(name));
+            }
             ("report_wording", _) if !["llvm19", "gcc12"].contains(&value) => {
                 complaints.fatal = Some(alloc::format!("Invalid value for report_wording option: '{value}'"));
             }
@@ -277,6 +299,18 @@ impl Options {
     #[must_use]
     pub fn help(&self, complaints: &Complaints) -> String {
         let mut out = String::from("Available flags for AddressSanitizer:\n");
+        if !complaints.only.is_empty() {
+            let mut all = String::new();
+            self.show(&mut all);
+            // Two lines for each option.
+            let mut lines = all.lines();
+            while let (Some(name), Some(value)) = (lines.next(), lines.next()) {
+                if complaints.only.contains(&name.trim()) {
+                    let _ = writeln!(out, "{name}\n{value}");
+                }
+            }
+            return out;
+        }
         self.show(&mut out);
         show_one(&mut out, "suppressions", self.suppressions);
         show_one(&mut out, "include", &complaints.included[0]);
@@ -312,6 +346,19 @@ mod tests {
         assert!(decode("halt_on_error", Origin::Asan).1.fatal.is_some_and(|text| text.starts_with("expected '='")));
         assert!(decode("halt_on_error=2", Origin::Asan).1.fatal.is_some_and(|text| text.contains("bool")));
         assert!(decode("log_path='x", Origin::Asan).1.fatal.is_some());
+    }
+
+    #[test]
+    fn on_waking_only_some_may_be_set() {
+        let (mut options, mut complaints) = (Options::DEFAULT, Complaints { only: ON_WAKING, ..Complaints::default() });
+        options.decode("redzone=32:handle_segv=0:include=f", Origin::Asan, &mut complaints, &mut |_| {
+            Some(String::from("exitcode=7:max_redzone=64"))
+        });
+        assert_eq!((options.redzone, options.max_redzone, options.exitcode), (32, 64, Options::DEFAULT.exitcode));
+        assert_eq!((options.handle_segv, complaints.unknown.len()), (Options::DEFAULT.handle_segv, 2));
+        let help = options.help(&complaints);
+        assert_eq!(help.lines().filter(|line| !line.starts_with("\t\t")).count(), 1 + ON_WAKING.len(), "{help}");
+        assert!(help.contains("max_redzone") && !help.contains("handle_segv"));
     }
 
     #[test]

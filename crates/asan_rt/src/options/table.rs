@@ -1,5 +1,5 @@
-//! Every option that LLVM 19's run-time knows, with its default, and one of ours: `report_wording`. Source: what `help=1`
-//! prints.
+//! Every option that LLVM 19's run-time knows, with its default, and three of ours at the end: `huge_pages`,
+//! `leak_check_under_tracer` and `report_wording`. Source: what `help=1` prints.
 
 use super::{Handle, Text, define_options};
 
@@ -148,5 +148,7 @@ define_options! {
     use_poisoned: bool = false;
     log_pointers: bool = false;
     log_threads: bool = false;
+    huge_pages: bool = true;
+    leak_check_under_tracer: bool = false;
     report_wording: Text = "llvm19";
 }

@@ -3,7 +3,7 @@
 use super::scariness::Scariness;
 use super::{Report, describe, shadow, stack, thread_name};
 use crate::output::Address;
-use crate::shadow_map::{is_program, shadow_of, why};
+use crate::shadow_map::{has_shadow, shadow_of, why};
 use crate::thread;
 use crate::unwind::Caller;
 use alloc::vec::Vec;
@@ -146,7 +146,7 @@ pub fn report_at(
     let mut scariness = Scariness::default();
     scariness.add_access(bytes, is_write);
     let mut what = "unknown-crash";
-    if is_program(address) {
+    if has_shadow(address) {
         let (byte, at) = explaining(address, bytes);
         let (kind, score) = kind_of(byte);
         what = kind;

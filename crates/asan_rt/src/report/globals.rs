@@ -83,9 +83,10 @@ pub fn misaligned(registered: &Registered) {
     describe(registered, "Added");
 }
 
-fn with_module(global: &Global) -> String {
-    let module = crate::modules::find(global.start).map_or_else(String::new, |module| module.path);
-    alloc::format!("{} in {module}", place(global))
+/// The object is that of the description: a definition whose place another took lies in the other's.
+fn with_module(registered: &Registered) -> String {
+    let module = crate::modules::find(registered.at).map_or_else(String::new, |module| module.path);
+    alloc::format!("{} in {module}", place(&registered.global))
 }
 
 /// Two definitions of one variable.
@@ -102,7 +103,7 @@ pub fn odr_violation((old, new): &Clash) {
             "  [{number}] size={} '{}' {}\n",
             registered.global.bytes,
             symbolize::demangle(registered.global.name()),
-            with_module(&registered.global)
+            with_module(registered)
         );
     }
     if old.site != 0 && new.site != 0 {

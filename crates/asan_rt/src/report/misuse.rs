@@ -92,6 +92,16 @@ pub fn bad_double_ended_container(caller: &Caller, bounds: [usize; 6]) {
     report.finish();
 }
 
+/// The program asks for memory that it can write and execute: a warning, the program goes on.
+#[cold]
+#[inline(never)]
+pub fn writable_executable(caller: &Caller) {
+    let frames = caller.frames(256);
+    crate::out_pid!("WARNING: AddressSanitizer: writable-executable page usage\n");
+    stack::print(&frames);
+    stack::summary("w-and-x-usage", &frames);
+}
+
 /// Two pointers are compared or subtracted that belong to different objects.
 #[cold]
 #[inline(never)]

@@ -2,7 +2,7 @@
 
 use crate::options::{has_gcc_words, options};
 use crate::output::Address;
-use crate::shadow_map::{OFFSET, SCALE, is_shadow, shadow_of};
+use crate::shadow_map::{OFFSET, SCALE, has_shadow, is_readable_shadow, shadow_of};
 use alloc::string::String;
 use core::fmt::Write;
 
@@ -15,14 +15,14 @@ fn byte_at(shadow: usize) -> u8 {
 
 /// Prints the rows around an address of the program, and the legend.
 pub fn print(address: usize) {
-    if !crate::shadow_map::is_program(address) {
+    if !has_shadow(address) {
         return;
     }
     let guilty = shadow_of(address);
     let middle = guilty & !(ROW - 1);
     let mut out = String::from("Shadow bytes around the buggy address:\n");
     for row in (middle - 5 * ROW..=middle + 5 * ROW).step_by(ROW) {
-        if !is_shadow(row) {
+        if !is_readable_shadow(row) {
             continue;
         }
         // gcc's library shows where the row itself lies.
