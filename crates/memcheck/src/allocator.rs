@@ -90,9 +90,8 @@ impl Memcheck {
             return None;
         }
         let id = self.heap.find_live(old)?;
-        let block = self.heap.block(id);
-        let kept = block.size_bytes.min(bytes);
-        if block.function.family() != AllocFamily::Malloc || !self.heap.can_release_quickly(id) {
+        let kept = self.heap.size_bytes(id).min(bytes);
+        if self.heap.function(id).family() != AllocFamily::Malloc || !self.heap.can_release_quickly(id) {
             return None;
         }
         let new = self.allocate_quickly(guest, symbol, AllocFn::Realloc, bytes, false)?;
@@ -118,7 +117,7 @@ impl Memcheck {
             false => StackId::NONE,
         };
         let id = self.heap.find_live(start)?;
-        if self.heap.block(id).function.family() != function.family() {
+        if self.heap.function(id).family() != function.family() {
             return None;
         }
         self.heap.release_quickly(id, stack).then_some(0)
@@ -203,7 +202,7 @@ impl Memcheck {
     }
 
     fn usable_size(&self, start: u64) -> u64 {
-        self.heap.find_live(start).map_or(0, |id| self.heap.block(id).size_bytes)
+        self.heap.find_live(start).map_or(0, |id| self.heap.size_bytes(id))
     }
 
     /// Frees a block, or tells why not.
@@ -240,7 +239,7 @@ impl Memcheck {
     }
 
     fn check_family(&mut self, guest: &Guest, symbol: u64, function: AllocFn, id: BlockId) {
-        let made_by = self.heap.block(id).function.family();
+        let made_by = self.heap.function(id).family();
         // realloc belongs to malloc; everything else to the family of its name.
         let wanted = match function {
             AllocFn::Realloc | AllocFn::Reallocarray => AllocFamily::Malloc,
@@ -294,7 +293,7 @@ impl Memcheck {
         let stack = self.allocation_stack(guest, symbol);
         let request = Request { size_bytes: bytes, alignment: 0, function, stack, zeroed: false };
         let Some(new) = self.heap.allocate(request) else { return 0 };
-        let kept = self.heap.block(id).size_bytes.min(bytes);
+        let kept = self.heap.size_bytes(id).min(bytes);
         // SAFETY: both blocks are live and mapped, and at least so long. What the target has forbidden itself in the old
         // one stays so.
         unsafe { std::ptr::copy_nonoverlapping(old as *const u8, new as *mut u8, kept as usize) };

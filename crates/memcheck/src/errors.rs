@@ -175,7 +175,7 @@ impl Memcheck {
         block: Option<BlockId>,
     ) {
         let block = block.map(|id| {
-            let block = *self.heap.block(id);
+            let block = self.heap.block(id);
             events::Block {
                 start: block.start,
                 bytes: block.size_bytes,
@@ -246,7 +246,7 @@ impl Memcheck {
 
     fn describe_heap(&mut self, address: u64) -> Option<Vec<(String, Addresses)>> {
         let id = self.heap.find(address)?;
-        let block = *self.heap.block(id);
+        let block = self.heap.block(id);
         let (low, high) = (block.start, block.start + block.size_bytes);
         let (distance, place) = if address < low {
             (low - address, "before")

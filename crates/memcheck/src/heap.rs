@@ -6,8 +6,8 @@
 //!  shadow   | 0xFF .. | 0 ..                 | 0xFF ..           |      of a freed block all 0xFF
 //! ```
 //!
-//! Nothing about a block stands beside it, where the target could overwrite it: for each slot there is a [`Block`]
-//! in an array of its own, found from any address in the slot by two divisions. It outlives the block until the slot is
+//! Nothing about a block stands beside it, where the target could overwrite it: for each slot there are records
+//! in arrays of their own, found from any address in the slot by two divisions. They outlive the block until the slot is
 //! used again, so that an access to freed memory can be told where the block came from and went.
 //!
 //! Freed slots wait in a quarantine of `--freelist-vol` bytes, oldest out first; blocks from `--freelist-big-blocks` bytes
@@ -18,6 +18,7 @@
 
 mod classes;
 mod quarantine;
+mod records;
 mod span;
 #[cfg(test)]
 mod tests;
@@ -28,6 +29,7 @@ use leakscope_shadow::Shadow;
 use crate::stacks::StackId;
 use classes::{Class, class_of};
 use quarantine::Quarantine;
+use records::{Place, Records};
 use span::{Spans, UNIT_BYTES};
 
 /// Where memory for blocks comes from.
@@ -95,7 +97,6 @@ pub enum State {
 
 /// A block, or the last one that was in a slot.
 #[derive(Clone, Copy, Debug)]
-#[repr(align(32))]
 pub struct Block {
     /// What the allocating function returned.
     pub start: u64,
@@ -109,21 +110,16 @@ pub struct Block {
     pub state: State,
     /// The function that allocated it.
     pub function: AllocFn,
-    /// The leak check has seen it before (its kind and 1), for `--leak-check` deltas.
-    pub mark: u8,
-    /// The class of its slot, or [`BIG`].
-    class: u8,
-    /// How many multiples of 16 it lies behind the beginning of its slot, unless that is big.
-    steps: u16,
 }
 
-/// The class of slots in spans of their own.
-const BIG: u8 = u8::MAX;
-const _: () = assert!(classes::COUNT < BIG as usize && size_of::<Block>() == 32);
-
-/// The place of a [`Block`].
+/// A slot, and so the block that is or was in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct BlockId(u32);
+pub struct BlockId {
+    /// The number of its record.
+    slot: u32,
+    /// The number of its span.
+    span: u32,
+}
 
 /// What to allocate.
 #[derive(Clone, Copy, Debug)]
@@ -161,7 +157,7 @@ pub struct Heap<P> {
     shadow: Shadow,
     options: HeapOptions,
     spans: Spans,
-    blocks: Vec<Block>,
+    records: Records,
     /// Free slots by class.
     free: Vec<Vec<BlockId>>,
     quarantine: Quarantine,
@@ -169,18 +165,6 @@ pub struct Heap<P> {
     /// Up to here memory is mapped beyond what spans need, and forbidden.
     mapped_end: u64,
 }
-
-const NO_BLOCK: Block = Block {
-    start: 0,
-    size_bytes: 0,
-    allocated_at: StackId::NONE,
-    freed_at: StackId::NONE,
-    state: State::Unused,
-    function: AllocFn::Malloc,
-    mark: 0,
-    class: BIG,
-    steps: 0,
-};
 
 /// What is known of a slot's memory, and of its shadow.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -222,12 +206,13 @@ impl<P: Pages> Heap<P> {
         options.redzone_bytes = options.redzone_bytes.next_multiple_of(16).clamp(16, 4096);
         options.alignment = options.alignment.next_power_of_two().clamp(16, 4096);
         let quarantine = Quarantine::new(options.quarantine_bytes, options.big_block_bytes);
+        let records = Records::new(options.redzone_bytes);
         Self {
             pages,
             shadow,
             options,
             spans: Spans::new(base, end),
-            blocks: Vec::new(),
+            records,
             free: vec![Vec::new(); classes::COUNT],
             quarantine,
             totals: Totals::default(),
@@ -248,9 +233,9 @@ impl<P: Pages> Heap<P> {
             Class::Small { number, slot_bytes } => self.small(number, slot_bytes)?,
             Class::Big { bytes } => self.big(bytes)?,
         };
-        let slot = self.slot(id);
+        let slot = self.spans.slot(id);
         let start = (slot.0 + redzone).next_multiple_of(alignment);
-        self.enter(id, start, slot.0, &request);
+        self.enter(id, start, slot, &request);
         let end = start + request.size_bytes;
         if let SlotMemory::Fresh { forbidden_end } = memory {
             self.shadow.allow(start, request.size_bytes.min(forbidden_end.saturating_sub(start)));
@@ -275,19 +260,9 @@ impl<P: Pages> Heap<P> {
 
     /// Writes a new block down.
     #[inline]
-    fn enter(&mut self, id: BlockId, start: u64, slot: u64, request: &Request) {
-        let block = &mut self.blocks[id.0 as usize];
-        *block = Block {
-            start,
-            size_bytes: request.size_bytes,
-            allocated_at: request.stack,
-            freed_at: StackId::NONE,
-            state: State::Live,
-            function: request.function,
-            mark: 0,
-            class: block.class,
-            steps: ((start - slot) / 16) as u16,
-        };
+    fn enter(&mut self, id: BlockId, start: u64, slot: (u64, u64), request: &Request) {
+        let place = Place { offset: start - slot.0, bytes: request.size_bytes };
+        self.records.enter(id.slot, slot.1, place, request.function, request.stack);
         self.totals.allocations += 1;
         self.totals.allocated_bytes += request.size_bytes;
         self.totals.live_blocks += 1;
@@ -301,23 +276,21 @@ impl<P: Pages> Heap<P> {
         if request.size_bytes > HeapOptions::MOST_QUICK_BYTES || self.options.alignment != 16 {
             return None;
         }
-        let Class::Small { number, .. } = class_of(redzone + request.size_bytes + redzone) else { return None };
+        let Class::Small { number, slot_bytes } = class_of(redzone + request.size_bytes + redzone) else {
+            return None;
+        };
         let free = self.free.get_mut(number)?;
         let id = free.pop()?;
-        // What comes next is likely to be far from the caches: its slot, and what is kept of the one after it.
-        let mut ahead = free.iter().rev().map(|id| &raw const self.blocks[id.0 as usize]);
-        if let Some(next) = ahead.next() {
-            // SAFETY: an element of the list.
-            let start = unsafe { (*next).start };
+        // What comes next is likely to be far from the caches: its slot, its shadow, and what is kept of it.
+        if let Some(&next) = free.last() {
+            let start = self.spans.start(next) + redzone;
             prefetch(start);
             prefetch(self.shadow.address_of(start));
+            self.records.addresses(next.slot).into_iter().for_each(prefetch);
         }
-        if let Some(after) = ahead.next() {
-            prefetch(after.addr() as u64);
-        }
-        let slot = self.slot(id).0;
+        let slot = self.spans.start(id);
         let start = slot + redzone;
-        self.enter(id, start, slot, &request);
+        self.enter(id, start, (slot, slot_bytes), &request);
         self.shadow.allow(start, request.size_bytes);
         let fill = if request.zeroed { Some(0) } else { self.options.malloc_fill };
         if let Some(byte) = fill {
@@ -334,44 +307,40 @@ impl<P: Pages> Heap<P> {
         }
         let units = classes::span_units(slot_bytes);
         let slots = units * UNIT_BYTES / slot_bytes;
-        let (first, start) = self.grow(units, slot_bytes, slots)?;
-        let steps = (self.options.redzone_bytes / 16) as u16;
-        for (slot, block) in self.blocks[first.0 as usize..].iter_mut().enumerate() {
-            block.start = start + slot as u64 * slot_bytes + u64::from(steps) * 16;
-            (block.class, block.steps) = (number as u8, steps);
-        }
+        let first = self.grow(units, slot_bytes, slots)?;
         // The next allocation takes the lowest one.
-        self.free[number].extend((1..slots as u32).rev().map(|slot| BlockId(first.0 + slot)));
+        let others = (1..slots as u32).rev().map(|slot| BlockId { slot: first.slot + slot, ..first });
+        self.free[number].extend(others);
         Some((first, SlotMemory::Zeroed))
     }
 
     /// A slot of its own.
     fn big(&mut self, bytes: u64) -> Option<(BlockId, SlotMemory)> {
         let units = bytes.div_ceil(UNIT_BYTES);
-        if let Some(span) = self.spans.take_free_big(units) {
-            let (start, bytes, first) = (span.start, span.bytes(), span.first_block);
+        if let Some(id) = self.spans.take_free_big(units) {
+            let (start, bytes) = self.spans.slot(id);
             if bytes < REVOKED_BYTES {
-                return Some((BlockId(first), SlotMemory::Used));
+                return Some((id, SlotMemory::Used));
             }
             if !self.pages.map(start, bytes) {
                 return None;
             }
-            return Some((BlockId(first), SlotMemory::Fresh { forbidden_end: 0 }));
+            return Some((id, SlotMemory::Fresh { forbidden_end: 0 }));
         }
         let forbidden_end = self.mapped_end;
-        let (first, _) = self.grow(units, units * UNIT_BYTES, 1)?;
+        let first = self.grow(units, units * UNIT_BYTES, 1)?;
         Some((first, SlotMemory::Fresh { forbidden_end }))
     }
 
-    /// A new span; its first slot and its address. Its shadow is forbidden; that of a single slot only where memory was
+    /// A new span; its first slot. Its shadow is forbidden; that of a single slot only where memory was
     /// mapped before, otherwise it is zero.
-    fn grow(&mut self, units: u64, slot_bytes: u64, slots: u64) -> Option<(BlockId, u64)> {
-        let first = u32::try_from(self.blocks.len() as u64 + slots).ok()? - slots as u32;
+    fn grow(&mut self, units: u64, slot_bytes: u64, slots: u64) -> Option<BlockId> {
+        let first = u32::try_from(self.records.len() as u64 + slots).ok()? - slots as u32;
         let start = self.spans.next_start(units)?;
         self.map_to(start + units * UNIT_BYTES, slots > 1)?;
-        self.spans.push(units, slot_bytes, first);
-        self.blocks.resize(self.blocks.len() + slots as usize, NO_BLOCK);
-        Some((BlockId(first), start))
+        let span = self.spans.push(units, slot_bytes, first);
+        self.records.grow(slots as usize);
+        Some(BlockId { slot: first, span })
     }
 
     /// Has memory mapped up to an address; for small slots ahead, and forbidden.
@@ -399,37 +368,47 @@ impl<P: Pages> Heap<P> {
         if is_large { self.pages.map_large(start, end - start) } else { self.pages.map(start, end - start) }
     }
 
-    /// First address and bytes of a block's slot.
-    #[inline]
-    fn slot(&self, id: BlockId) -> (u64, u64) {
-        let block = self.block(id);
-        if block.class == BIG {
-            return self.spans.slot(id.0);
-        }
-        (block.start - u64::from(block.steps) * 16, classes::slot_bytes(block.class.into()))
-    }
-
     /// The block in whose slot an address lies, if one is or was there.
+    #[inline]
     pub fn find(&self, address: u64) -> Option<BlockId> {
-        let id = BlockId(self.spans.block_at(address)?);
-        (self.block(id).state != State::Unused).then_some(id)
+        let id = self.spans.block_at(address)?;
+        (self.records.state(id.slot) != State::Unused).then_some(id)
     }
 
     /// The live block that starts at an address.
+    #[inline]
     pub fn find_live(&self, start: u64) -> Option<BlockId> {
-        let id = self.find(start)?;
-        let block = self.block(id);
-        (block.state == State::Live && block.start == start).then_some(id)
+        let id = self.spans.block_at(start)?;
+        let (slot, bytes) = self.spans.slot(id);
+        let is_here = || slot + self.records.place(id.slot, bytes).offset == start;
+        (self.records.state(id.slot) == State::Live && is_here()).then_some(id)
     }
 
     /// A block that [`Heap::find`] gave.
-    pub fn block(&self, id: BlockId) -> &Block {
-        &self.blocks[id.0 as usize]
+    pub fn block(&self, id: BlockId) -> Block {
+        let (slot, bytes) = self.spans.slot(id);
+        let place = self.records.place(id.slot, bytes);
+        let (allocated_at, freed_at) = self.records.stacks(id.slot);
+        Block {
+            start: slot + place.offset,
+            size_bytes: place.bytes,
+            allocated_at,
+            freed_at,
+            state: self.records.state(id.slot),
+            function: self.records.function(id.slot),
+        }
     }
 
-    /// The same, to write to it.
-    pub fn block_mut(&mut self, id: BlockId) -> &mut Block {
-        &mut self.blocks[id.0 as usize]
+    /// The function that allocated a block.
+    #[inline]
+    pub fn function(&self, id: BlockId) -> AllocFn {
+        self.records.function(id.slot)
+    }
+
+    /// How many bytes were asked for.
+    #[inline]
+    pub fn size_bytes(&self, id: BlockId) -> u64 {
+        self.records.place(id.slot, self.spans.slot(id).1).bytes
     }
 
     /// Frees a live block.
@@ -451,27 +430,29 @@ impl<P: Pages> Heap<P> {
     #[inline]
     pub fn prepare_release(&self, start: u64) {
         if let Some(id) = self.spans.block_at(start) {
-            self.prefetch_block(BlockId(id));
+            self.records.addresses(id.slot).into_iter().for_each(prefetch);
             prefetch(self.shadow.address_of(start));
             prefetch(self.shadow.address_of(start + 64));
         }
     }
 
     /// Whether [`Heap::release_quickly`] will do it.
+    #[inline]
     pub fn can_release_quickly(&self, id: BlockId) -> bool {
-        let block = self.block(id);
-        block.class != BIG && self.quarantine.is_small(block.size_bytes)
+        let (_, bytes) = self.spans.slot(id);
+        bytes <= classes::SMALL_LIMIT && self.quarantine.is_small(self.records.place(id.slot, bytes).bytes)
     }
 
+    #[inline]
     fn give_up(&mut self, id: BlockId, stack: StackId) {
-        let block = &mut self.blocks[id.0 as usize];
-        debug_assert_eq!(block.state, State::Live);
-        block.state = State::Quarantined;
-        block.freed_at = stack;
+        debug_assert_eq!(self.records.state(id.slot), State::Live);
+        let (slot, slot_bytes) = self.spans.slot(id);
+        let Place { offset, bytes: size } = self.records.place(id.slot, slot_bytes);
+        let start = slot + offset;
+        self.records.free(id.slot, stack);
         self.totals.frees += 1;
         self.totals.live_blocks -= 1;
-        self.totals.live_bytes -= block.size_bytes;
-        let (start, size) = (block.start, block.size_bytes);
+        self.totals.live_bytes -= size;
         if let Some(fill) = self.options.free_fill {
             // SAFETY: the block's bytes are mapped, and nobody may use them any more.
             unsafe { core::ptr::write_bytes(start as *mut u8, fill, size as usize) }
@@ -488,47 +469,32 @@ impl<P: Pages> Heap<P> {
 
     /// Lets blocks leave the quarantine until the others fit.
     fn thin_out(&mut self) {
-        while let Some(out) = self.quarantine.overflow(|id| self.blocks[id.0 as usize].size_bytes) {
-            if let Some(later) = self.quarantine.ahead(6) {
-                self.prefetch_block(later);
+        loop {
+            let bytes_of = |id: BlockId| self.records.place(id.slot, self.spans.slot(id).1).bytes;
+            let Some(out) = self.quarantine.overflow(bytes_of) else { return };
+            if let Some(later) = self.quarantine.ahead(8) {
+                prefetch(self.records.addresses(later.slot)[0]);
             }
-            self.recycle(out);
+            self.records.set_state(out.slot, State::Free);
+            match self.spans.class(out) {
+                Some(class) => self.free[class].push(out),
+                None => self.retire(out),
+            }
         }
     }
 
-    #[inline]
-    fn prefetch_block(&self, id: BlockId) {
-        prefetch((&raw const self.blocks[id.0 as usize]).addr() as u64);
-    }
-
-    /// Gives a slot back that has been in the quarantine long enough.
-    fn recycle(&mut self, id: BlockId) {
-        let block = &mut self.blocks[id.0 as usize];
-        block.state = State::Free;
-        if block.class != BIG {
-            return self.free[usize::from(block.class)].push(id);
-        }
-        let (start, bytes) = self.slot(id);
+    /// A slot of its own is free again.
+    fn retire(&mut self, id: BlockId) {
+        let (start, bytes) = self.spans.slot(id);
         if bytes >= REVOKED_BYTES {
             self.pages.revoke(start, bytes);
         }
-        self.spans.free_big(start);
-    }
-
-    /// Changes the size of a live block where it lies; only to less than it has.
-    pub fn shrink(&mut self, id: BlockId, size_bytes: u64) {
-        let block = &mut self.blocks[id.0 as usize];
-        let (start, old) = (block.start, block.size_bytes);
-        if size_bytes < old {
-            block.size_bytes = size_bytes;
-            self.totals.live_bytes -= old - size_bytes;
-            self.shadow.forbid(start + size_bytes, old - size_bytes);
-        }
+        self.spans.free_big(id);
     }
 
     /// The live blocks in ascending order.
     pub fn live(&self) -> impl Iterator<Item = BlockId> + '_ {
-        self.spans.block_ranges().flat_map(|range| range.map(BlockId)).filter(|&id| self.block(id).state == State::Live)
+        self.spans.blocks().filter(|id| self.records.state(id.slot) == State::Live)
     }
 
     /// The sums.

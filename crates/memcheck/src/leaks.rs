@@ -7,7 +7,9 @@ use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64};
 use leakscope_guest::{Backing, Mapping};
 use leakscope_ledger::events::{Check, Event, Record, asked};
 use leakscope_model::{AllocFn, Avma, CheckTrigger, Heuristic, HeuristicSet, LeakKind};
-use leakscope_reach::{Block, FileMapping, Granule, Marked, Memory, Region, Roots, Stats, Work, WorkSizes, mark};
+use leakscope_reach::{
+    Block, Blocks, FileMapping, Granule, Marked, Memory, Region, Roots, Stats, Work, WorkSizes, mark,
+};
 use leakscope_translate::{Engine, Gpr};
 
 use crate::engine::{Memcheck, monotonic_ns, shadow};
@@ -41,6 +43,22 @@ struct Known {
     block: Block,
     stack: StackId,
     function: AllocFn,
+}
+
+/// Blocks in ascending order, for the mark phase.
+#[derive(Clone, Copy)]
+struct List<'a>(&'a [Known]);
+
+impl Blocks for List<'_> {
+    #[inline]
+    fn len(self) -> usize {
+        self.0.len()
+    }
+
+    #[inline]
+    fn get(self, number: usize) -> Option<Block> {
+        self.0.get(number).map(|known| known.block)
+    }
 }
 
 /// Words that the mark phase gets at once where some of them are not addressable.
@@ -159,7 +177,7 @@ impl Memcheck {
         announced.sort_by_key(|known| known.block.start);
         announced.dedup_by_key(|known| known.block.start);
         let pools = self.pools.meta_pieces().map(known).collect();
-        let mut list: Vec<Known> = Vec::new();
+        let mut list: Vec<Known> = Vec::with_capacity(self.heap.totals().live_blocks as usize + announced.len());
         for id in self.heap.live() {
             let block = self.heap.block(id);
             let (start, end) = (block.start, block.start + block.size_bytes);
@@ -176,17 +194,18 @@ impl Memcheck {
         list.append(&mut announced);
         list.sort_by_key(|known| known.block.start);
         // Announced blocks in announced blocks: the outer one goes.
-        let mut kept: Vec<Known> = Vec::with_capacity(list.len());
-        for known in list {
-            while kept
-                .last()
-                .is_some_and(|last| last.block.start.0 + last.block.size_bytes.max(1) > known.block.start.0)
-            {
-                kept.pop();
+        let mut kept = 0;
+        for nth in 0..list.len() {
+            let start = list[nth].block.start;
+            let reaches = |known: &Known| known.block.start.0 + known.block.size_bytes.max(1) > start.0;
+            while kept > 0 && reaches(&list[kept - 1]) {
+                kept -= 1;
             }
-            kept.push(known);
+            list.swap(kept, nth);
+            kept += 1;
         }
-        (kept, pools)
+        list.truncate(kept);
+        (list, pools)
     }
 
     /// Records out of sums, and what the next check compares with.
@@ -274,8 +293,8 @@ struct Search<'a> {
 impl Search<'_> {
     /// What becomes of blocks, which are in ascending order and disjoint; `None` when they are not.
     fn run(&self, known: &[Known]) -> Option<(HashMap<Place, Sum>, Stats)> {
-        let blocks: Vec<Block> = known.iter().map(|known| known.block).collect();
-        let sizes = WorkSizes::for_blocks(&blocks[..]).ok()?;
+        let blocks = List(known);
+        let sizes = WorkSizes::for_blocks(blocks).ok()?;
         let (marks, leaders) = (atomics::<AtomicU8>(sizes.marks), atomics::<AtomicU32>(sizes.leaders));
         let (stack, settled) = (atomics::<AtomicU32>(sizes.stack.max(1)), atomics::<AtomicU64>(sizes.settled));
         let mut regions = vec![Region::default(); sizes.regions];
@@ -291,7 +310,7 @@ impl Search<'_> {
         };
         let mut view = View { mappings: self.mappings, buffer: Box::new([0; BUFFER]) };
         let roots = Roots { ranges: self.roots, registers: self.registers };
-        let marked = mark(&blocks[..], roots, self.heuristics, &mut view, work).ok()?;
+        let marked = mark(blocks, roots, self.heuristics, &mut view, work).ok()?;
         Some((sum(known, &marked), marked.stats()))
     }
 
@@ -320,7 +339,7 @@ struct Place {
     function: AllocFn,
 }
 
-fn sum(known: &[Known], marked: &Marked<'_, &[Block]>) -> HashMap<Place, Sum> {
+fn sum(known: &[Known], marked: &Marked<'_, List<'_>>) -> HashMap<Place, Sum> {
     let mut sums: HashMap<Place, Sum> = HashMap::new();
     let place = |number: usize| {
         let known = known.get(number)?;

@@ -7,7 +7,7 @@ const FINE_LIMIT: u64 = 1024;
 const FINE_COUNT: u64 = FINE_LIMIT / FINE_STEP;
 const STEPS_LOG2: u32 = 3;
 /// Larger ones get a span of their own.
-const SMALL_LIMIT: u64 = 64 << 10;
+pub(super) const SMALL_LIMIT: u64 = 64 << 10;
 const DOUBLINGS: u64 = (SMALL_LIMIT / FINE_LIMIT).trailing_zeros() as u64;
 /// How many classes there are.
 pub(super) const COUNT: usize = (FINE_COUNT + (DOUBLINGS << STEPS_LOG2)) as usize;
@@ -46,19 +46,6 @@ pub(super) fn class_of(bytes: u64) -> Class {
     Class::Small { number: number as usize, slot_bytes: (1 << k) + steps * step }
 }
 
-/// How many bytes the slots of a class have.
-#[inline]
-pub(super) fn slot_bytes(number: usize) -> u64 {
-    let number = number as u64;
-    match number.checked_sub(FINE_COUNT) {
-        None => (number + 1) * FINE_STEP,
-        Some(coarse) => {
-            let k = FINE_LIMIT.ilog2() + (coarse >> STEPS_LOG2) as u32;
-            (1 << k) + ((coarse & ((1 << STEPS_LOG2) - 1)) + 1) * (1 << (k - STEPS_LOG2))
-        }
-    }
-}
-
 /// How many units a span of such slots takes: at least eight slots.
 pub(super) fn span_units(slot_bytes: u64) -> u64 {
     (8 * slot_bytes).div_ceil(UNIT_BYTES)
@@ -78,7 +65,6 @@ mod tests {
             // Classes ascend without gaps, and a slot's own size leads back to its class.
             assert!(number == previous.0 && slot_bytes == previous.1 || number == previous.0 + 1 || bytes == 1);
             assert_eq!(class_of(slot_bytes), Class::Small { number, slot_bytes });
-            assert_eq!(super::slot_bytes(number), slot_bytes);
             previous = (number, slot_bytes);
         }
         assert_eq!(previous, (COUNT - 1, SMALL_LIMIT));

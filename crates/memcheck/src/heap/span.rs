@@ -5,30 +5,38 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use super::BlockId;
+use super::classes::{self, Class};
+
 /// The unit of spans.
 pub(super) const UNIT_BYTES: u64 = 16 << 10;
 
-/// Some units cut into slots of one size.
+/// Some units cut into slots of one size. Two of them fill a line of the processor's caches.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Span {
+struct Span {
     /// Its first address.
-    pub(super) start: u64,
-    units: u64,
-    slot_bytes: u64,
+    start: u64,
     /// `offset * reciprocal >> 40` is the slot; 0 where there is one only.
     reciprocal: u64,
-    slots: u32,
-    /// Number of the first slot's block.
-    pub(super) first_block: u32,
+    units: u32,
+    /// 0 where there is one slot only: all of it.
+    slot_bytes: u32,
+    /// Number of the first slot.
+    first: u32,
+    slots: u16,
+    class: u8,
 }
 
 /// Offsets of small slots have less than 20 bits, so that 40 bits of a reciprocal, rounded up, are enough.
 const RECIPROCAL_BITS: u32 = 40;
 
+/// The class of a span of one slot.
+const BIG: u8 = u8::MAX;
+const _: () = assert!(classes::COUNT < BIG as usize && size_of::<Span>() == 32);
+
 impl Span {
-    /// All bytes of it.
-    pub(super) fn bytes(&self) -> u64 {
-        self.units * UNIT_BYTES
+    fn slot_bytes(&self) -> u64 {
+        if self.class == BIG { u64::from(self.units) * UNIT_BYTES } else { self.slot_bytes.into() }
     }
 }
 
@@ -40,7 +48,7 @@ pub(super) struct Spans {
     /// For each unit, the number of its span.
     by_unit: Vec<u32>,
     /// Spans of one slot that is free, by units.
-    free_big: BTreeMap<u64, Vec<u32>>,
+    free_big: BTreeMap<u64, Vec<BlockId>>,
 }
 
 impl Spans {
@@ -60,57 +68,86 @@ impl Spans {
         self.end
     }
 
-    /// Adds a span there.
-    pub(super) fn push(&mut self, units: u64, slot_bytes: u64, first_block: u32) {
+    /// Adds a span there, of one slot or of slots of a class; gives its number.
+    pub(super) fn push(&mut self, units: u64, slot_bytes: u64, first: u32) -> u32 {
         let start = self.base + self.by_unit.len() as u64 * UNIT_BYTES;
         let number = self.list.len() as u32;
-        let slots = (units * UNIT_BYTES / slot_bytes) as u32;
-        let reciprocal = if slots > 1 { (1 << RECIPROCAL_BITS) / slot_bytes + 1 } else { 0 };
-        self.list.push(Span { start, units, slot_bytes, reciprocal, slots, first_block });
+        let span = match classes::class_of(slot_bytes) {
+            Class::Small { number: class, .. } => Span {
+                start,
+                reciprocal: (1 << RECIPROCAL_BITS) / slot_bytes + 1,
+                units: units as u32,
+                slot_bytes: slot_bytes as u32,
+                first,
+                slots: (units * UNIT_BYTES / slot_bytes) as u16,
+                class: class as u8,
+            },
+            Class::Big { .. } => {
+                Span { start, reciprocal: 0, units: units as u32, slot_bytes: 0, first, slots: 1, class: BIG }
+            }
+        };
+        self.list.push(span);
         self.by_unit.resize(self.by_unit.len() + units as usize, number);
+        number
     }
 
-    fn span_at(&self, address: u64) -> Option<(u32, &Span)> {
+    fn of(&self, id: BlockId) -> &Span {
+        &self.list[id.span as usize]
+    }
+
+    /// The slot that an address lies in; `None` outside of all slots.
+    #[inline]
+    pub(super) fn block_at(&self, address: u64) -> Option<BlockId> {
         let unit = address.checked_sub(self.base)? / UNIT_BYTES;
         let number = *self.by_unit.get(usize::try_from(unit).ok()?)?;
-        Some((number, self.list.get(number as usize)?))
-    }
-
-    /// The number of the block in whose slot an address lies; `None` outside of all slots. Looks at no block.
-    #[inline]
-    pub(super) fn block_at(&self, address: u64) -> Option<u32> {
-        let (_, span) = self.span_at(address)?;
+        let span = self.list.get(number as usize)?;
         let slot = ((address - span.start) * span.reciprocal) >> RECIPROCAL_BITS;
-        (slot < u64::from(span.slots)).then_some(span.first_block + slot as u32)
+        (slot < u64::from(span.slots)).then_some(BlockId { slot: span.first + slot as u32, span: number })
     }
 
-    /// First address and bytes of the slot of a block.
-    pub(super) fn slot(&self, block: u32) -> (u64, u64) {
-        let number = self.list.partition_point(|span| span.first_block <= block) - 1;
-        let span = &self.list[number];
-        (span.start + u64::from(block - span.first_block) * span.slot_bytes, span.slot_bytes)
+    /// First address of a slot.
+    #[inline]
+    pub(super) fn start(&self, id: BlockId) -> u64 {
+        let span = self.of(id);
+        span.start + u64::from(id.slot - span.first) * u64::from(span.slot_bytes)
     }
 
-    /// Numbers of the blocks, span by span.
-    pub(super) fn block_ranges(&self) -> impl Iterator<Item = Range<u32>> + '_ {
-        self.list.iter().map(|span| span.first_block..span.first_block + span.slots)
+    /// First address and bytes of a slot.
+    #[inline]
+    pub(super) fn slot(&self, id: BlockId) -> (u64, u64) {
+        (self.start(id), self.of(id).slot_bytes())
+    }
+
+    /// The class of a slot; `None` for one in a span of its own.
+    #[inline]
+    pub(super) fn class(&self, id: BlockId) -> Option<usize> {
+        let class = self.of(id).class;
+        (class != BIG).then_some(class.into())
+    }
+
+    /// All slots, in ascending order.
+    pub(super) fn blocks(&self) -> impl Iterator<Item = BlockId> + '_ {
+        let slots = |(number, span): (usize, &Span)| {
+            let first = span.first;
+            (0..u32::from(span.slots)).map(move |slot| BlockId { slot: first + slot, span: number as u32 })
+        };
+        self.list.iter().enumerate().flat_map(slots)
     }
 
     /// Takes a free span of one slot that fits well: no more than a quarter of it is wasted.
-    pub(super) fn take_free_big(&mut self, units: u64) -> Option<Span> {
+    pub(super) fn take_free_big(&mut self, units: u64) -> Option<BlockId> {
         let (&found, list) = self.free_big.range_mut(units..=units + units / 4).find(|(_, list)| !list.is_empty())?;
-        let number = list.pop()?;
+        let id = list.pop()?;
         if list.is_empty() {
             self.free_big.remove(&found);
         }
-        self.list.get(number as usize).copied()
+        Some(id)
     }
 
-    /// Says that the span of one slot at this address is free.
-    pub(super) fn free_big(&mut self, start: u64) {
-        let Some((number, span)) = self.span_at(start) else { return };
-        let units = span.units;
-        self.free_big.entry(units).or_default().push(number);
+    /// Says that the span of this one slot is free.
+    pub(super) fn free_big(&mut self, id: BlockId) {
+        let units = self.of(id).units;
+        self.free_big.entry(units.into()).or_default().push(id);
     }
 
     /// Addresses of all spans.

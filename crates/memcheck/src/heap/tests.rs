@@ -243,3 +243,33 @@ fn there_is_an_end_of_memory() {
     assert_eq!(heap.allocate(request(1, 1 << 60)), None);
     assert!(heap.allocate(request(100_000, 0)).is_some());
 }
+
+/// Alignments and sizes around all limits of what a record's word holds: a block is found with what it was made with.
+#[test]
+fn records_hold_any_place_in_a_slot() {
+    let arena = Arena::new(1 << 30);
+    let (base, shadow) = (arena.base, arena.shadow());
+    // SAFETY: as above.
+    let mut heap = unsafe { Heap::new(arena, shadow, base, base + (1 << 30), HeapOptions::default()) };
+    let mut made = Vec::new();
+    for alignment in (4..=20).map(|power| 1u64 << power) {
+        for size_bytes in [0, 1, 15, 16, 17, 1000, 4095, 8193, 40_000, 65_500, 65_536, 70_000, 300_000] {
+            let function = if size_bytes % 2 == 0 { AllocFn::NewArrayAlignedNothrow } else { AllocFn::Calloc };
+            let stack = StackId(made.len() as u32 + 1);
+            let request = Request { size_bytes, alignment, function, stack, zeroed: false };
+            made.push((heap.allocate(request).unwrap(), request));
+        }
+    }
+    for (nth, &(start, request)) in made.iter().enumerate() {
+        let id = heap.find_live(start).unwrap();
+        let block = heap.block(id);
+        assert_eq!((block.start, block.size_bytes), (start, request.size_bytes), "{request:?}");
+        assert_eq!((block.function, block.state), (request.function, State::Live));
+        assert_eq!((block.allocated_at, block.freed_at), (request.stack, StackId::NONE));
+        heap.release(id, StackId(nth as u32 + 9000));
+        let freed = heap.block(id);
+        assert_eq!((freed.start, freed.size_bytes, freed.allocated_at), (start, request.size_bytes, request.stack));
+        assert_eq!(freed.freed_at, StackId(nth as u32 + 9000));
+        assert_ne!(freed.state, State::Live);
+    }
+}
