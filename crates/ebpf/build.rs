@@ -9,7 +9,7 @@ use std::{env, fs};
 
 /// The objects, and the headers that each of them includes.
 const OBJECTS: [&str; 2] = ["kmem", "umem"];
-const HEADERS: [&str; 3] = ["bpf/calls.h", "bpf/blocks.h", "bpf/stacks.h"];
+const HEADERS: [&str; 4] = ["bpf/calls.h", "bpf/blocks.h", "bpf/stacks.h", "bpf/table.h"];
 
 fn main() {
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));

@@ -54,6 +54,7 @@ struct block {
 	u32 tgid;
 	u32 order; /* of pages: log2 of their number */
 	u32 kind;
+	u64 unused; /* one line of the cache */
 };
 
 /* What one site allocated on one processor, scaled to estimates by the weights. What it released is that less what
@@ -79,6 +80,8 @@ struct state {
 	u64 unwound;  /* and with it */
 	u64 checked;  /* stacks of the former that were found to be right */
 	s64 until_check;
+	u64 tick;      /* of the kernel's clock, and the time in it: */
+	u64 tick_ns;
 	u64 number; /* for pointers to come out as numbers, which the verifier lets us calculate with */
 	u64 ips[MOST_FRAMES];
 };
@@ -86,6 +89,7 @@ struct state {
 struct site {
 	u32 kind;
 	u32 frames;
+	u64 hash;
 	u64 cache;
 	char name[32];
 	u64 ips[MOST_FRAMES];
@@ -123,7 +127,14 @@ const volatile u64 events_per_second = 0; /* of one processor */
 u64 sample_bytes SEC(".data.control") = 0;
 
 u32 maybe[1 << FILTER_BITS] = {}; /* blocks in the table by hash of their address: most releases need no more */
-u32 live_orders[16] = {};         /* blocks of pages in the table by order */
+/* Blocks of more than one page: how many by order, and by hash of their address. */
+#define LARGE_BITS 14
+u32 live_orders[16] = {};
+u32 maybe_large[1 << LARGE_BITS] = {};
+
+/* The site that a hash had last. Whether it still has it is asked of the site. */
+#define RECENT_BITS 12
+u32 recent_sites[1 << RECENT_BITS] = {};
 
 struct {
 	MAP_TYPE(MAP_HASH);
@@ -203,10 +214,10 @@ INLINE u32 filter_slot(u64 address)
 }
 
 /* Whether the running task is one that the user asked for. */
-INLINE int is_wanted(void)
+INLINE int is_wanted(u64 ids)
 {
 	if (self_tgid || wanted_tgid) {
-		u32 tgid = current_pid_tgid() >> 32;
+		u32 tgid = ids >> 32;
 		if (tgid == self_tgid || (wanted_tgid && tgid != wanted_tgid))
 			return 0;
 	}
@@ -235,31 +246,33 @@ INLINE u64 exponential(void)
 	if (!(mantissa >> 31)) { mantissa <<= 2; zeros += 2; }
 	if (!(mantissa >> 32)) { mantissa <<= 1; zeros += 1; }
 	mantissa >>= 1;
-	/* The fraction bit by bit: squaring doubles a logarithm. */
-	u32 fraction = 0;
+	/* The fraction bit by bit: squaring doubles a logarithm. Without branches, each of which would double what the
+	 * verifier has to look at. */
+	u64 fraction = 0;
 #pragma unroll
 	for (int bit = 15; bit >= 0; bit--) {
 		mantissa = (mantissa * mantissa) >> 31;
-		if (mantissa >> 32) {
-			mantissa >>= 1;
-			fraction |= 1u << bit;
-		}
+		u64 carry = mantissa >> 32;
+		keep(carry);
+		mantissa >>= carry & 1;
+		fraction = (fraction << 1) | carry;
 	}
 	u64 log2 = ((u64)(32 - zeros) << 16) | fraction;
 	/* -ln(drawn / 2^33) = ln 2 * (33 - log2(drawn)); 45426 / 65536 is ln 2. */
 	return (((33ULL << 16) - log2) * 45426) >> 16;
 }
 
-INLINE s64 draw(u64 rate)
+/* Bytes to the next sample. */
+FUNCTION u64 draw(u64 rate)
 {
-	return (s64)((exponential() * (rate >> 4)) >> 12) + 1;
+	return ((exponential() * (rate >> 4)) >> 12) + 1;
 }
 
 /* How many allocations of this size one sampled one stands for, times 65536: 1 / (1 - exp(-bytes / rate)).
  *
  * With y = bytes / rate / 16 below 1, w(y) = 1/y + 1/2 + y/12 - y^3/720, and doubling y four times is
  * w(2y) = w(y)^2 / (2 w(y) - 1). */
-INLINE u64 weight_of(u64 bytes, u64 rate)
+FUNCTION u64 weight_of(u64 bytes, u64 rate)
 {
 	if (!rate || bytes >= rate * 12)
 		return WEIGHT_ONE;
@@ -282,6 +295,20 @@ INLINE u64 scaled(u64 value, u64 weight)
 	return (value * (weight >> 8)) >> 8;
 }
 
+INLINE u32 large_slot(u64 address)
+{
+	return (u32)((address * 0x9E3779B97F4A7C15ULL) >> (64 - LARGE_BITS));
+}
+
+/* Counts a block of several pages in, or out. */
+INLINE void count_large(u64 address, u32 kind, u32 order, u32 difference)
+{
+	if (kind != PAGES || !order)
+		return;
+	atomic_add(&live_orders[order & 15], difference);
+	atomic_add(&maybe_large[large_slot(address)], difference);
+}
+
 /* Forgets a block that the table holds. `entry` may be reused as soon as it is deleted, so it is copied first. */
 INLINE long forget(u64 address, struct block *entry)
 {
@@ -293,21 +320,25 @@ INLINE long forget(u64 address, struct block *entry)
 		return failed;
 	}
 	atomic_add(&maybe[filter_slot(address)], (u32)-1);
-	if (kind == PAGES)
-		atomic_add(&live_orders[order & 15], (u32)-1);
+	count_large(address, kind, order, (u32)-1);
 	return 0;
+}
+
+/* Counts a block whose release was not seen. */
+INLINE void count_missed(u32 site)
+{
+	lose(LOST_MISSED_FREE, 1);
+	struct sums *sums = map_lookup(&site_sums, &site);
+	if (sums)
+		atomic_add(&sums->missed_frees, 1);
 }
 
 /* Forgets a block whose address is allocated again. */
 INLINE void supersede(u64 address, struct block *entry)
 {
 	u32 site = entry->site;
-	if (forget(address, entry))
-		return;
-	lose(LOST_MISSED_FREE, 1);
-	struct sums *sums = map_lookup(&site_sums, &site);
-	if (sums)
-		atomic_add(&sums->missed_frees, 1);
+	if (!forget(address, entry))
+		count_missed(site);
 }
 
 INLINE void remember_name(struct state *state, u32 tgid)
@@ -326,15 +357,22 @@ INLINE void remember_name(struct state *state, u32 tgid)
 /* The number of the site of `frames` addresses in `state->ips`, which `hash` stands for. */
 INLINE u32 site_number(struct state *state, u64 hash, u32 frames, u32 kind, u64 cache, const char *name)
 {
+	u32 *recent = &recent_sites[hash >> (64 - RECENT_BITS)];
+	u32 number = *recent;
+	struct site *site = map_lookup(&sites, &number);
+	if (site && site->hash == hash)
+		return number;
 	u32 *known = map_lookup(&site_numbers, &hash);
-	if (known)
+	if (known) {
+		*recent = *known;
 		return *known;
-	u32 number = 0;
+	}
+	number = 0;
 	if (map_pop(&free_sites, &number)) {
 		lose(LOST_SITE_FULL, 1);
 		return kind;
 	}
-	struct site *site = map_lookup(&sites, &number);
+	site = map_lookup(&sites, &number);
 	if (!site)
 		return kind;
 	site->kind = kind;
@@ -352,17 +390,53 @@ INLINE u32 site_number(struct state *state, u64 hash, u32 frames, u32 kind, u64 
 		lose(LOST_SITE_FULL, 1);
 		return kind;
 	}
+	/* Last: until now nobody finds it by its hash. */
+	*(volatile u64 *)&site->hash = hash;
 	return number;
 }
 
-/* Enters a block; it must be complete but for its time and its task. */
-INLINE void enter(struct state *state, u64 address, struct block *block)
+/* The time, to a tick of the kernel's clock. */
+INLINE u64 about_now(struct state *state)
 {
-	u64 ids = current_pid_tgid();
+	u64 tick = ticks();
+	if (state->tick != tick) {
+		state->tick = tick;
+		state->tick_ns = now_ns();
+	}
+	return state->tick_ns;
+}
+
+/* Says of a block when it was allocated, and by whom. */
+INLINE void complete(struct state *state, struct block *block, u64 ids, u64 ns)
+{
 	block->tgid = ids >> 32;
-	block->born_ns = now_ns();
+	block->born_ns = ns;
 	block->cgroup = current_cgroup_id();
 	remember_name(state, block->tgid);
+}
+
+/* Adds a block to what its site allocated. */
+INLINE void count_kept(struct block *block)
+{
+	u32 site = block->site;
+	struct sums *sums = map_lookup(&site_sums, &site);
+	if (!sums)
+		return;
+	if (site >= KINDS) {
+		/* Of one stack, and so of one program, which does not interrupt itself. */
+		sums->blocks += block->weight;
+		sums->requested += scaled(block->requested, block->weight);
+		sums->usable += scaled(block->usable, block->weight);
+		return;
+	}
+	atomic_add(&sums->blocks, block->weight);
+	atomic_add(&sums->requested, scaled(block->requested, block->weight));
+	atomic_add(&sums->usable, scaled(block->usable, block->weight));
+}
+
+/* Enters a block that is complete. */
+INLINE void enter(u64 address, struct block *block)
+{
 	/* First the filter, then the table: whoever finds the filter empty may rely on it. */
 	u32 slot = filter_slot(address);
 	atomic_add(&maybe[slot], 1);
@@ -379,16 +453,8 @@ INLINE void enter(struct state *state, u64 address, struct block *block)
 		lose(LOST_BLOCK_BYTES, scaled(block->usable, block->weight));
 		return;
 	}
-	if (block->kind == PAGES)
-		atomic_add(&live_orders[block->order & 15], 1);
-	u32 site = block->site;
-	struct sums *sums = map_lookup(&site_sums, &site);
-	if (!sums)
-		return;
-	/* A site is of one kind, and so of few programs; a lost update could come from an interrupt only. */
-	atomic_add(&sums->blocks, block->weight);
-	atomic_add(&sums->requested, scaled(block->requested, block->weight));
-	atomic_add(&sums->usable, scaled(block->usable, block->weight));
+	count_large(address, block->kind, block->order, 1);
+	count_kept(block);
 }
 
 /* Whether this allocation is tracked, and for how many it stands; 0 when it is not. */
@@ -400,12 +466,12 @@ INLINE u64 sampled(struct state *state, u64 bytes)
 	if (state->rate != rate) {
 		/* The time to the next sample has no memory: it may be drawn anew whenever the rate changes. */
 		state->rate = rate;
-		state->remaining = draw(rate);
+		state->remaining = (s64)draw(rate);
 	}
 	state->remaining -= bytes;
 	if (state->remaining > 0)
 		return 0;
-	state->remaining = draw(rate);
+	state->remaining = (s64)draw(rate);
 	return weight_of(bytes, rate);
 }
 

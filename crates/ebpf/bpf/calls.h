@@ -30,6 +30,8 @@ typedef long long s64;
 #define MAP_VALUE(what) typeof(what) *value
 #define MAP_KEY_SIZE(number) int (*key_size)[number]
 #define MAP_VALUE_SIZE(number) int (*value_size)[number]
+#define MAP_FLAGS(number) int (*map_flags)[number]
+#define MMAPABLE 1024
 
 enum {
 	MAP_HASH = 1,
@@ -56,6 +58,7 @@ static long (*map_pop)(void *map, void *value) = (void *)88;
 static long (*read_user)(void *out, u32 bytes, const void *from) = (void *)112;
 static long (*read_kernel)(void *out, u32 bytes, const void *from) = (void *)113;
 static long (*read_kernel_text)(void *out, u32 bytes, const void *from) = (void *)115;
+static u64 (*ticks)(void) = (void *)118; /* of the kernel's clock; a load, not a call */
 static u64 (*current_ancestor_cgroup_id)(s32 level) = (void *)123;
 static void *(*ring_reserve)(void *ring, u64 bytes, u64 flags) = (void *)131;
 static void (*ring_submit)(void *record, u64 flags) = (void *)132;

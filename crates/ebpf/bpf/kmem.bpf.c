@@ -10,11 +10,12 @@
  * caller has it. So the events of one address come in order, on whatever processor they are.
  */
 #include "stacks.h"
+#include "table.h"
 
 /* Programs by number: the index of their `states`. */
 enum {
 	P_KMALLOC, P_KMALLOC_NODE, P_SLAB, P_SLAB_NODE, P_PAGE, P_PERCPU, P_VMALLOC, P_BULK,
-	P_KFREE, P_SLAB_FREE, P_PAGE_FREE, P_PERCPU_FREE, P_VMALLOC_FREE, P_BULK_FREE, P_RCU_FREE, P_VMALLOC_PROBE,
+	P_KFREE, P_SLAB_FREE, P_PAGE_FREE, P_PERCPU_FREE, P_VMALLOC_FREE, P_BULK_FREE, P_RCU_FREE, P_VMALLOC_CALL,
 };
 
 #define MOST_ORDER 10
@@ -39,16 +40,21 @@ INLINE struct state *state_of(u32 program)
 	return map_lookup(&states, &program);
 }
 
-INLINE int holds_module(struct state *state, u32 frames)
+/* Whether the stack goes through the module that is asked for. */
+FUNCTION u64 holds_module(u32 program, u64 frames)
 {
+	struct state *state = map_lookup(&states, &program);
+	if (!state)
+		return 0;
+	u64 found = 0;
 	for (u32 i = 0; i < MOST_FRAMES; i++) {
 		if (i >= frames)
 			break;
 		u64 ip = state->ips[i];
 		if (ip >= module_low && ip < module_high)
-			return 1;
+			found = 1;
 	}
-	return 0;
+	return found;
 }
 
 /* A pointer as a number: the verifier lets nobody calculate with it, but what comes out of a map is a number. */
@@ -59,28 +65,32 @@ INLINE u64 number_of(struct state *state, void *pointer)
 	return state->number;
 }
 
-INLINE void track(void *ctx, struct state *state, u32 program, u64 address, struct block *block, struct kmem_cache *cache,
-		  u64 call_site)
+#define NO_SITE 0xffffffffU
+/* Stands for a site that is still to be found. */
+#define UNKNOWN_SITE 0xfffffffeU
+
+/* The site of the running allocation; NO_SITE when it is not in the module that is asked for. */
+INLINE u32 site_of(void *ctx, struct state *state, u32 program, u32 kind, struct kmem_cache *cache, u64 call_site)
 {
 	struct stack *stack = map_lookup(&stacks, &program);
 	if (!stack)
-		return;
+		return NO_SITE;
 	u64 number = cache ? number_of(state, cache) : 0;
-	stack->hash = (number ^ (block->kind + 1)) * 0x9E3779B97F4A7C15ULL;
+	stack->seed = (number ^ (kind + 1)) * 0x9E3779B97F4A7C15ULL;
+	stack->hash = stack->seed;
 	/* The arguments of a kprobe are registers that were saved elsewhere. */
-	u64 start = program == P_VMALLOC_PROBE ? 0 : number_of(state, ctx);
+	u64 start = program == P_VMALLOC_CALL ? 0 : number_of(state, ctx);
 	u32 frames = walk(ctx, state, stack, start, program, call_site);
-	if (wants_module && !holds_module(state, frames))
-		return;
+	if (wants_module && !holds_module(program, frames))
+		return NO_SITE;
 	const char *name = 0;
 	if (cache)
 		read_kernel(&name, sizeof(name), &cache->name);
-	block->site = site_number(state, stack->hash, frames, block->kind, number, name);
-	enter(state, address, block);
+	return site_number(state, stack->hash, frames, kind, number, name);
 }
 
-INLINE int on_alloc(void *ctx, u32 program, u32 kind, u64 address, u64 requested, u64 usable, struct kmem_cache *cache,
-		    u64 call_site, u32 order)
+INLINE int on_alloc_at(void *ctx, u32 program, u32 kind, u64 address, u64 requested, u64 usable, struct kmem_cache *cache,
+		       u64 call_site, u32 order, u32 site)
 {
 	if (!address)
 		return 0;
@@ -91,40 +101,39 @@ INLINE int on_alloc(void *ctx, u32 program, u32 kind, u64 address, u64 requested
 	state->events++;
 	state->bytes += usable;
 	/* Whom it is for is asked of samples only: a call of a helper costs more than all of the rest. */
-	if (prints_events && is_wanted())
+	if (prints_events && is_wanted(current_pid_tgid()))
 		print_event(state, kind, 0, address, requested, usable, call_site, order);
 	u64 weight = sampled(state, usable);
-	if (!weight || !is_wanted()) {
+	u64 ids = weight ? current_pid_tgid() : 0;
+	if (!weight || !is_wanted(ids)) {
 		/* An address that is in the table and is handed out again was released where we do not look. Of one that is
 		 * tracked again, entering it notices. */
-		if (maybe[filter_slot(key)]) {
-			struct block *stale = map_lookup(&blocks, &key);
-			if (stale)
-				supersede(key, stale);
-		}
+		if (!is_unknown(key))
+			supersede_block(key);
 		return 0;
 	}
 	struct block block = {
 		.requested = requested, .usable = usable, .weight = weight, .order = order, .kind = kind,
 	};
-	track(ctx, state, program, key, &block, cache, call_site);
+	block.site = site == UNKNOWN_SITE ? site_of(ctx, state, program, kind, cache, call_site) : site;
+	if (block.site == NO_SITE)
+		return 0;
+	complete(state, &block, ids, about_now(state));
+	keep_block(key, &block);
 	return 0;
+}
+
+INLINE int on_alloc(void *ctx, u32 program, u32 kind, u64 address, u64 requested, u64 usable, struct kmem_cache *cache,
+		    u64 call_site, u32 order)
+{
+	return on_alloc_at(ctx, program, kind, address, requested, usable, cache, call_site, order, UNKNOWN_SITE);
 }
 
 /* Objects have other addresses than pages, of which alone the order must be known. */
 INLINE void release(struct state *state, u64 key)
 {
-	u32 slot = filter_slot(key);
-	if (maybe[slot]) {
-		long failed = map_delete(&blocks, &key);
-		if (!failed) {
-			atomic_add(&maybe[slot], (u32)-1);
-			return;
-		}
-		if (failed != -E_NOENT)
-			lose(LOST_FREE_BUSY, 1);
-	}
-	state->unknown++;
+	if (is_unknown(key) || !forget_object(key))
+		state->unknown++;
 }
 
 INLINE int on_free(u32 program, u32 kind, u64 address, u64 call_site)
@@ -135,7 +144,7 @@ INLINE int on_free(u32 program, u32 kind, u64 address, u64 call_site)
 	if (!state)
 		return 0;
 	state->events++;
-	if (prints_events && is_wanted())
+	if (prints_events && is_wanted(current_pid_tgid()))
 		print_event(state, kind, 1, address, 0, 0, call_site, 0);
 	release(state, kind == PERCPU ? address ^ PERCPU_TAG : address);
 	return 0;
@@ -216,11 +225,24 @@ INLINE void release_piece(u64 key, struct block *block, u32 order)
 {
 	u64 bytes = 4096ULL << (order & 31);
 	if (block->usable <= bytes) {
-		forget(key, block);
+		forget_block(key, block);
 		return;
 	}
 	atomic_add(&block->usable, -bytes);
 	atomic_add(&block->requested, -bytes);
+}
+
+/* Releases pages that a block of so many begins with or holds; gives whether it did. */
+FUNCTION u64 release_pages(u64 head, u64 larger, u64 order)
+{
+	struct block *block = find_block(head);
+	if (!block || block->kind != PAGES || block->order < larger)
+		return 0;
+	if (block->order > order)
+		release_piece(head, block, order);
+	else
+		forget_block(head, block);
+	return 1;
 }
 
 /* mm_page_free(page, order) */
@@ -232,31 +254,18 @@ SEC("raw_tp/mm_page_free") int page_free(u64 *ctx)
 	if (!page || !state)
 		return 0;
 	state->events++;
-	if (prints_events && is_wanted())
+	if (prints_events && is_wanted(current_pid_tgid()))
 		print_event(state, PAGES, 1, page, 0, 4096ULL << (order & 31), 0, order);
-	if (maybe[filter_slot(page)]) {
-		struct block *block = map_lookup(&blocks, &page);
-		if (block) {
-			if (block->order > order)
-				release_piece(page, block, order);
-			else
-				forget(page, block);
-			return 0;
-		}
-	}
+	if (!is_unknown(page) && release_pages(page, 0, order))
+		return 0;
 	if (page_struct_bytes) {
 #pragma unroll
 		for (u32 larger = 1; larger <= MOST_ORDER; larger++) {
 			if (larger <= order || !live_orders[larger])
 				continue;
 			u64 head = page & ~(((u64)page_struct_bytes << larger) - 1);
-			if (head == page || !maybe[filter_slot(head)])
-				continue;
-			struct block *block = map_lookup(&blocks, &head);
-			if (block && block->kind == PAGES && block->order >= larger) {
-				release_piece(head, block, order);
+			if (head != page && maybe_large[large_slot(head)] && release_pages(head, larger, order))
 				return 0;
-			}
 		}
 	}
 	state->unknown++;
@@ -292,7 +301,8 @@ SEC("raw_tp/free_vmap_area_noflush") int vmap_free(u64 *ctx)
 	return on_free(P_VMALLOC_FREE, VMALLOC, ctx[0], 0);
 }
 
-/* Before 6.3 vmalloc has no tracepoint: where there are kprobes, what __get_vm_area_node returns. */
+/* Before 6.3 vmalloc has no tracepoint: where there are kprobes, what __get_vm_area_node returns. Before 5.15 the kernel's
+ * unwinder sees no callers from there, so the site is found where the function begins. */
 struct vm_struct {
 	void *addr;
 	unsigned long size;
@@ -302,8 +312,34 @@ struct vm_struct {
 #define VM_NO_GUARD 0x40
 #define GUARD_BYTES 4096
 
+/* Sites of calls that have not returned, by thread. A thread has one: interrupts may not ask for such memory. */
+struct {
+	MAP_TYPE(MAP_HASH);
+	MAP_ENTRIES(4096);
+	MAP_KEY(u64);
+	MAP_VALUE(u32);
+} vmap_calls SEC(".maps");
+
+SEC("kprobe") int vmap_call(struct registers *ctx)
+{
+	u64 ids = current_pid_tgid();
+	struct state *state = state_of(P_VMALLOC_CALL);
+	if (!state || !is_wanted(ids))
+		return 0;
+	u32 site = site_of(ctx, state, P_VMALLOC_CALL, VMALLOC, 0, 0);
+	if (map_update(&vmap_calls, &ids, &site, ANY))
+		lose(LOST_CALL, 1);
+	return 0;
+}
 SEC("kretprobe") int vmap_return(struct registers *ctx)
 {
+	u64 ids = current_pid_tgid();
+	/* Whose beginning was not seen is under "stack not kept". */
+	u32 site = VMALLOC, *called = map_lookup(&vmap_calls, &ids);
+	if (called) {
+		site = *called;
+		map_delete(&vmap_calls, &ids);
+	}
 	struct vm_struct *area = (void *)ctx->ax;
 	u64 address = 0, bytes = 0, flags = 0;
 	if (!area || read_kernel(&address, sizeof(address), &area->addr) || read_kernel(&bytes, sizeof(bytes), &area->size) ||
@@ -311,7 +347,7 @@ SEC("kretprobe") int vmap_return(struct registers *ctx)
 		return 0;
 	if (!(flags & VM_NO_GUARD))
 		bytes -= GUARD_BYTES;
-	return on_alloc(ctx, P_VMALLOC_PROBE, VMALLOC, address, bytes, bytes, 0, 0, 0);
+	return on_alloc_at(ctx, P_VMALLOC, VMALLOC, address, bytes, bytes, 0, 0, 0, site);
 }
 /* remove_vm_area(address) */
 SEC("kprobe") int vmap_remove(struct registers *ctx)
@@ -319,51 +355,98 @@ SEC("kprobe") int vmap_remove(struct registers *ctx)
 	return on_free(P_VMALLOC_FREE, VMALLOC, ctx->di, 0);
 }
 
-/* kmem_cache_alloc_bulk(cache, flags, size, blocks) has no tracepoint. */
+/* One of the blocks of a bulk call; all have one site. */
+FUNCTION u64 allocate_one(u64 place, u64 site, u64 requested, u64 usable)
+{
+	struct state *state = state_of(P_BULK);
+	u64 address = 0;
+	if (!state || read_kernel(&address, sizeof(address), (void *)place) || !address)
+		return 0;
+	u64 ids = current_pid_tgid();
+	if (prints_events && is_wanted(ids))
+		print_event(state, SLAB, 0, address, requested, usable, 0, 0);
+	u64 weight = sampled(state, usable);
+	if (!weight || site == NO_SITE) {
+		if (!is_unknown(address))
+			supersede_block(address);
+		return 0;
+	}
+	struct block block = { .requested = requested, .usable = usable, .weight = weight, .kind = SLAB, .site = site };
+	complete(state, &block, ids, about_now(state));
+	keep_block(address, &block);
+	return 0;
+}
+
+/* kmem_cache_alloc_bulk(cache, flags, size, blocks) has no tracepoint. Not every kernel lets a program take a pointer to
+ * pointers out of its arguments, but each lets it copy all of them. */
 SEC("fexit/kmem_cache_alloc_bulk") int bulk_alloc(u64 *ctx)
 {
-	struct kmem_cache *cache = (void *)ctx[0];
-	u64 count = (u32)ctx[4];
-	if (!count || (s32)ctx[4] < 0)
+	u64 arguments[5] = {};
+	struct state *state = state_of(P_BULK);
+	if (!state || read_kernel(arguments, sizeof(arguments), ctx))
 		return 0;
-	u64 **list = (void *)ctx[3];
-	unsigned int requested = cache->object_size, usable = cache->size;
+	struct kmem_cache *cache = (void *)arguments[0];
+	u64 count = (u32)arguments[4], list = arguments[3];
+	if (!count || (s32)count < 0)
+		return 0;
+	unsigned int requested = 0, usable = 0;
+	read_kernel(&requested, sizeof(requested), &cache->object_size);
+	read_kernel(&usable, sizeof(usable), &cache->size);
+	state->events += count;
+	state->bytes += count * usable;
+	u32 site = NO_SITE;
+	u64 rate = sample_bytes;
+	if (!rate || state->rate != rate || state->remaining <= (s64)(count * usable)) {
+		if (is_wanted(current_pid_tgid()))
+			site = site_of(ctx, state, P_BULK, SLAB, cache, 0);
+	}
 	for (u32 i = 0; i < MOST_BULK; i++) {
 		if (i >= count)
 			return 0;
-		u64 address = 0;
-		read_kernel(&address, sizeof(address), list + i);
-		on_alloc(ctx, P_BULK, SLAB, address, requested, usable, cache, 0, 0);
+		allocate_one(list + i * 8, site, requested, usable);
 	}
-	if (count > MOST_BULK)
-		lose(LOST_BULK, count - MOST_BULK);
+	lose(LOST_BULK, count - MOST_BULK);
+	return 0;
+}
+
+/* One of the blocks of a bulk call. */
+FUNCTION u64 release_one(u64 place)
+{
+	u64 address = 0;
+	read_kernel(&address, sizeof(address), (void *)place);
+	on_free(P_BULK_FREE, SLAB, address, 0);
 	return 0;
 }
 
 /* kmem_cache_free_bulk(cache, size, blocks) has no tracepoint; kfree_bulk is the same without a cache. */
 SEC("fentry/kmem_cache_free_bulk") int bulk_free(u64 *ctx)
 {
-	u64 count = ctx[1];
-	u64 **list = (void *)ctx[2];
+	u64 arguments[3] = {};
+	if (read_kernel(arguments, sizeof(arguments), ctx))
+		return 0;
+	u64 count = arguments[1], list = arguments[2];
 	for (u32 i = 0; i < MOST_BULK; i++) {
 		if (i >= count)
 			return 0;
-		u64 address = 0;
-		read_kernel(&address, sizeof(address), list + i);
-		on_free(P_BULK_FREE, SLAB, address, 0);
+		release_one(list + i * 8);
 	}
-	if (count > MOST_BULK)
-		lose(LOST_BULK, count - MOST_BULK);
+	lose(LOST_BULK, count - MOST_BULK);
 	return 0;
 }
 
 /* kvfree_call_rcu(head, ptr): what it releases may go back to its cache without another event. */
 SEC("fentry/kvfree_call_rcu") int rcu_free(u64 *ctx)
 {
-	return on_free(P_RCU_FREE, KMALLOC, ctx[1], 0);
+	u64 arguments[2] = {};
+	if (read_kernel(arguments, sizeof(arguments), ctx))
+		return 0;
+	return on_free(P_RCU_FREE, KMALLOC, arguments[1], 0);
 }
 /* kvfree_call_rcu(head, offset) before 6.4: without a head the second argument is the block. */
 SEC("fentry/kvfree_call_rcu") int rcu_free_offset(u64 *ctx)
 {
-	return on_free(P_RCU_FREE, KMALLOC, ctx[0] ? ctx[0] - ctx[1] : ctx[1], 0);
+	u64 arguments[2] = {};
+	if (read_kernel(arguments, sizeof(arguments), ctx))
+		return 0;
+	return on_free(P_RCU_FREE, KMALLOC, arguments[0] ? arguments[0] - arguments[1] : arguments[1], 0);
 }

@@ -23,11 +23,15 @@
 #include "blocks.h"
 
 #define STACK_WORDS 256
+/* Words that are copied at once: most stacks end in the second piece. */
+#define PIECE_WORDS 64
 /* Of x86-64 and arm64; where stacks are larger they are a multiple, and still end where they end. */
 #define THREAD_WORDS 2048
 #define THREAD_BYTES (THREAD_WORDS * 8)
 /* Frames in front that are ours: the program and who calls it. They lie below `ctx`. */
 #define OWN_FRAMES 2
+/* The function that a kprobe stands at, whose callers are wanted. */
+#define PROBED_FRAMES 1
 #define DISTANCE_BITS 16
 
 /* A distance: the low 48 bits of the address that it is for, and in the low 16 bits words to the next one, or an end. */
@@ -45,6 +49,7 @@ struct stack {
 	u64 words[STACK_WORDS];
 	u64 other[MOST_FRAMES];
 	u64 known; /* words that were copied */
+	u64 seed;  /* what a stack's hash begins with */
 	u64 hash;
 	u64 slots[MOST_FRAMES];  /* where an address was found */
 	u64 doubts[MOST_FRAMES]; /* whether the same word came again behind it, or its place was known */
@@ -92,8 +97,39 @@ INLINE u64 mixed(u64 hash, u64 address)
 	return hash ^ (hash >> 32);
 }
 
-/* The frames of the stack whose copy begins at `start`, in `state->ips`; 0 when the kernel must be asked.
- */
+/* Copies the next piece of the stack that begins at `start`; gives how many words there are then. */
+FUNCTION u64 copy_piece(u32 program, u64 start)
+{
+	struct stack *stack = map_lookup(&stacks, &program);
+	if (!stack)
+		return 0;
+	u64 known = stack->known, piece = known / PIECE_WORDS, there = THREAD_WORDS - ((start >> 3) & (THREAD_WORDS - 1));
+	if (known >= there || piece >= STACK_WORDS / PIECE_WORDS)
+		return known;
+	u64 words = there - known;
+	keep(words);
+	if (words > PIECE_WORDS)
+		words = PIECE_WORDS;
+	piece &= STACK_WORDS / PIECE_WORDS - 1;
+	if (read_kernel(stack->words + piece * PIECE_WORDS, words * 8, (void *)(start + known * 8)))
+		return known;
+	stack->known = known + words;
+	return known + words;
+}
+
+/* Copies pieces until this word is among them, as far as there are any; gives how many words there are. */
+FUNCTION u64 copy_up_to(u32 program, u64 start, u64 word)
+{
+	u64 known = 0;
+	for (u32 i = 0; i < STACK_WORDS / PIECE_WORDS; i++) {
+		known = copy_piece(program, start);
+		if (word < known)
+			break;
+	}
+	return known;
+}
+
+/* The frames of the stack that begins at `start`, in `state->ips`; 0 when the kernel must be asked. */
 FUNCTION u64 recall(u32 program, u64 start, u64 call_site)
 {
 	struct state *state = map_lookup(&states, &program);
@@ -102,13 +138,8 @@ FUNCTION u64 recall(u32 program, u64 start, u64 call_site)
 		return 0;
 	stack->known = 0;
 	stack->search.found = 0;
-	u64 bytes = THREAD_BYTES - (start & (THREAD_BYTES - 1));
-	if (bytes > sizeof(stack->words))
-		bytes = sizeof(stack->words);
-	if (read_kernel(stack->words, bytes, (void *)start))
-		return 0;
-	u64 known = bytes >> 3, hash = stack->hash, address = first_of(program), first = start >> 3;
-	stack->known = known;
+	u64 known = copy_piece(program, start);
+	u64 hash = stack->hash, address = first_of(program), first = start >> 3;
 	/* Where we are goes through the map, as in `find_addresses`. */
 	volatile u64 *place = &stack->search.last;
 	*place = 0;
@@ -135,8 +166,11 @@ FUNCTION u64 recall(u32 program, u64 start, u64 call_site)
 		if (!(entry & CONFIRMED) && !(i == 1 && call_site))
 			break;
 		at += entry & (THREAD_WORDS - 1);
-		if (at >= known)
-			break;
+		if (at + 1 >= known) {
+			known = copy_up_to(program, start, at + 1);
+			if (at >= known)
+				break;
+		}
 		address = stack->words[at & (STACK_WORDS - 1)];
 		/* A function that aligns its stack to 16 bytes has two distances: the allocators do, for cmpxchg16b. */
 		if (i == 1 && call_site && address != call_site) {
@@ -259,6 +293,7 @@ FUNCTION u64 learn(u32 program, u64 frames, u64 start, u64 call_site)
 	struct stack *stack = map_lookup(&stacks, &program);
 	if (!state || !stack)
 		return 0;
+	copy_up_to(program, start, STACK_WORDS);
 	u64 found = find_addresses(state, stack, frames, program, call_site);
 	stack->search.from = first_of(program);
 	stack->search.last = 0;
@@ -271,12 +306,12 @@ FUNCTION u64 learn(u32 program, u64 frames, u64 start, u64 call_site)
 	return found;
 }
 
-/* Whether what was recalled is what the kernel says; the outermost function may be left out. */
-INLINE int is_right(void *ctx, struct state *state, struct stack *stack, u64 frames)
+/* Whether the first addresses of `state->ips` are those that the kernel says, in `stack->other`. */
+FUNCTION u64 are_equal(u32 program, u64 frames)
 {
-	long bytes = get_stack(ctx, stack->other, sizeof(stack->other), OWN_FRAMES);
-	u64 others = (u64)bytes >> 3;
-	if (bytes <= 0 || (others != frames && others != frames + 1))
+	struct state *state = map_lookup(&states, &program);
+	struct stack *stack = map_lookup(&stacks, &program);
+	if (!state || !stack)
 		return 0;
 	u64 differing = 0;
 	for (u32 i = 0; i < MOST_FRAMES; i++) {
@@ -287,28 +322,63 @@ INLINE int is_right(void *ctx, struct state *state, struct stack *stack, u64 fra
 	return !differing;
 }
 
+/* Whether what was recalled is what the kernel says; the outermost function may be left out. */
+INLINE int is_right(void *ctx, struct stack *stack, u64 frames, u32 program)
+{
+	long bytes = get_stack(ctx, stack->other, sizeof(stack->other), OWN_FRAMES);
+	u64 others = (u64)bytes >> 3;
+	if (bytes <= 0 || (others != frames && others != frames + 1))
+		return 0;
+	return are_equal(program, frames) != 0;
+}
+
+/* Mixes the addresses of `state->ips` into `stack->hash`. */
+FUNCTION u64 mix_stack(u32 program, u64 frames)
+{
+	struct state *state = map_lookup(&states, &program);
+	struct stack *stack = map_lookup(&stacks, &program);
+	if (!state || !stack)
+		return 0;
+	u64 hash = stack->hash;
+	for (u32 i = 0; i < MOST_FRAMES; i++) {
+		if (i >= frames)
+			break;
+		hash = mixed(hash, state->ips[i]);
+	}
+	stack->hash = hash;
+	return hash;
+}
+
+INLINE u64 recalled(u64 frames)
+{
+	if (frames == MOST_FRAMES)
+		lose(LOST_STACK_CUT, 1);
+	return frames;
+}
+
 /* The frames of the running stack in `state->ips`, and in `stack->hash` what they are mixed to. `start` is where `ctx`
- * lies on the stack; 0 when it does not lie there. */
+ * lies on the stack; 0 when it does not lie there.
+ *
+ * Loops are in functions: the verifier looks at each of them once, and not again for each way that leads there. */
 INLINE u64 walk(void *ctx, struct state *state, struct stack *stack, u64 start, u32 program, u64 call_site)
 {
-	u64 seed = stack->hash, frames = 0;
+	u64 frames = 0;
 	if (start)
 		frames = recall(program, start, call_site);
 	if (frames) {
 		state->recalled++;
-		if (--state->until_check > 0 || is_right(ctx, state, stack, frames)) {
-			if (state->until_check <= 0) {
-				state->until_check = check_every;
-				state->checked++;
-			}
-			if (frames == MOST_FRAMES)
-				lose(LOST_STACK_CUT, 1);
-			return frames;
+		if (--state->until_check > 0)
+			return recalled(frames);
+		if (is_right(ctx, stack, frames, program)) {
+			state->until_check = check_every;
+			state->checked++;
+			return recalled(frames);
 		}
 		lose(LOST_STACK_WRONG, 1);
+		stack->hash = stack->seed;
 	}
 	state->unwound++;
-	long bytes = get_stack(ctx, state->ips, sizeof(state->ips), start ? OWN_FRAMES : 0);
+	long bytes = get_stack(ctx, state->ips, sizeof(state->ips), start ? OWN_FRAMES : PROBED_FRAMES);
 	frames = (u64)bytes >> 3;
 	if (bytes <= 0 || frames > MOST_FRAMES) {
 		lose(LOST_STACK, 1);
@@ -322,13 +392,7 @@ INLINE u64 walk(void *ctx, struct state *state, struct stack *stack, u64 start, 
 		if (frames >= 2 && is_outermost(state->ips[(frames - 2) & (MOST_FRAMES - 1)]))
 			frames--;
 	}
-	u64 hash = seed;
-	for (u32 i = 0; i < MOST_FRAMES; i++) {
-		if (i >= frames)
-			break;
-		hash = mixed(hash, state->ips[i]);
-	}
-	stack->hash = hash;
+	mix_stack(program, frames);
 	return frames;
 }
 

@@ -75,7 +75,7 @@ INLINE int begin_call(struct registers *ctx, u64 requested, u64 out, u64 old)
 			return 0;
 		lose(LOST_CALL, 1);
 	}
-	if (!is_wanted())
+	if (!is_wanted(id))
 		return 0;
 	struct call call = { .sp = ctx->sp, .requested = requested, .out = out };
 	if (old) {
@@ -196,7 +196,8 @@ INLINE int end_call(struct registers *ctx, u32 how)
 		}
 		block.site = site_number(state, hash, frames, USER, id >> 32, 0);
 	}
-	enter(state, key, &block);
+	complete(state, &block, id, now_ns());
+	enter(key, &block);
 	if (copies_stacks)
 		send_stack(ctx, key, &block);
 	return 0;
@@ -210,7 +211,7 @@ INLINE int release(u64 address, u64 call_site)
 	if (!state)
 		return 0;
 	state->events++;
-	if (prints_events && is_wanted())
+	if (prints_events && is_wanted(current_pid_tgid()))
 		print_event(state, USER, 1, address, 0, 0, call_site, 0);
 	u64 key = key_of(address);
 	if (maybe[filter_slot(key)]) {

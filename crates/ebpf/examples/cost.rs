@@ -16,7 +16,7 @@ fn main() {
         kinds,
         filter: Filter::default(),
         limits: Limits { sample_bytes, blocks, sites: 16384, events_per_second: 0 },
-        outermost_text: None,
+        outermost_text: outermost_text(),
         check_every: CHECK_EVERY,
     };
     let started = std::time::Instant::now();
@@ -39,12 +39,14 @@ fn main() {
     eprintln!("snapshot {:?}", at.elapsed());
     for program in &counters.programs {
         eprintln!(
-            "{:14} events {:9} bytes {:12} unknown {:8} missed {} runs {:9} ns/run {:6.0}",
+            "{:14} events {:9} bytes {:12} unknown {:8} missed {} recalled {} unwound {} runs {:9} ns/run {:6.0}",
             program.name,
             program.events,
             program.bytes,
             program.unknown,
             program.missed,
+            program.recalled,
+            program.unwound,
             program.runs,
             program.run_time_ns as f64 / program.runs.max(1) as f64
         );
@@ -70,4 +72,14 @@ fn main() {
             eprintln!("{:?}", site);
         }
     }
+}
+
+/// Where `do_syscall_64` lies.
+fn outermost_text() -> Option<(u64, u64)> {
+    let text = std::fs::read_to_string("/proc/kallsyms").ok()?;
+    let symbol = |line: &str| Some((u64::from_str_radix(line.get(..16)?, 16).ok()?, line.get(19..)?.to_owned()));
+    let symbols: Vec<(u64, String)> = text.lines().filter_map(symbol).collect();
+    let begin = symbols.iter().find(|(_, name)| name == "do_syscall_64")?.0;
+    let end = symbols.iter().map(|&(address, _)| address).filter(|&address| address > begin).min()?;
+    Some((begin, end))
 }

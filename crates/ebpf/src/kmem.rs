@@ -9,6 +9,7 @@ use aya::programs::Program;
 use crate::btf::{Index, Parameter};
 use crate::counters::ProgramFd;
 use crate::load::{self, Maps, Types};
+use crate::table::{Sizes, Table};
 use crate::{Counters, Error, Filter, Kind, Limits, Snapshot, Watch, events, object, sys};
 
 /// What to trace.
@@ -71,7 +72,7 @@ mod number {
     pub(super) const VMALLOC_FREE: u32 = 12;
     pub(super) const BULK_FREE: u32 = 13;
     pub(super) const RCU_FREE: u32 = 14;
-    pub(super) const VMALLOC_PROBE: u32 = 15;
+    pub(super) const VMALLOC_CALL: u32 = 15;
 }
 
 /// Tracks allocations from its creation until it is dropped.
@@ -107,15 +108,23 @@ impl Tracer {
         let page_bytes = types.index.struct_bytes("page").filter(|bytes| bytes.is_power_of_two()).unwrap_or(0);
         let processors = aya::util::nr_cpus().map_or(1, |count| count as u32);
         let (outermost_low, outermost_high) = config.outermost_text.unwrap_or_default();
+        let sizes = Sizes::of(config.limits.blocks);
         let mut loader = load::loader(&types.btf, &config.filter, &config.limits);
         loader
             .set_global("processors", load::leaked(processors), true)
             .set_global("page_struct_bytes", load::leaked(page_bytes), true)
             .set_global("outermost_low", load::leaked(outermost_low), true)
             .set_global("outermost_high", load::leaked(outermost_high), true)
-            .set_global("check_every", load::leaked(config.check_every.max(1)), true);
+            .set_global("check_every", load::leaked(config.check_every.max(1)), true)
+            .set_global("has_table", load::leaked(u32::from(sizes.buckets > 0)), true)
+            .set_global("last_bucket", load::leaked(sizes.buckets.saturating_sub(1)), true)
+            .set_global("counts_table", load::leaked(u32::from(config.limits.sample_bytes > 0)), true)
+            .set_max_entries("blocks", sizes.others)
+            .set_max_entries("buckets", sizes.buckets.max(1))
+            .set_max_entries("slots", sizes.slots());
         let ebpf = load::load(&mut loader, object)?;
-        let maps = Maps::new(&ebpf, &config.limits)?;
+        let mut maps = Maps::new(&ebpf, &config.limits)?;
+        maps.table = Some(Table::new(&ebpf, sizes)?);
         let kinds = config.kinds.iter().copied().filter(|kind| !absent.contains(kind)).collect();
         let mut tracer = Self {
             maps,
@@ -173,9 +182,10 @@ impl Tracer {
                 ));
                 return Ok(());
             }
-            (Err(_), Hook::Entry(function) | Hook::Exit(function)) => {
+            (Err(error), Hook::Entry(function) | Hook::Exit(function)) => {
+                let reason = if load::is_forbidden(&error) { "forbids fentry" } else { "has no fentry for it" };
                 self.notes.push(format!(
-                    "calls of {function} are not seen (the kernel has no fentry for it): blocks that it releases look \
+                    "calls of {function} are not seen (the kernel {reason}): blocks that it releases look \
                      outstanding until their address is used again"
                 ));
                 return Ok(());
@@ -409,7 +419,9 @@ fn vmalloc(index: &Index) -> Vec<Choice> {
             kind: Kind::Vmalloc,
             is_release,
         };
-        found.push(probe("vmap_return", "__get_vm_area_node", number::VMALLOC_PROBE, false));
+        found.push(probe("vmap_return", "__get_vm_area_node", number::VMALLOC, false));
+        // Last: of two at one place the later one comes first, and the other puts the kernel's trampoline on the stack.
+        found.push(probe("vmap_call", "__get_vm_area_node", number::VMALLOC_CALL, false));
         found.push(probe("vmap_remove", "remove_vm_area", number::VMALLOC_FREE, true));
     }
     found

@@ -20,6 +20,24 @@ pub(crate) struct Block {
     pub(crate) tgid: u32,
     pub(crate) order: u32,
     pub(crate) kind: u32,
+    pub(crate) unused: u64,
+}
+
+impl Block {
+    /// Words of one.
+    pub(crate) const WORDS: usize = size_of::<Self>() / 8;
+
+    /// A block from its words, as they lie in memory.
+    pub(crate) fn of(words: [u64; Self::WORDS]) -> Self {
+        let halves = |word: u64| {
+            let bytes = word.to_ne_bytes();
+            let half = |at: usize| u32::from_ne_bytes(std::array::from_fn(|byte| bytes[at + byte]));
+            (half(0), half(4))
+        };
+        let [born_ns, cgroup, requested, usable, weight, first, second, unused] = words;
+        let ((site, tgid), (order, kind)) = (halves(first), halves(second));
+        Self { born_ns, cgroup, requested, usable, weight, site, tgid, order, kind, unused }
+    }
 }
 
 /// `struct sums`.
@@ -32,8 +50,8 @@ pub(crate) struct Sums {
     pub(crate) missed_frees: u64,
 }
 
-/// Words of `struct state` behind the counters: a number and a stack.
-const STATE_REST: usize = 1 + MOST_FRAMES;
+/// Words of `struct state` behind the counters: times, a number and a stack.
+const STATE_REST: usize = 3 + MOST_FRAMES;
 
 /// `struct state`.
 #[repr(C)]
@@ -80,6 +98,7 @@ impl Default for State {
 pub(crate) struct RawSite {
     pub(crate) kind: u32,
     pub(crate) frames: u32,
+    pub(crate) hash: u64,
     pub(crate) cache: u64,
     pub(crate) name: [u8; 32],
     pub(crate) ips: [u64; MOST_FRAMES],
@@ -87,7 +106,7 @@ pub(crate) struct RawSite {
 
 impl Default for RawSite {
     fn default() -> Self {
-        Self { kind: 0, frames: 0, cache: 0, name: [0; 32], ips: [0; MOST_FRAMES] }
+        Self { kind: 0, frames: 0, hash: 0, cache: 0, name: [0; 32], ips: [0; MOST_FRAMES] }
     }
 }
 
@@ -109,7 +128,7 @@ pub(crate) struct RawEvent {
     pub(crate) comm: [u8; 16],
 }
 
-// SAFETY: `repr(C)`, integers only; five u64 and four u32 leave no padding.
+// SAFETY: `repr(C)`, integers only; six u64 and four u32 leave no padding.
 unsafe impl Plain for Block {}
 // SAFETY: `repr(C)`, u64 only.
 unsafe impl Plain for Sums {}

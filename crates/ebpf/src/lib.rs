@@ -26,6 +26,7 @@ mod object;
 mod overhead;
 mod snapshot;
 mod sys;
+mod table;
 pub mod user;
 mod watch;
 

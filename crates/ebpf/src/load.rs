@@ -8,6 +8,7 @@ use aya::maps::{Map, MapData};
 use aya::{Btf, Ebpf, EbpfLoader, Endianness};
 
 use crate::btf::Index;
+use crate::table::Table;
 use crate::{Error, Filter, Kind, Limits, sys};
 
 /// Sites "stack not kept", one of each kind.
@@ -89,6 +90,7 @@ pub(crate) fn leaked<T>(value: T) -> &'static T {
 
 /// Loads the object: creates the maps, relocates the programs.
 pub(crate) fn load(loader: &mut EbpfLoader<'_>, object: &[u8]) -> Result<Ebpf, Error> {
+    sys::lift_memory_limit();
     loader.load(object).map_err(|error| Error::Load { what: "the maps".to_owned(), reason: chain(&error) })
 }
 
@@ -114,6 +116,8 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
 /// The descriptors of the maps that both tracers have.
 pub(crate) struct Maps {
     fds: HashMap<&'static str, OwnedFd>,
+    /// Where blocks are besides the map `blocks`.
+    pub(crate) table: Option<Table>,
     pub(crate) processors: usize,
 }
 
@@ -138,7 +142,7 @@ impl Maps {
         }
         let processors =
             aya::util::nr_cpus().map_err(|(_, error)| Error::Command { what: "count processors", error })?;
-        let maps = Self { fds, processors };
+        let maps = Self { fds, table: None, processors };
         for number in 0..limits.sites {
             sys::push(maps.fd("free_sites"), number + RESERVED_SITES)
                 .map_err(|error| Error::Command { what: "fill the queue of sites", error })?;
@@ -177,6 +181,12 @@ pub(crate) fn map_fd(ebpf: &Ebpf, name: &str) -> Result<OwnedFd, Error> {
 /// What the kernel said of a program that it refused, in a sentence.
 pub(crate) fn refused(program: &str, error: &aya::programs::ProgramError) -> Error {
     Error::Load { what: format!("the program {program}"), reason: chain(error) }
+}
+
+/// Whether the kernel refused a program without a look at it.
+pub(crate) fn is_forbidden(error: &aya::programs::ProgramError) -> bool {
+    use aya::programs::ProgramError;
+    matches!(error, ProgramError::LoadError { io_error, .. } if io_error.raw_os_error() == Some(libc::EPERM))
 }
 
 /// Kinds by name, for messages.

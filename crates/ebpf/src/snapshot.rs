@@ -192,7 +192,10 @@ impl Sites for SiteCache {
 }
 
 pub(crate) fn read(maps: &Maps, sites: &mut dyn Sites, min_age_ns: u64) -> Result<Snapshot, Error> {
-    let blocks: Vec<(u64, Block)> = load::read_hash(maps.fd("blocks"))?;
+    let mut blocks: Vec<(u64, Block)> = load::read_hash(maps.fd("blocks"))?;
+    if let Some(table) = &maps.table {
+        table.append(&mut blocks);
+    }
     let at_ns = load::monotonic_ns();
     let mut groups: HashMap<u32, Group> = HashMap::new();
     let mut cgroups: HashMap<u64, Owner> = HashMap::new();

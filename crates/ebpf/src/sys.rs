@@ -5,6 +5,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 const LOOKUP_ELEM: u32 = 1;
 const UPDATE_ELEM: u32 = 2;
@@ -61,6 +62,14 @@ fn bpf<T>(command: u32, attribute: &mut T) -> io::Result<i64> {
     // that our callers borrow for the length of this call and that are as long as the map's keys and values.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attribute), size_of::<T>()) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+/// Before 5.11 maps and programs count as memory that this process has locked, of which it may have 64 KiB. Without the
+/// right to lift that, the kernel refuses the first map.
+pub(crate) fn lift_memory_limit() {
+    let unlimited = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
+    // SAFETY: the kernel reads one structure.
+    unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const unlimited) };
 }
 
 /// All elements of a hash map, in no order. An element that is there for the whole call is given once.
@@ -194,4 +203,50 @@ pub(crate) fn wait_readable(fd: i32, milliseconds: i32) {
     let mut poll = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
     // SAFETY: one pollfd of ours. Whether it failed shows when the descriptor is read.
     unsafe { libc::poll(&raw mut poll, 1, milliseconds) };
+}
+
+/// The memory of an array map, which programs write meanwhile.
+pub(crate) struct Shared {
+    address: std::ptr::NonNull<AtomicU64>,
+    words: usize,
+}
+
+// SAFETY: the memory is of this process, reached through a shared reference by atomic loads only, and unmapped by `drop`.
+unsafe impl Send for Shared {}
+
+impl Shared {
+    /// Maps the first words of an array map that has BPF_F_MMAPABLE (since 5.5), read-only.
+    pub(crate) fn new(map: BorrowedFd<'_>, words: usize) -> io::Result<Self> {
+        // SAFETY: a new mapping at an address that the kernel chooses; the descriptor is open.
+        let address = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                words * size_of::<u64>(),
+                libc::PROT_READ,
+                libc::MAP_SHARED,
+                map.as_raw_fd(),
+                0,
+            )
+        };
+        if address == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let address = std::ptr::NonNull::new(address.cast()).ok_or(io::ErrorKind::AddrNotAvailable)?;
+        Ok(Self { address, words })
+    }
+
+    /// A word, as it is now.
+    pub(crate) fn word(&self, at: usize) -> u64 {
+        assert!(at < self.words, "{at} of {}", self.words);
+        // SAFETY: within the mapping, which is page-aligned and lives as long as `self`; the kernel writes it, so the
+        // load is atomic.
+        unsafe { self.address.add(at).as_ref() }.load(Ordering::Acquire)
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours, of this length, and nothing refers to it any longer.
+        unsafe { libc::munmap(self.address.as_ptr().cast(), self.words * size_of::<u64>()) };
+    }
 }

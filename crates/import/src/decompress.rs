@@ -1,4 +1,4 @@
-//! Files that were compressed: gzip and zstd, found by their first bytes, several parts one after the other.
+//! Files that were compressed: gzip, zstd and xz, found by their first bytes, several parts one after the other.
 
 use std::io::{self, BufRead, BufReader, Read};
 
@@ -7,6 +7,9 @@ use ruzstd::decoding::StreamingDecoder;
 
 const GZIP: [u8; 2] = [0x1f, 0x8b];
 const ZSTD: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
+const XZ: [u8; 6] = *b"\xfd7zXZ\0";
+/// More memory than any file asks for: `xz -9` needs 64 MiB.
+const XZ_MEMORY_KIB: u32 = 70 << 10;
 /// Bytes that are read at once.
 const CHUNK: usize = 1 << 20;
 
@@ -21,6 +24,10 @@ pub(crate) fn plain<'a>(mut input: Box<dyn BufRead + 'a>) -> io::Result<Box<dyn 
     }
     if first.starts_with(&ZSTD) {
         return Ok(Box::new(BufReader::with_capacity(CHUNK, Frames::Between(input))));
+    }
+    if first.starts_with(&XZ) {
+        let reader = lzma_rust2::XzReader::new_mem_limit(input, true, XZ_MEMORY_KIB);
+        return Ok(Box::new(BufReader::with_capacity(CHUNK, reader)));
     }
     Ok(input)
 }

@@ -287,7 +287,10 @@ impl Open {
         let says = |words: &str| what.contains(words) || self.words.iter().any(|text| text.contains(words));
         let is_freed = !self.release.is_empty();
         match () {
-            () if says("double-free") || says("already free") => Ok(MisuseKind::DoubleFree),
+            // The block was the last of its slab: SLUB counts before it looks.
+            () if says("double-free") || says("already free") || says("allocated objects but") => {
+                Ok(MisuseKind::DoubleFree)
+            }
             () if what.starts_with("invalid-free") || what.starts_with("invalid free") => {
                 Ok(if is_freed { MisuseKind::DoubleFree } else { MisuseKind::InvalidFree })
             }
@@ -478,6 +481,7 @@ mod tests {
             ("Left Redzone overwritten", Access::None, false, Err(ErrorKind::InvalidWrite)),
             ("Poison overwritten", Access::None, true, Err(ErrorKind::InvalidWrite)),
             ("Object already free", Access::None, true, Ok(MisuseKind::DoubleFree)),
+            ("Slab has 0 allocated objects but 1 are to be freed", Access::None, false, Ok(MisuseKind::DoubleFree)),
             ("slab-use-after-free", Access::Read, true, Err(ErrorKind::InvalidRead)),
             ("stack-out-of-bounds", Access::Write, false, Err(ErrorKind::InvalidWrite)),
             ("Padding overwritten", Access::None, false, Err(ErrorKind::Other)),

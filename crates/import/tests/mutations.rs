@@ -165,7 +165,7 @@ fn every_parser_reads_every_file() {
 #[test]
 fn compressed_files_may_end_anywhere() {
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/data");
-    for name in ["go-heap.pb.gz", "heaptrack.zst", "heaptrack-raw.zst"] {
+    for name in ["go-heap.pb.gz", "heaptrack.zst", "heaptrack-raw.zst", "page-owner-stacks-6.12.txt.xz"] {
         let bytes = fs::read(folder.join(name)).unwrap();
         for end in 0..bytes.len() {
             let _ = import(Box::new(Cursor::new(bytes[..end].to_vec())), &mut NoNames);

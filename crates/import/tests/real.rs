@@ -4,6 +4,7 @@
 //! `memleak-bcc.txt`, `memleak-libbpf.txt` and Dr. Memory are samples in the form of their documentation, as these need a
 //! kernel or a binary that is not there. What is expected of each is written down here from reading the file.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::Cursor;
 use std::path::PathBuf;
@@ -179,6 +180,48 @@ fn leaks_of_one_program_have_one_fingerprint() {
     // heaptrack shows what is reachable as well: the list that is kept, and a thread's stack.
     let heaptrack = fingerprints("heaptrack.zst");
     assert!(valgrind.iter().all(|fingerprint| heaptrack.contains(fingerprint)), "{valgrind:?} {heaptrack:?}");
+}
+
+/// The module that made the reports begins with a table of what each checker must find, in columns.
+#[test]
+fn the_kernels_checkers_found_each_bug_of_the_table() {
+    let source = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/kernel/modules/buggy.c");
+    let text = fs::read_to_string(source).unwrap();
+    let rows: Vec<Vec<&str>> = text
+        .lines()
+        .map(|line| line.trim_start_matches(" *").split_whitespace().collect::<Vec<_>>())
+        .filter(|words| words.len() == 6 && words[1].starts_with("bug_"))
+        .collect();
+    let camel = |word: &str| -> String {
+        let part = |part: &str| part[..1].to_uppercase() + &part[1..];
+        word.split('_').map(part).collect()
+    };
+    for (name, checker, column, count) in [
+        ("kasan-6.12.txt", "KASAN", 3, 9),
+        ("kernel-checkers-6.12.txt", "KFENCE", 4, 6),
+        ("kernel-checkers-6.12.txt", "SLUB debug", 5, 4),
+    ] {
+        let of_column = rows.iter().filter(|row| row[column] != "-");
+        let expected: BTreeSet<(String, String)> =
+            of_column.map(|row| (camel(row[column]), row[1].to_owned())).collect();
+        let mut found = BTreeSet::new();
+        for process in &read(name).1.processes {
+            let analysis = analyse("0", process, &options(), &Suppressions::new());
+            if analysis.witness.to_string() != checker {
+                continue;
+            }
+            let function = |stack: &leakscope_findings::analysis::Stack| {
+                let frames = stack.all_frames();
+                let mut names = frames.iter().filter_map(|frame| frame.function.as_deref());
+                names.find(|name| name.starts_with("bug_")).unwrap_or_default().to_owned()
+            };
+            let calls = analysis.misuses.iter().map(|error| (format!("{:?}", error.kind), function(&error.stack)));
+            let accesses =
+                analysis.memory_errors.iter().map(|error| (error.kind.name().to_owned(), function(&error.stack)));
+            found.extend(calls.chain(accesses));
+        }
+        assert_eq!((found.len(), &found), (count, &expected), "{name}: {checker}");
+    }
 }
 
 #[test]

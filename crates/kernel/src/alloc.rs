@@ -11,7 +11,7 @@ use crate::dump::Frame;
 const FRONTS: &[(&str, Option<AllocFn>)] = &[
     ("kmem_cache_alloc_trace", Some(AllocFn::Kmalloc)),
     ("kmem_cache_alloc_node_trace", Some(AllocFn::Kmalloc)),
-    ("kmem_cache_", Some(AllocFn::KmemCacheAlloc)),
+    ("kmem_cache_alloc", Some(AllocFn::KmemCacheAlloc)),
     ("__kmem_cache_alloc", Some(AllocFn::KmemCacheAlloc)),
     ("kmalloc", Some(AllocFn::Kmalloc)),
     ("__kmalloc", Some(AllocFn::Kmalloc)),
@@ -28,6 +28,8 @@ const FRONTS: &[(&str, Option<AllocFn>)] = &[
     ("vmalloc", Some(AllocFn::Vmalloc)),
     ("__vmalloc", Some(AllocFn::Vmalloc)),
     ("vzalloc", Some(AllocFn::Vmalloc)),
+    ("alloc_vmap_area", None),
+    ("__get_vm_area_node", None),
     ("pcpu_alloc", Some(AllocFn::AllocPercpu)),
     ("__alloc_percpu", Some(AllocFn::AllocPercpu)),
     ("__alloc_reserved_percpu", Some(AllocFn::AllocPercpu)),
@@ -139,10 +141,12 @@ mod tests {
             (&["kmem_cache_alloc_noprof", "make"], (1, AllocFn::KmemCacheAlloc)),
             (&["__vmalloc_node_range_noprof", "vmalloc_noprof", "make"], (2, AllocFn::Vmalloc)),
             (&["__vmalloc_node_range", "kvmalloc_node", "make"], (2, AllocFn::Vmalloc)),
+            (&["alloc_vmap_area", "__get_vm_area_node", "__vmalloc_node_range", "make"], (3, AllocFn::Vmalloc)),
             (&["pcpu_alloc_noprof", "make"], (1, AllocFn::AllocPercpu)),
             (&["post_alloc_hook", "get_page_from_freelist", "__alloc_pages", "make"], (3, AllocFn::AllocPages)),
             (&["kstrdup", "make"], (0, AllocFn::Kmalloc)),
             (&["kmem_cache_alloc"], (0, AllocFn::KmemCacheAlloc)),
+            (&["kmem_cache_alloc", "kmem_cache_create", "make"], (1, AllocFn::KmemCacheAlloc)),
             (&[], (0, AllocFn::Kmalloc)),
         ] {
             assert_eq!(split_front(stack.iter().copied()), expected, "{stack:?}");

@@ -3,6 +3,7 @@
 //! Source: Linux `kernel/kallsyms.c`, `s_show`; without the right to see addresses all of them are zero.
 
 use crate::Places;
+use crate::dump::Frame;
 
 /// A function of the kernel or a module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +26,9 @@ pub struct Kallsyms {
 
 /// Bytes of a table that are read; a kernel with all its modules has some 15 million.
 const MOST_BYTES: usize = 256 << 20;
+
+/// No function is as long: an address that far behind one belongs to something that is not in the table.
+const LONGEST_FUNCTION: u64 = 1 << 20;
 
 impl Kallsyms {
     /// The functions of a table in the form of `/proc/kallsyms`; other lines are passed over.
@@ -77,6 +81,21 @@ impl Kallsyms {
         Some(self.symbol(&self.symbols[at]))
     }
 
+    /// The frame of a return address; `None` where no function is near.
+    pub fn frame(&self, address: u64) -> Option<Frame> {
+        // The byte before it is in the call.
+        let symbol = self.find(address.checked_sub(1)?)?;
+        let after = self.symbols.partition_point(|other| other.0 <= symbol.address);
+        let size = self.symbols.get(after).map_or(0, |next| next.0 - symbol.address);
+        let offset = address - symbol.address;
+        (offset < LONGEST_FUNCTION).then(|| Frame {
+            function: symbol.name.to_owned(),
+            offset,
+            size,
+            module: symbol.module.to_owned(),
+        })
+    }
+
     /// All functions, by address.
     pub fn iter(&self) -> impl Iterator<Item = Symbol<'_>> {
         self.symbols.iter().map(|entry| self.symbol(entry))
@@ -114,6 +133,14 @@ mod tests {
         assert_eq!(symbols.find(0xffff_ffff_8100_0150).unwrap().name, "_stext");
         assert_eq!(symbols.find(0xffff_ffff_8100_0200).unwrap().module, "");
         assert_eq!(symbols.find(1), None);
+        let frame = symbols.frame(0xffff_ffff_8100_0200).unwrap();
+        assert_eq!(
+            (frame.function.as_str(), frame.offset, frame.size),
+            ("_stext", 0x200, 0x200),
+            "the call was its last"
+        );
+        assert_eq!(symbols.frame(0xffff_ffff_9000_0000), None, "too far behind `f`");
+        assert_eq!(symbols.frame(0), None);
         assert_eq!(symbols.iter().count(), 4);
         assert!(Kallsyms::decode("0000000000000000 T a\n".to_owned()).is_empty());
     }

@@ -109,9 +109,14 @@ impl Sections {
 ///
 /// # Errors
 /// The guest cannot be made, or does not come to the end of the script.
-pub(crate) fn boot(kernel: &Kernel, script: &str, words: &str) -> Result<Sections> {
+pub(crate) fn boot(
+    kernel: &Kernel,
+    script: &str,
+    words: &str,
+    files: fn(&Kernel, &Path) -> Result<()>,
+) -> Result<Sections> {
     let scratch = tempfile::tempdir()?;
-    let initramfs = initramfs(kernel, script, scratch.path())?;
+    let initramfs = initramfs(kernel, script, scratch.path(), files)?;
     // Under software emulation on a busy machine the timer may miss the kernel's look at it, which ends in a panic.
     let append = format!("console=ttyS0 quiet panic=-1 oops=panic no_timer_check rdinit=/init {words}");
     let run = Run::new("qemu-system-x86_64")
@@ -133,7 +138,12 @@ pub(crate) fn boot(kernel: &Kernel, script: &str, words: &str) -> Result<Section
 }
 
 /// Packs the guest's files.
-fn initramfs(kernel: &Kernel, script: &str, scratch: &Path) -> Result<PathBuf> {
+fn initramfs(
+    kernel: &Kernel,
+    script: &str,
+    scratch: &Path,
+    files: fn(&Kernel, &Path) -> Result<()>,
+) -> Result<PathBuf> {
     let root = scratch.join("root");
     for folder in ["bin", "boot", "dev", "etc", "lib", "mod", "proc", "sys", "tmp"] {
         fs::create_dir_all(root.join(folder))?;
@@ -158,6 +168,7 @@ fn initramfs(kernel: &Kernel, script: &str, scratch: &Path) -> Result<PathBuf> {
     fs::write(root.join("init"), INIT)?;
     fs::write(root.join("lib/leakscope.sh"), FUNCTIONS)?;
     fs::write(root.join("script.sh"), script)?;
+    files(kernel, &root)?;
     let packed = scratch.join("initramfs.gz");
     let shell = format!("chmod 755 init && find . | cpio --quiet -o -H newc -R 0:0 | gzip -1 > '{}'", packed.display());
     let status = Command::new("sh").args(["-c", &shell]).current_dir(&root).status().context("start sh")?;

@@ -1,4 +1,5 @@
-//! The kernels: our own, built from Debian's sources, and Debian's for clouds; and our modules for each.
+//! The kernels: two of our own, built from Debian's sources, and Debian's for clouds, of this release and of the one before;
+//! and our modules for each.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -33,25 +34,46 @@ const OTHER_ARCHITECTURES: &[&str] = &[
     "xtensa",
 ];
 
+/// A file in the folder of a build that is complete.
+const DONE: &str = "leakscope.done";
+
 /// Which kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Which {
     /// Small, with kmemleak.
     Own,
+    /// Smaller, with KASAN, and with what makes leak finders refuse: no BTF, a kmemleak that runs out of memory, lockdown.
+    Kasan,
     /// Debian's `linux-image-cloud-amd64`.
     Stock,
+    /// The same of the release before this machine's.
+    Older,
 }
 
+/// Releases of Debian, and the one before each.
+const RELEASES: [(&str, &str); 1] = [("bookworm", "bullseye")];
+
 impl Which {
-    /// Both.
-    pub(crate) const ALL: [Self; 2] = [Self::Own, Self::Stock];
+    /// All.
+    pub(crate) const ALL: [Self; 4] = [Self::Own, Self::Kasan, Self::Stock, Self::Older];
 
     pub(super) fn of(word: &str) -> Result<Self> {
-        match word {
-            "own" => Ok(Self::Own),
-            "stock" => Ok(Self::Stock),
-            _ => bail!("no kernel `{word}`; there are own and stock"),
+        let found = Self::ALL.into_iter().find(|which| which.name() == word);
+        found.with_context(|| format!("no kernel `{word}`; there are own, kasan, stock and older"))
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Own => "own",
+            Self::Kasan => "kasan",
+            Self::Stock => "stock",
+            Self::Older => "older",
         }
+    }
+
+    /// Whether there is such a kernel for this machine.
+    pub(super) fn is_known(self) -> bool {
+        self != Self::Older || older_release().is_ok()
     }
 }
 
@@ -68,6 +90,8 @@ pub(crate) struct Kernel {
     pub(crate) config: PathBuf,
     /// Our modules for it, with debug information.
     pub(crate) modules: PathBuf,
+    /// The folder of its `vmlinux` and `System.map`, if it is one that we built.
+    pub(crate) build: Option<PathBuf>,
 }
 
 /// Builds what is missing of a kernel.
@@ -76,8 +100,9 @@ pub(crate) struct Kernel {
 /// A build fails.
 pub(super) fn prepare(which: Which) -> Result<Kernel> {
     match which {
-        Which::Own => own(),
+        Which::Own | Which::Kasan => own(which),
         Which::Stock => stock(),
+        Which::Older => older(),
     }
 }
 
@@ -114,47 +139,56 @@ fn archive() -> Result<PathBuf> {
     found.pop().with_context(|| format!("no sources in /usr/src; next: apt-get install {}", packages::SOURCES[0]))
 }
 
-/// The fragment of a configuration that our own kernel is built from.
-fn fragment() -> PathBuf {
-    fixtures_dir().join("kernel/vm.config")
+/// The fragment of a configuration that a kernel of our own is built from.
+fn fragment(which: Which) -> PathBuf {
+    fixtures_dir().join(if which == Which::Kasan { "kernel/kasan.config" } else { "kernel/vm.config" })
 }
 
-/// What our own kernel is built from, as a name.
-fn own_key(archive: &Path) -> Result<String> {
-    let config = fs::read(fragment()).with_context(|| format!("read {}", fragment().display()))?;
+/// What a kernel of our own is built from, as a name.
+fn own_key(archive: &Path, fragment: &Path) -> Result<String> {
+    let config = fs::read(fragment).with_context(|| format!("read {}", fragment.display()))?;
     let length = fs::metadata(archive)?.len().to_string();
     let compiler = first_line(&["gcc", "--version"]);
     Ok(hash(&[&config, text(archive)?.as_bytes(), length.as_bytes(), compiler.as_bytes()]))
 }
 
-/// Whether booting needs no build of a kernel first.
-pub(super) fn are_built() -> bool {
-    let own = archive().and_then(|archive| own_key(&archive)).map(|key| cache().join(format!("own-{key}")));
-    let stock = stock_package().map(|package| cache().join(package));
-    [own, stock].iter().all(|place| place.as_ref().is_ok_and(|place| place.join("leakscope.done").exists()))
+/// Where a kernel is kept.
+fn place(which: Which) -> Result<PathBuf> {
+    let name = match which {
+        Which::Stock => stock_package()?,
+        Which::Older => format!("debian-{}", older_release()?.1),
+        Which::Own | Which::Kasan => format!("{}-{}", which.name(), own_key(&archive()?, &fragment(which))?),
+    };
+    Ok(cache().join(name))
 }
 
-fn own() -> Result<Kernel> {
-    let archive = archive()?;
-    let key = own_key(&archive)?;
-    let build = cache().join(format!("own-{key}"));
-    let release_file = build.join("include/config/kernel.release");
-    if !build.join("leakscope.done").exists() {
-        build_own(&archive, &fragment(), &build)?;
+/// Whether booting needs no build of a kernel first.
+pub(super) fn are_built() -> bool {
+    let mut known = Which::ALL.into_iter().filter(|which| which.is_known());
+    known.all(|which| place(which).is_ok_and(|place| place.join(DONE).exists()))
+}
+
+fn own(which: Which) -> Result<Kernel> {
+    let (archive, fragment) = (archive()?, fragment(which));
+    let build = place(which)?;
+    if !build.join(DONE).exists() {
+        build_own(&archive, &fragment, &build)?;
     }
+    let release_file = build.join("include/config/kernel.release");
     let release = fs::read_to_string(&release_file).with_context(|| format!("read {}", release_file.display()))?;
-    let release = release.trim().to_owned();
-    let modules = modules(&build, &key)?;
+    let modules = modules(&build, &own_key(&archive, &fragment)?)?;
     Ok(Kernel {
-        which: Which::Own,
-        release,
+        which,
+        release: release.trim().to_owned(),
         image: build.join("arch/x86/boot/bzImage"),
         config: build.join(".config"),
         modules,
+        build: Some(build),
     })
 }
 
-fn build_own(archive: &Path, fragment: &Path, build: &Path) -> Result<()> {
+/// The sources, unpacked.
+fn source(archive: &Path) -> Result<PathBuf> {
     fs::create_dir_all(cache()).with_context(|| format!("create {}", cache().display()))?;
     let name = archive.file_name().unwrap_or_default().to_string_lossy();
     let source = cache().join(name.trim_end_matches(".tar.xz"));
@@ -170,25 +204,45 @@ fn build_own(archive: &Path, fragment: &Path, build: &Path) -> Result<()> {
         step(&words.iter().map(String::as_str).collect::<Vec<_>>())?;
         fs::write(source.join("leakscope.unpacked"), "")?;
     }
-    let _ = fs::remove_dir_all(build);
-    fs::create_dir_all(build)?;
+    Ok(source)
+}
+
+/// Builds a kernel. A build that was stopped goes on where it stood: only one without the right configuration begins anew.
+fn build_own(archive: &Path, fragment: &Path, build: &Path) -> Result<()> {
+    let source = source(archive)?;
+    let wanted = fs::read_to_string(fragment)?;
+    let is_configured = |build: &Path| {
+        fs::read_to_string(build.join(".config")).is_ok_and(|config| check_config(&wanted, &config).is_ok())
+    };
     let (source, output) = (text(&source)?, format!("O={}", text(build)?));
-    let jobs = format!("-j{}", std::thread::available_parallelism().map_or(2, usize::from));
     let make = ["make", "--silent", "-C", source, &output];
-    // tinyconfig, then ours over it: what a line of the fragment needs and does not get is an error below.
-    step(&[&make[..], &["tinyconfig"]].concat())?;
-    let mut config = fs::read_to_string(build.join(".config"))?;
-    config += &fs::read_to_string(fragment)?;
-    fs::write(build.join(".config"), config)?;
-    step(&[&make[..], &["olddefconfig"]].concat())?;
-    check_config(&fs::read_to_string(fragment)?, &fs::read_to_string(build.join(".config"))?)?;
+    if !is_configured(build) {
+        let _ = fs::remove_dir_all(build);
+        fs::create_dir_all(build)?;
+        // tinyconfig, then ours over it: what a line of the fragment needs and does not get is an error below.
+        step(&[&make[..], &["tinyconfig"]].concat())?;
+        let config = fs::read_to_string(build.join(".config"))? + &wanted;
+        fs::write(build.join(".config"), config)?;
+        step(&[&make[..], &["olddefconfig"]].concat())?;
+        check_config(&wanted, &fs::read_to_string(build.join(".config"))?)?;
+    }
+    let jobs = format!("-j{}", std::thread::available_parallelism().map_or(2, usize::from));
     step(&[&make[..], &[&jobs, "bzImage", "modules"]].concat())?;
     // Objects are two thirds of the tree, and no module needs them; those of the build's own tools stay.
-    let prune = ["(", "-path", "./scripts", "-o", "-path", "./tools", ")", "-prune", "-o"];
-    let objects = ["-type", "f", "(", "-name", "*.o", "-o", "-name", "*.a", "-o", "-name", ".*.cmd", ")", "-delete"];
-    let status = Command::new("find").arg(".").args(prune).args(objects).current_dir(build).status();
-    status.context("start find")?;
-    fs::write(build.join("leakscope.done"), "")?;
+    let kept = ["-not", "-path", "./scripts/*", "-not", "-path", "./tools/*"];
+    let objects = ["(", "-name", "*.o", "-o", "-name", "*.a", "-o", "-name", ".*.cmd", "-o", "-name", ".tmp_*", ")"];
+    let status = Command::new("find")
+        .args([".", "-type", "f"])
+        .args(kept)
+        .args(objects)
+        .arg("-delete")
+        .current_dir(build)
+        .status()
+        .context("start find")?;
+    if !status.success() {
+        bail!("{}: find cannot delete the objects: {status}", build.display());
+    }
+    fs::write(build.join(DONE), "")?;
     Ok(())
 }
 
@@ -211,7 +265,7 @@ fn modules(build: &Path, key: &str) -> Result<PathBuf> {
     let contents = sources.iter().map(fs::read).collect::<std::io::Result<Vec<_>>>()?;
     let parts: Vec<&[u8]> = contents.iter().map(Vec::as_slice).chain([key.as_bytes()]).collect();
     let place = cache().join(format!("modules-{}", hash(&parts)));
-    if place.join("leakscope.done").exists() {
+    if place.join(DONE).exists() {
         return Ok(place);
     }
     let _ = fs::remove_dir_all(&place);
@@ -219,8 +273,9 @@ fn modules(build: &Path, key: &str) -> Result<PathBuf> {
     for source in &sources {
         fs::copy(source, place.join(source.file_name().unwrap_or_default()))?;
     }
-    step(&["make", "--silent", "-C", text(build)?, &format!("M={}", text(&place)?), "modules"])?;
-    fs::write(place.join("leakscope.done"), "")?;
+    // Debian's headers name the compiler of their release.
+    step(&["make", "--silent", "-C", text(build)?, &format!("M={}", text(&place)?), "CC=gcc", "modules"])?;
+    fs::write(place.join(DONE), "")?;
     Ok(place)
 }
 
@@ -237,7 +292,7 @@ fn stock() -> Result<Kernel> {
     let package = stock_package()?;
     let release = package.trim_start_matches("linux-image-").to_owned();
     let place = cache().join(&package);
-    if !place.join("leakscope.done").exists() {
+    if !place.join(DONE).exists() {
         let _ = fs::remove_dir_all(&place);
         fs::create_dir_all(&place)?;
         // Unpacked, not installed: this machine's own boot is left alone.
@@ -247,20 +302,57 @@ fn stock() -> Result<Kernel> {
             "-c",
             &format!("cd '{shown}' && apt-get download --quiet {package} && dpkg-deb -x *.deb . && rm *.deb"),
         ])?;
-        fs::write(place.join("leakscope.done"), "")?;
+        fs::write(place.join(DONE), "")?;
     }
     let headers = PathBuf::from(format!("/usr/src/linux-headers-{release}"));
     if !headers.exists() {
         bail!("{} is missing; next: apt-get install --only-upgrade linux-headers-cloud-amd64", headers.display());
     }
-    let modules = modules(&headers, &release)?;
+    of_debian(Which::Stock, release, &place, &headers)
+}
+
+/// A kernel that is unpacked in `place`, with our modules for it.
+fn of_debian(which: Which, release: String, place: &Path, headers: &Path) -> Result<Kernel> {
+    let modules = modules(headers, &release)?;
     Ok(Kernel {
-        which: Which::Stock,
+        which,
         image: place.join(format!("boot/vmlinuz-{release}")),
         config: place.join(format!("boot/config-{release}")),
         release,
         modules,
+        build: None,
     })
+}
+
+/// This machine's release of Debian, and the one before.
+fn older_release() -> Result<(&'static str, &'static str)> {
+    let text = fs::read_to_string("/etc/os-release").context("read /etc/os-release")?;
+    let name = text.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME=")).unwrap_or_default();
+    let found = RELEASES.into_iter().find(|(release, _)| *release == name);
+    found.with_context(|| format!("no release of Debian before `{name}` is known here"))
+}
+
+fn older() -> Result<Kernel> {
+    let (now, before) = older_release()?;
+    let place = place(Which::Older)?;
+    let named = place.join(DONE);
+    if !named.exists() {
+        let _ = fs::remove_dir_all(&place);
+        fs::create_dir_all(&place)?;
+        eprintln!("\n{before}'s kernel for clouds, into {}", place.display());
+        let output = Command::new("sh")
+            .args(["-c", include_str!("fetch_older.sh"), "sh", text(&place)?, now, before])
+            .stderr(std::process::Stdio::inherit())
+            .output()
+            .context("start sh")?;
+        if !output.status.success() {
+            bail!("{before}'s kernel cannot be fetched: {}", output.status);
+        }
+        fs::write(&named, output.stdout)?;
+    }
+    let release = fs::read_to_string(&named)?.trim().to_owned();
+    let headers = place.join(format!("usr/src/linux-headers-{release}"));
+    of_debian(Which::Older, release, &place, &headers)
 }
 
 #[cfg(test)]

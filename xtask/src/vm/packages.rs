@@ -8,6 +8,7 @@ use crate::step::step_with;
 /// Debian's names.
 const PACKAGES: &[&str] = &[
     "bc",
+    "binutils",
     "bison",
     "build-essential",
     "busybox-static",
@@ -20,6 +21,7 @@ const PACKAGES: &[&str] = &[
     "linux-headers-cloud-amd64",
     "qemu-system-x86",
     "xz-utils",
+    "zstd",
 ];
 
 /// Sources in the order in which they are preferred: the newest that a release has.
