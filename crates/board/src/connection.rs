@@ -14,8 +14,6 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{Sleep, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 
-/// Connections at a time; more wait in the kernel's queue.
-const MOST: usize = 64;
 /// A connection is ended after this time: whoever keeps it open without asking does not keep others out.
 const LONGEST: Duration = Duration::from_secs(120);
 /// How long a handshake may take.
@@ -27,7 +25,7 @@ trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
 /// A connection that ends in time and counts while it lasts.
-pub(crate) struct Connection {
+pub struct Connection {
     stream: Box<dyn Stream>,
     end: Pin<Box<Sleep>>,
     _permit: OwnedSemaphorePermit,
@@ -62,23 +60,31 @@ impl AsyncWrite for Connection {
 }
 
 /// Accepts connections, and shakes hands with several at a time.
-pub(crate) struct Incoming {
+pub struct Incoming {
     ready: mpsc::Receiver<(Connection, SocketAddr)>,
     address: SocketAddr,
 }
 
 impl Incoming {
-    /// Must be called within the runtime.
-    pub(crate) fn new(listener: TcpListener, tls: Option<TlsAcceptor>) -> io::Result<Self> {
+    /// `most` connections at a time; more wait in the kernel's queue. Must be called within the runtime.
+    ///
+    /// # Errors
+    /// When the listener has no address.
+    pub fn new(listener: TcpListener, tls: Option<TlsAcceptor>, most: usize) -> io::Result<Self> {
         let address = listener.local_addr()?;
         let (found, ready) = mpsc::channel(1);
-        tokio::spawn(accept_all(listener, tls, found));
+        tokio::spawn(accept_all(listener, tls, most, found));
         Ok(Self { ready, address })
     }
 }
 
-async fn accept_all(listener: TcpListener, tls: Option<TlsAcceptor>, found: mpsc::Sender<(Connection, SocketAddr)>) {
-    let places = Arc::new(Semaphore::new(MOST));
+async fn accept_all(
+    listener: TcpListener,
+    tls: Option<TlsAcceptor>,
+    most: usize,
+    found: mpsc::Sender<(Connection, SocketAddr)>,
+) {
+    let places = Arc::new(Semaphore::new(most));
     loop {
         let Ok(permit) = Arc::clone(&places).acquire_owned().await else { return };
         let (stream, peer) = match listener.accept().await {

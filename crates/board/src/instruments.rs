@@ -1,7 +1,7 @@
 //! What is measured, once for Prometheus and OTLP. Names after Prometheus' conventions (base units, `_total` for what only
 //! rises) and OpenTelemetry's (points, UCUM units).
 
-use crate::view::{Board, TargetView, Verdict};
+use crate::view::{Board, PartView, TargetView, Verdict};
 
 /// Whether a value only rises.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,6 +79,14 @@ pub(crate) const OF_TARGET: &[Instrument<TargetView>] = &[
         value: |target| target.hours_left.map(|hours| hours * 3600.0),
     },
     Instrument {
+        prometheus: "leakscope_target_arena_regions",
+        otlp: "leakscope.target.arena_regions",
+        unit: "{region}",
+        help: "Regions of 64 MiB that glibc has for the arenas of threads; absent as the parts are.",
+        kind: Kind::Gauge,
+        value: |target| target.arenas,
+    },
+    Instrument {
         prometheus: "leakscope_target_threads",
         otlp: "leakscope.target.threads",
         unit: "{thread}",
@@ -103,6 +111,16 @@ pub(crate) const OF_TARGET: &[Instrument<TargetView>] = &[
         value: |target| Some(f64::from(target.restarts)),
     },
 ];
+
+/// Of each part of each target's memory; the parts are another label, and together they are what is resident.
+pub(crate) const OF_PART: Instrument<PartView> = Instrument {
+    prometheus: "leakscope_target_part_bytes",
+    otlp: "leakscope.target.part",
+    unit: "By",
+    help: "What resident memory is made of, when it was looked at last; absent when that is long ago.",
+    kind: Kind::Gauge,
+    value: |part| Some(part.bytes),
+};
 
 /// Of the monitor itself.
 pub(crate) const OF_MONITOR: &[Instrument<Board>] = &[

@@ -3,7 +3,8 @@
 //! ```text
 //!  pass of the monitor -> Board (targets, verdicts, open alarms) -> Shared -> page, /metrics   (thread of its own)
 //!                                                                        -> otlp::push
-//!  History (SQLite, read only) -> /api/series, /api/found
+//!  Machines (of a collector: boards and histories of others) -> the same page
+//!  History (SQLite, read only) -> /api/series, /api/found, /api/profiles, /api/profile
 //! ```
 //!
 //! Nothing here can change anything: every address answers GET alone, reads, and starts no program. Names of processes are
@@ -14,12 +15,16 @@
 mod connection;
 mod guard;
 mod instruments;
+mod machines;
 pub mod otlp;
+mod profile;
 pub mod prometheus;
 mod series;
 mod server;
 mod view;
 
+pub use connection::{Connection, Incoming};
 pub use guard::{Refused, may_listen};
-pub use server::{PageError, PageOptions, Server, serve};
-pub use view::{Board, Shared, TargetView, Verdict};
+pub use machines::{MachineView, Machines};
+pub use server::{PageError, PageOptions, Server, acceptor, serve, serve_many};
+pub use view::{Board, PartView, Shared, TargetView, Verdict};

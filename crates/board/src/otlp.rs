@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use prost::Message;
 
-use crate::instruments::{Instrument, Kind, OF_MONITOR, OF_TARGET};
+use crate::instruments::{Instrument, Kind, OF_MONITOR, OF_PART, OF_TARGET};
 use crate::view::Board;
 
 /// How long a push may take.
@@ -134,6 +134,13 @@ pub fn encode(board: &Board, start: u64) -> Vec<u8> {
         });
         metrics.extend(metric(instrument, points.collect()));
     }
+    let parts = board.targets.iter().take(crate::prometheus::MOST_NAMES).flat_map(|target| {
+        target.parts.iter().filter_map(|part| {
+            let attributes = vec![attribute("target", &target.id), attribute("part", part.part)];
+            Some(point(OF_PART.kind, (OF_PART.value)(part)?, attributes))
+        })
+    });
+    metrics.extend(metric(&OF_PART, parts.collect()));
     for instrument in OF_MONITOR {
         let points = (instrument.value)(board).map(|value| point(instrument.kind, value, Vec::new()));
         metrics.extend(metric(instrument, points.into_iter().collect()));

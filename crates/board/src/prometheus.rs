@@ -1,13 +1,13 @@
 //! The board for Prometheus. Source: Prometheus, "Exposition formats", text format 0.0.4, and "Metric and label naming".
 //!
-//! The only label is `target`. Targets are as many as are configured, but of `top = N` the names change, and anybody can
+//! The labels are `target`, and `part` of five words where memory is told by its parts. Targets are as many as are configured, but of `top = N` the names change, and anybody can
 //! start programs of new names: over the life of a daemon at most [`MOST_NAMES`] are exported, and what is left out is
 //! counted.
 
 use std::collections::BTreeSet;
 use std::fmt::Write;
 
-use crate::instruments::{Instrument, Kind, OF_MONITOR, OF_TARGET};
+use crate::instruments::{Instrument, Kind, OF_MONITOR, OF_PART, OF_TARGET};
 use crate::view::Board;
 
 /// Names that are exported over the life of a daemon.
@@ -38,6 +38,15 @@ pub fn text(board: &Board, exported: &mut Exported) -> String {
         for target in &targets {
             if let Some(value) = (instrument.value)(target) {
                 let _ = writeln!(out, "{}{{target=\"{}\"}} {value}", instrument.prometheus, label(&target.id));
+            }
+        }
+    }
+    head(&mut out, &OF_PART);
+    for target in &targets {
+        for part in &target.parts {
+            if let Some(value) = (OF_PART.value)(part) {
+                let (name, target) = (OF_PART.prometheus, label(&target.id));
+                let _ = writeln!(out, "{name}{{target=\"{target}\",part=\"{}\"}} {value}", part.part);
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use leakscope_history::{History, HistoryError, METRICS, Row, Scale, rollup};
+use leakscope_history::{History, HistoryError, NAMES, Row, Scale, rollup};
 use serde_json::{Value, json};
 
 /// Points of a chart at most: more than a screen has columns.
@@ -11,9 +11,6 @@ const POINTS: usize = 2000;
 const EVENTS: u32 = 200;
 /// Findings that are shown.
 const FINDINGS: u32 = 200;
-/// The metrics, in the order of the history.
-const NAMES: [&str; METRICS] =
-    ["resident", "anonymous", "swap", "proportional", "private_dirty", "threads", "descriptors", "live_heap"];
 
 /// The scale that holds so many seconds back in few enough rows.
 fn scale(seconds: u64) -> Scale {

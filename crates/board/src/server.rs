@@ -19,17 +19,21 @@ use axum::routing::get;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde::Deserialize;
+use serde_json::json;
 use tokio_rustls::TlsAcceptor;
 
 use crate::connection::Incoming;
 use crate::guard::{Answer, Asked, HEADERS, Refused, Rules, may_listen};
-use crate::view::Shared;
-use crate::{prometheus, series};
+use crate::machines::{Machines, Source};
+use crate::view::{Board, Shared};
+use crate::{profile, prometheus, series};
 
 const INDEX: &str = include_str!("../web/index.html");
 const SCRIPT: &str = include_str!("../web/dist/main.js");
 const STYLE: &str = include_str!("../web/dist/main.css");
 const ICON: &str = include_str!("../web/icon.svg");
+/// Connections at a time.
+const MOST_CONNECTIONS: usize = 64;
 /// A series may go back so far, seconds.
 const LONGEST: u64 = 400 * 86_400;
 
@@ -106,8 +110,7 @@ pub struct Server {
 
 #[derive(Clone)]
 struct App {
-    shared: Shared,
-    history: Arc<PathBuf>,
+    source: Source,
     rules: Rules,
     exported: Arc<Mutex<prometheus::Exported>>,
 }
@@ -117,6 +120,18 @@ struct App {
 /// # Errors
 /// When listening there is not safe or not possible, or the certificate cannot be used.
 pub fn serve(options: &PageOptions, shared: Shared, history: PathBuf) -> Result<Server, PageError> {
+    serve_source(options, Source::One { shared, history: Arc::new(history) })
+}
+
+/// Begins to serve the boards and histories of many machines.
+///
+/// # Errors
+/// As of [`serve`].
+pub fn serve_many(options: &PageOptions, machines: Arc<dyn Machines>) -> Result<Server, PageError> {
+    serve_source(options, Source::Many(machines))
+}
+
+fn serve_source(options: &PageOptions, source: Source) -> Result<Server, PageError> {
     let listen = options.listen;
     may_listen(listen, options.token.is_some(), options.tls.is_some(), options.behind_proxy)
         .map_err(|reason| PageError::Refused { listen, reason })?;
@@ -131,16 +146,11 @@ pub fn serve(options: &PageOptions, shared: Shared, history: PathBuf) -> Result<
         .max_blocking_threads(2)
         .build()
         .map_err(failed)?;
-    let app = App {
-        shared,
-        history: Arc::new(history),
-        rules: Rules::new(options.token.as_deref()),
-        exported: Arc::default(),
-    };
+    let app = App { source, rules: Rules::new(options.token.as_deref()), exported: Arc::default() };
     std::thread::spawn(move || {
         runtime.block_on(async {
             let Ok(listener) = tokio::net::TcpListener::from_std(listener) else { return };
-            let Ok(incoming) = Incoming::new(listener, tls) else { return };
+            let Ok(incoming) = Incoming::new(listener, tls, MOST_CONNECTIONS) else { return };
             // It never ends by itself.
             let _ = axum::serve(incoming, router(app)).await;
         });
@@ -148,7 +158,11 @@ pub fn serve(options: &PageOptions, shared: Shared, history: PathBuf) -> Result<
     Ok(server)
 }
 
-fn acceptor(certificate: &Path, key: &Path) -> Result<TlsAcceptor, PageError> {
+/// What shakes hands, with a certificate chain and its key from PEM files.
+///
+/// # Errors
+/// When they cannot be used.
+pub fn acceptor(certificate: &Path, key: &Path) -> Result<TlsAcceptor, PageError> {
     let wrong = |path: &Path, reason: String| PageError::Certificate { path: path.to_owned(), reason };
     let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_file_iter(certificate)
         .and_then(Iterator::collect)
@@ -166,13 +180,16 @@ fn acceptor(certificate: &Path, key: &Path) -> Result<TlsAcceptor, PageError> {
 
 fn router(app: App) -> Router {
     Router::new()
-        .route("/", get(|| async { answer("text/html; charset=utf-8", INDEX) }))
+        .route("/", get(index))
         .route("/main.js", get(|| async { answer("text/javascript; charset=utf-8", SCRIPT) }))
         .route("/main.css", get(|| async { answer("text/css; charset=utf-8", STYLE) }))
         .route("/icon.svg", get(|| async { answer("image/svg+xml", ICON) }))
+        .route("/api/machines", get(machines))
         .route("/api/board", get(board))
         .route("/api/series", get(read_series))
         .route("/api/found", get(read_found))
+        .route("/api/profiles", get(read_profiles))
+        .route("/api/profile", get(read_profile))
         .route("/metrics", get(metrics))
         .layer(middleware::from_fn_with_state(app.rules.clone(), guard))
         .with_state(app)
@@ -218,9 +235,33 @@ fn refusal(status: StatusCode, words: &'static str) -> Response {
     response
 }
 
+/// The page, which is told whether it is of many machines.
+async fn index(State(app): State<App>) -> Response {
+    const KIND: &str = "text/html; charset=utf-8";
+    match app.source {
+        Source::One { .. } => answer(KIND, INDEX),
+        Source::Many(_) => answer(KIND, INDEX.replacen("<html ", "<html data-many ", 1)),
+    }
+}
+
+async fn machines(State(app): State<App>) -> Response {
+    let Source::Many(machines) = app.source else {
+        return refusal(StatusCode::NOT_FOUND, "this page is of one machine\n");
+    };
+    match tokio::task::spawn_blocking(move || serde_json::to_vec(&json!({ "machines": machines.all() }))).await {
+        Ok(Ok(text)) => answer("application/json", text),
+        _ => refusal(StatusCode::INTERNAL_SERVER_ERROR, "the list cannot be written\n"),
+    }
+}
+
+#[derive(Deserialize)]
+struct BoardQuery {
+    machine: Option<String>,
+}
+
 /// The newest board; nothing when the asker has it.
-async fn board(State(app): State<App>, headers: HeaderMap) -> Response {
-    let board = app.shared.newest();
+async fn board(State(app): State<App>, Query(query): Query<BoardQuery>, headers: HeaderMap) -> Response {
+    let Some(board) = newest(app.source, query.machine).await else { return unknown_machine() };
     let tag = format!("\"{}-{}\"", board.at, board.passes);
     if headers.get(IF_NONE_MATCH).is_some_and(|known| known.as_bytes() == tag.as_bytes()) {
         return refusal(StatusCode::NOT_MODIFIED, "");
@@ -235,40 +276,84 @@ async fn board(State(app): State<App>, headers: HeaderMap) -> Response {
     response
 }
 
+/// The newest board, which may have to be read from a disk.
+async fn newest(source: Source, machine: Option<String>) -> Option<Arc<Board>> {
+    tokio::task::spawn_blocking(move || source.board(machine.as_deref())).await.ok().flatten()
+}
+
+fn unknown_machine() -> Response {
+    refusal(StatusCode::NOT_FOUND, "no such machine has sent anything\n")
+}
+
 #[derive(Deserialize)]
 struct SeriesQuery {
+    machine: Option<String>,
     target: String,
     seconds: u64,
 }
 
 async fn read_series(State(app): State<App>, Query(query): Query<SeriesQuery>) -> Response {
-    let now = app.shared.newest().at;
-    let path = Arc::clone(&app.history);
-    from_history(move || series::series(&path, &query.target, query.seconds.clamp(60, LONGEST), now)).await
+    let now = newest(app.source.clone(), query.machine.clone()).await.map_or(0, |board| board.at);
+    from_history(app.source, query.machine, move |path| {
+        series::series(path, &query.target, query.seconds.clamp(60, LONGEST), now)
+    })
+    .await
 }
 
 #[derive(Deserialize)]
 struct FoundQuery {
+    machine: Option<String>,
     target: Option<String>,
 }
 
 async fn read_found(State(app): State<App>, Query(query): Query<FoundQuery>) -> Response {
-    let path = Arc::clone(&app.history);
-    from_history(move || series::found(&path, query.target.as_deref())).await
+    from_history(app.source, query.machine, move |path| series::found(path, query.target.as_deref())).await
+}
+
+#[derive(Deserialize)]
+struct ProfilesQuery {
+    machine: Option<String>,
+    target: String,
+}
+
+async fn read_profiles(State(app): State<App>, Query(query): Query<ProfilesQuery>) -> Response {
+    from_history(app.source, query.machine, move |path| profile::moments(path, &query.target)).await
+}
+
+#[derive(Deserialize)]
+struct ProfileQuery {
+    machine: Option<String>,
+    target: String,
+    source: String,
+    at: u64,
+    before: Option<u64>,
+}
+
+async fn read_profile(State(app): State<App>, Query(query): Query<ProfileQuery>) -> Response {
+    from_history(app.source, query.machine, move |path| {
+        profile::profile(path, &query.target, &query.source, query.at, query.before)
+    })
+    .await
 }
 
 /// Reads the history on a thread that may wait for the disk.
 async fn from_history(
-    read: impl FnOnce() -> Result<serde_json::Value, leakscope_history::HistoryError> + Send + 'static,
+    source: Source,
+    machine: Option<String>,
+    read: impl FnOnce(&Path) -> Result<serde_json::Value, leakscope_history::HistoryError> + Send + 'static,
 ) -> Response {
-    match tokio::task::spawn_blocking(read).await {
-        Ok(Ok(value)) => answer("application/json", value.to_string()),
+    let work = move || source.history(machine.as_deref()).map(|path| read(&path));
+    match tokio::task::spawn_blocking(work).await {
+        Ok(Some(Ok(value))) => answer("application/json", value.to_string()),
+        Ok(None) => unknown_machine(),
         _ => refusal(StatusCode::SERVICE_UNAVAILABLE, "the history cannot be read now; look at the daemon's log\n"),
     }
 }
 
 async fn metrics(State(app): State<App>) -> Response {
-    let board = app.shared.newest();
+    let Some(board) = app.source.board(None) else {
+        return refusal(StatusCode::NOT_FOUND, "each machine's own monitor has its metrics\n");
+    };
     let mut exported = app.exported.lock().unwrap_or_else(PoisonError::into_inner);
     answer(prometheus::CONTENT_TYPE, prometheus::text(&board, &mut exported))
 }

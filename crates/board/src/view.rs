@@ -3,10 +3,10 @@
 use std::sync::{Arc, PoisonError, RwLock};
 
 use leakscope_alerts::Finding;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// The word for a target.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
     /// Something of it grows.
@@ -19,8 +19,17 @@ pub enum Verdict {
     Learning,
 }
 
+/// A part of a target's memory.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct PartView {
+    /// One of few words.
+    pub part: &'static str,
+    /// Bytes.
+    pub bytes: f64,
+}
+
 /// A target at one moment. Memory is in bytes; `None` is unknown.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TargetView {
     /// Its name, fit to be shown.
     pub id: String,
@@ -40,6 +49,12 @@ pub struct TargetView {
     pub descriptors: Option<f64>,
     /// The rate of memory that grows, bytes an hour.
     pub per_hour: Option<f64>,
+    /// What memory is made of, where that is known; the page reads it out of the history.
+    #[serde(skip)]
+    pub parts: Vec<PartView>,
+    /// Regions of glibc's arenas of threads.
+    #[serde(skip)]
+    pub arenas: Option<f64>,
     /// What memory must not reach.
     pub limit: Option<f64>,
     /// Whose limit that is.
@@ -57,7 +72,7 @@ pub struct TargetView {
 }
 
 /// One moment.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Board {
     /// When, seconds since the epoch.
     pub at: u64,

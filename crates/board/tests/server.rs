@@ -7,7 +7,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use leakscope_board::{PageError, PageOptions, Refused, Server, Shared, otlp, prometheus, serve};
+use leakscope_board::{PageError, PageOptions, Refused, Server, Shared, otlp, prometheus, serve, serve_many};
 use made::{HOSTILE, board, history};
 
 fn options(listen: &str) -> PageOptions {
@@ -58,7 +58,7 @@ fn everything_can_be_read_and_nothing_changed() {
             assert!(raw(address, &request).starts_with("HTTP/1.1 405 "), "{method} {path}");
         }
     }
-    for path in ["/../../etc/passwd", "/api", "/api/board/x", "/history.sqlite"] {
+    for path in ["/../../etc/passwd", "/api", "/api/board/x", "/history.sqlite", "/api/machines"] {
         assert!(get(address, path).starts_with("HTTP/1.1 404 "), "{path}");
     }
     assert!(get(address, "/api/series").starts_with("HTTP/1.1 400 "));
@@ -96,6 +96,51 @@ fn the_board_and_a_series_are_what_was_published() {
     let found: serde_json::Value = serde_json::from_str(body(&get(address, "/api/found?target=name:shop"))).unwrap();
     assert_eq!(found["found"].as_array().unwrap().len(), 2);
     assert_eq!(found["found"][0]["stack"][1], "load_page (cache.c:12)");
+}
+
+#[test]
+fn of_many_machines_each_has_its_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut options = options("127.0.0.1:0");
+    let fleet = || std::sync::Arc::new(made::Fleet::new(tempfile::tempdir_in(folder.path()).unwrap().keep().as_path()));
+    let address = serve_many(&options, fleet()).unwrap().address;
+    let json = |path: &str| -> serde_json::Value { serde_json::from_str(body(&get(address, path))).unwrap() };
+    let all = json("/api/machines");
+    let names: Vec<&str> =
+        all["machines"].as_array().unwrap().iter().map(|one| one["machine"].as_str().unwrap()).collect();
+    assert_eq!(names, ["db-1", "web-1", "old-1"]);
+    // The most urgent one: what grows, else what is largest.
+    let first = |at: usize| all["machines"][at]["first"]["id"].clone();
+    assert_eq!(
+        (first(0), first(1), first(2)),
+        ("unit:postgresql.service".into(), "name:shop".into(), serde_json::Value::Null)
+    );
+    assert_eq!((&all["machines"][1]["alarms"], &all["machines"][1]["targets"][2][0]), (&1.into(), &HOSTILE.into()));
+    assert!(get(address, "/").contains("<html data-many lang="));
+    assert_eq!(json("/api/board?machine=web-1")["targets"].as_array().unwrap().len(), board().targets.len());
+    assert_eq!(json("/api/board?machine=db-1")["machine"], "db-1");
+    let series = json("/api/series?target=name:shop&seconds=86400&machine=web-1");
+    assert!((285..=290).contains(&series["at"].as_array().unwrap().len()));
+    assert_eq!(json("/api/found?target=name:shop&machine=web-1")["found"].as_array().unwrap().len(), 2);
+    assert_eq!(json("/api/profiles?target=name:shop&machine=web-1")["sources"]["ledger"].as_array().unwrap().len(), 3);
+    for path in ["board", "series?target=name:shop&seconds=60", "found?target=x", "profiles?target=x"] {
+        for machine in ["", "machine=nobody", "machine=..%2F..%2Fetc", "machine=old-1"] {
+            let path = format!("/api/{path}{}{machine}", if path.contains('?') { '&' } else { '?' });
+            assert!(get(address, &path).starts_with("HTTP/1.1 404 "), "{path}");
+        }
+    }
+    assert!(get(address, "/metrics").starts_with("HTTP/1.1 404 "));
+    // The rules of one machine's page: names that are ours, and the token.
+    let evil = raw(address, "GET /api/machines HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n");
+    assert!(evil.starts_with("HTTP/1.1 421 "), "{evil}");
+    options.token = Some("t0ken".into());
+    let address = serve_many(&options, fleet()).unwrap().address;
+    assert!(get(address, "/api/machines").starts_with("HTTP/1.1 401 "));
+    let request =
+        "GET /api/machines HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer t0ken\r\nConnection: close\r\n\r\n";
+    assert!(raw(address, request).starts_with("HTTP/1.1 200 "));
+    options.listen = "0.0.0.0:0".parse().unwrap();
+    assert!(matches!(serve_many(&options, fleet()), Err(PageError::Refused { reason: Refused::NoTls, .. })));
 }
 
 #[test]
@@ -180,6 +225,14 @@ fn metrics_keep_prometheus_conventions() {
         let name = line.split_once('{').unwrap().1.split_once('=').unwrap().0;
         assert!(matches!(name, "target" | "version"), "{line}");
     }
+    // Parts are a second label of few words, and stand together behind one head.
+    let parts: Vec<&str> = text.lines().filter(|line| line.starts_with("leakscope_target_part_bytes{")).collect();
+    let expected = [
+        "leakscope_target_part_bytes{target=\"name:shop\",part=\"heap\"} 1152000000",
+        "leakscope_target_part_bytes{target=\"name:shop\",part=\"mapped_files\"} 288000000",
+    ];
+    assert_eq!((parts.as_slice(), text.matches("# TYPE leakscope_target_part_bytes ").count()), (&expected[..], 1));
+    assert!(text.contains("leakscope_target_arena_regions{target=\"name:shop\"} 3\n"), "{text}");
     if !Path::new("/usr/bin/promtool").exists() {
         eprintln!("left out: promtool is not installed; cargo xtask setup installs it");
         return;
@@ -229,7 +282,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         for metric in resource.scope_metrics[0].metrics:
             kind = metric.WhichOneof('data')
             data = getattr(metric, kind)
-            points = {(p.attributes[0].value.string_value if p.attributes else ''): p.as_double for p in data.data_points}
+            points = {'/'.join(a.value.string_value for a in p.attributes): p.as_double for p in data.data_points}
             first = data.data_points[0]
             metrics[metric.name] = {'kind': kind, 'unit': metric.unit, 'points': points, 'at': first.time_unix_nano,
                 'start': first.start_time_unix_nano,
@@ -282,6 +335,8 @@ fn a_receiver_of_otlp_understands_all_of_it() {
     for target in &board.targets {
         assert_eq!(memory["points"][&target.id].as_f64(), target.memory, "{}", target.id);
     }
+    let parts = &got["metrics"]["leakscope.target.part"]["points"];
+    assert_eq!((parts["name:shop/heap"].as_f64(), parts.as_object().unwrap().len()), (Some(1.152e9), 2));
     let restarts = &got["metrics"]["leakscope.target.restarts"];
     assert_eq!((&restarts["kind"], &restarts["sum"]), (&"sum".into(), &serde_json::json!([2, true])));
     assert_eq!(restarts["start"], 1_700_000_000_000_000_000u64);

@@ -2,15 +2,38 @@
 //!
 //! ```text
 //!  row   := seconds since the row before (first: since the chunk's start), life, mask, value*
-//!  mask  := bit n for metric n that is known; bit 8 when the lowest and highest of metric 0 follow
+//!  mask  := bit n for metric n that is known, of metrics from 8 on bit n + 1; bit 8 when the lowest and highest of metric 0 follow
 //!  value := zigzag difference to the last known value of the metric; lowest: mean - low, highest: high - mean
 //! ```
 //!
 //! Pure. Decoders are total: bytes that make no sense end the chunk there.
 
 /// Metrics of a sample.
-pub const METRICS: usize = 8;
-const EXTREMES: u64 = 1 << METRICS;
+pub const METRICS: usize = 14;
+/// Their names, in order. A new one comes at the end: what is written stays readable.
+pub const NAMES: [&str; METRICS] = [
+    "resident",
+    "anonymous",
+    "swap",
+    "proportional",
+    "private_dirty",
+    "threads",
+    "descriptors",
+    "live_heap",
+    "heap",
+    "arenas",
+    "other_anonymous",
+    "files",
+    "shared",
+    "arena_count",
+];
+/// The first metrics were eight, and the bit behind them is this one.
+const EXTREMES: u64 = 1 << 8;
+
+/// The bit of a metric in a mask.
+fn bit(metric: usize) -> u64 {
+    1 << (metric + usize::from(metric >= 8))
+}
 
 /// One value for each metric; `None` is unknown.
 pub type Values = [Option<u64>; METRICS];
@@ -38,7 +61,7 @@ pub fn encode(start: u64, rows: &[Row]) -> Vec<u8> {
         put(&mut bytes, u64::from(row.life));
         let extremes = row.extremes.filter(|_| row.values[0].is_some());
         let known = row.values.iter().enumerate().filter(|(_, value)| value.is_some());
-        let mask = known.fold(0, |mask, (index, _)| mask | 1 << index);
+        let mask = known.fold(0, |mask, (index, _)| mask | bit(index));
         put(&mut bytes, mask | if extremes.is_some() { EXTREMES } else { 0 });
         for (index, value) in row.values.iter().enumerate() {
             let Some(value) = *value else { continue };
@@ -69,7 +92,7 @@ fn decode_row(bytes: &mut &[u8], at: &mut u64, last: &mut [u64; METRICS]) -> Opt
     let mask = take(bytes)?;
     let mut values = [None; METRICS];
     for (index, value) in values.iter_mut().enumerate() {
-        if mask >> index & 1 != 0 {
+        if mask & bit(index) != 0 {
             last[index] = last[index].wrapping_add(unzigzag(take(bytes)?) as u64);
             *value = Some(last[index]);
         }
@@ -103,7 +126,7 @@ pub fn decode_tick(mut bytes: &[u8]) -> Vec<(u64, u16, Values)> {
 }
 
 /// LEB128.
-fn put(bytes: &mut Vec<u8>, mut value: u64) {
+pub(crate) fn put(bytes: &mut Vec<u8>, mut value: u64) {
     while value >= 0x80 {
         bytes.push(value as u8 | 0x80);
         value >>= 7;
@@ -111,7 +134,7 @@ fn put(bytes: &mut Vec<u8>, mut value: u64) {
     bytes.push(value as u8);
 }
 
-fn take(bytes: &mut &[u8]) -> Option<u64> {
+pub(crate) fn take(bytes: &mut &[u8]) -> Option<u64> {
     let mut value = 0u64;
     for shift in (0..64).step_by(7) {
         let (&byte, rest) = bytes.split_first()?;
@@ -180,11 +203,21 @@ mod tests {
         assert_eq!(decode(0, &[0xff; 30]), []);
     }
 
+    /// What was written when there were eight metrics: the bytes of that time.
+    #[test]
+    fn rows_of_eight_metrics_are_read() {
+        // 5 s after the start, life 2, metrics 0 and 7 and extremes: 100, 3, and 100 - 10 to 100 + 20.
+        let bytes = [5, 2, 0x81, 0x03, 0xc8, 0x01, 6, 10, 20];
+        let mut values = [None; METRICS];
+        (values[0], values[7]) = (Some(100), Some(3));
+        assert_eq!(decode(1000, &bytes), [Row { at: 1005, life: 2, values, extremes: Some((90, 120)) }]);
+    }
+
     #[test]
     fn steady_rows_are_small() {
         let rows: Vec<Row> = (0..360)
             .map(|i| Row { at: 1000 + 10 * i, life: 3, values: [Some(50 << 20); METRICS], extremes: None })
             .collect();
-        assert!(encode(1000, &rows).len() < 360 * 13, "{}", encode(1000, &rows).len());
+        assert!(encode(1000, &rows).len() < 360 * 20, "{}", encode(1000, &rows).len());
     }
 }

@@ -24,6 +24,11 @@ pub enum HistoryError {
         /// The one that this build reads.
         known: i64,
     },
+    /// Nobody has written to the file yet; or who made it was killed at that moment, and makes it when it comes back.
+    Unbegun {
+        /// The file.
+        path: PathBuf,
+    },
 }
 
 impl HistoryError {
@@ -57,6 +62,9 @@ impl fmt::Display for HistoryError {
                 "history {}: version {found}; this build reads up to {known}; upgrade leakscope, or name another state folder",
                 path.display()
             ),
+            Self::Unbegun { path } => {
+                write!(f, "history {}: nothing has been written yet; start leakscope monitor", path.display())
+            }
         }
     }
 }
@@ -65,7 +73,7 @@ impl std::error::Error for HistoryError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Self::Sqlite { source, .. } => Some(source),
-            Self::Newer { .. } => None,
+            Self::Newer { .. } | Self::Unbegun { .. } => None,
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Findings by fingerprint: since when each is known, so that a new one is told from an old one.
 
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{Connection, OptionalExtension, ToSql, params};
 
 use crate::error::HistoryError;
 use crate::store::History;
@@ -48,29 +48,7 @@ impl History {
     pub fn note_found(&mut self, found: &[Found]) -> Result<(), HistoryError> {
         let attempt = self.attempt("note findings");
         let transaction = self.connection.transaction().map_err(&attempt)?;
-        for one in found {
-            transaction
-                .prepare_cached(
-                    "INSERT INTO findings (target, source, fingerprint, title, stack, bytes, blocks, first_at, last_at)
-                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)
-                     ON CONFLICT (target, source, fingerprint) DO UPDATE SET title = excluded.title,
-                     stack = excluded.stack, bytes = excluded.bytes, blocks = excluded.blocks, last_at = excluded.last_at",
-                )
-                .and_then(|mut insert| {
-                    insert.execute(params![
-                        one.target,
-                        one.source,
-                        one.fingerprint,
-                        one.title,
-                        one.stack.join("\n"),
-                        stored(one.bytes),
-                        stored(one.blocks),
-                        stored(one.first_at),
-                        stored(one.last_at)
-                    ])
-                })
-                .map_err(&attempt)?;
-        }
+        note(&transaction, found).map_err(&attempt)?;
         transaction.commit().map_err(&attempt)
     }
 
@@ -79,15 +57,24 @@ impl History {
     /// # Errors
     /// When SQLite refuses.
     pub fn found(&self, target: Option<&str>, most: u32) -> Result<Vec<Found>, HistoryError> {
+        self.select_found("?1 IS NULL OR target = ?1", params![target, most])
+    }
+
+    /// The findings that were seen last after one time and up to another, those seen last first.
+    pub(crate) fn found_between(&self, after: u64, upto: u64, most: u32) -> Result<Vec<Found>, HistoryError> {
+        self.select_found("last_at > ?1 AND last_at <= ?3", params![stored(after), most, stored(upto)])
+    }
+
+    fn select_found(&self, which: &str, values: &[&dyn ToSql]) -> Result<Vec<Found>, HistoryError> {
         let attempt = self.attempt("read findings");
         let mut query = self
             .connection
-            .prepare_cached(
+            .prepare_cached(&format!(
                 "SELECT target, source, fingerprint, title, stack, bytes, blocks, first_at, last_at FROM findings
-                 WHERE ?1 IS NULL OR target = ?1 ORDER BY last_at DESC, bytes DESC LIMIT ?2",
-            )
+                 WHERE {which} ORDER BY last_at DESC, bytes DESC LIMIT ?2"
+            ))
             .map_err(&attempt)?;
-        let rows = query.query_map(params![target, most], |row| {
+        let rows = query.query_map(values, |row| {
             let stack: String = row.get(4)?;
             Ok(Found {
                 target: row.get(0)?,
@@ -115,6 +102,30 @@ impl History {
             .map(Option::flatten)
             .map_err(self.attempt("read a finding"))
     }
+}
+
+/// Notes findings; of those that are known the first time stays.
+pub(crate) fn note(connection: &Connection, found: &[Found]) -> rusqlite::Result<()> {
+    let mut insert = connection.prepare_cached(
+        "INSERT INTO findings (target, source, fingerprint, title, stack, bytes, blocks, first_at, last_at)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)
+         ON CONFLICT (target, source, fingerprint) DO UPDATE SET title = excluded.title,
+         stack = excluded.stack, bytes = excluded.bytes, blocks = excluded.blocks, last_at = excluded.last_at",
+    )?;
+    for one in found {
+        insert.execute(params![
+            one.target,
+            one.source,
+            one.fingerprint,
+            one.title,
+            one.stack.join("\n"),
+            stored(one.bytes),
+            stored(one.blocks),
+            stored(one.first_at),
+            stored(one.last_at)
+        ])?;
+    }
+    Ok(())
 }
 
 /// SQLite's integers are signed.

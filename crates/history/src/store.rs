@@ -7,11 +7,12 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 
 use crate::codec::{Row, Values, decode, decode_tick, encode, encode_tick};
 use crate::error::HistoryError;
-use crate::found;
+use crate::replica::STREAM;
 use crate::rollup::rollup;
+use crate::{found, profile};
 
 /// Version of the tables, in `user_version`.
-const VERSION: i64 = 2;
+const VERSION: i64 = 3;
 const HOUR: u64 = 3600;
 const DAY: u64 = 24 * HOUR;
 /// Events are kept as long as the coarsest samples.
@@ -43,7 +44,7 @@ impl Scale {
     /// Finest first.
     pub const ALL: [Self; 3] = [Self::Raw, Self::FiveMinutes, Self::Hour];
 
-    fn number(self) -> i64 {
+    pub(crate) fn number(self) -> i64 {
         self as i64
     }
 
@@ -95,9 +96,9 @@ pub struct Event {
 pub struct History {
     path: PathBuf,
     pub(crate) connection: Connection,
-    ids: HashMap<String, u64>,
+    pub(crate) ids: HashMap<String, u64>,
     /// The hour of the last tick, to see when one ends.
-    hour: Option<u64>,
+    pub(crate) hour: Option<u64>,
 }
 
 impl History {
@@ -137,10 +138,17 @@ impl History {
         if version > VERSION {
             return Err(HistoryError::Newer { path: path.to_owned(), found: version, known: VERSION });
         }
-        // Each version only ever added tables: what an older one wrote is complete with these.
-        let made = connection.execute_batch(TABLES).and_then(|()| connection.execute_batch(found::TABLE));
+        // Each version only ever added tables: what an older one wrote is complete with these. All of it or nothing:
+        // whoever is killed meanwhile leaves an empty file.
+        let transaction = connection.unchecked_transaction().map_err(attempt("make its tables"))?;
+        let tables = [TABLES, found::TABLE, profile::TABLE];
+        let made = tables.iter().try_for_each(|tables| transaction.execute_batch(tables));
         made.map_err(attempt("make its tables"))?;
-        connection.pragma_update(None, "user_version", VERSION).map_err(attempt("write its version"))?;
+        transaction
+            .execute("INSERT OR IGNORE INTO facts (key, value) VALUES (?1, lower(hex(randomblob(16))))", [STREAM])
+            .map_err(attempt("give it a name of its own"))?;
+        transaction.pragma_update(None, "user_version", VERSION).map_err(attempt("write its version"))?;
+        transaction.commit().map_err(attempt("make its tables"))?;
         Self::with(path, connection)
     }
 
@@ -153,6 +161,10 @@ impl History {
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection = Connection::open_with_flags(path, flags).map_err(attempt("open it"))?;
         connection.busy_timeout(std::time::Duration::from_secs(5)).map_err(attempt("open it"))?;
+        let version = connection.query_row("PRAGMA user_version", [], |row| row.get::<_, i64>(0));
+        if version.map_err(attempt("read it"))? == 0 {
+            return Err(HistoryError::Unbegun { path: path.to_owned() });
+        }
         Self::with(path, connection)
     }
 
@@ -197,30 +209,9 @@ impl History {
         let mut fresh = Vec::new();
         {
             let transaction = self.connection.transaction().map_err(&attempt)?;
-            let mut encoded = Vec::with_capacity(samples.len());
-            for sample in samples {
-                let id = match self.ids.get(&sample.target) {
-                    Some(&id) => id,
-                    None => {
-                        transaction
-                            .execute("INSERT INTO targets (name) VALUES (?1)", [&sample.target])
-                            .map_err(&attempt)?;
-                        let id = transaction.last_insert_rowid() as u64;
-                        fresh.push((sample.target.clone(), id));
-                        id
-                    }
-                };
-                encoded.push((id, sample.life, sample.values));
-            }
-            transaction
-                .prepare_cached("INSERT OR REPLACE INTO ticks (at, data) VALUES (?1, ?2)")
-                .and_then(|mut insert| insert.execute(params![at, encode_tick(&encoded)]))
-                .map_err(&attempt)?;
+            append_tick(&transaction, &self.ids, &mut fresh, at, samples).map_err(&attempt)?;
             for event in events {
-                transaction
-                    .prepare_cached("INSERT INTO events (at, target, kind, text) VALUES (?1, ?2, ?3, ?4)")
-                    .and_then(|mut insert| insert.execute(params![event.at, event.target, event.kind, event.text]))
-                    .map_err(&attempt)?;
+                note_event(&transaction, event).map_err(&attempt)?;
             }
             transaction.commit().map_err(&attempt)?;
         }
@@ -269,7 +260,11 @@ impl History {
             .execute("DELETE FROM events WHERE at < ?1", [now.saturating_sub(EVENTS_SECONDS)])
             .map_err(&attempt)?;
         found::forget(&transaction, now).map_err(&attempt)?;
-        transaction.commit().map_err(&attempt)
+        profile::thin(&transaction, now).map_err(&attempt)?;
+        let gone = forget_targets(&transaction).map_err(&attempt)?;
+        transaction.commit().map_err(&attempt)?;
+        self.ids.retain(|name, _| !gone.contains(name));
+        Ok(())
     }
 
     /// Adds rows of one target at one scale in one transaction.
@@ -335,12 +330,39 @@ impl History {
     /// # Errors
     /// When SQLite refuses.
     pub fn all_rows(&self, target: &str, now: u64) -> Result<Vec<Row>, HistoryError> {
+        let mut all = Vec::new();
+        self.all_pieces(target, now, &mut |rows| all.extend_from_slice(rows))?;
+        Ok(all)
+    }
+
+    /// The same in pieces of about a thousand rows, in order of time: for who must not take memory for all of them.
+    ///
+    /// # Errors
+    /// When SQLite refuses.
+    pub fn all_pieces(&self, target: &str, now: u64, take: &mut dyn FnMut(&[Row])) -> Result<(), HistoryError> {
         let hours_to = now.saturating_sub(Scale::FiveMinutes.kept_seconds());
         let minutes_to = now.saturating_sub(Scale::Raw.kept_seconds());
-        let mut rows = self.rows(target, Scale::Hour, 0, hours_to)?;
-        rows.extend(self.rows(target, Scale::FiveMinutes, hours_to + 1, minutes_to)?);
-        rows.extend(self.rows(target, Scale::Raw, minutes_to + 1, u64::MAX >> 1)?);
-        Ok(rows)
+        let oldest = hours_to.saturating_sub(Scale::Hour.kept_seconds());
+        // Whatever is older than it should be, at first; what lies in the future, at last.
+        let steps = [
+            (Scale::Hour, 0, oldest, hours_to.max(1)),
+            (Scale::Hour, oldest + 1, hours_to, 40 * DAY),
+            (Scale::FiveMinutes, hours_to + 1, minutes_to, 4 * DAY),
+            (Scale::Raw, minutes_to + 1, now, 3 * HOUR),
+            (Scale::Raw, now.max(minutes_to) + 1, u64::MAX >> 1, u64::MAX >> 1),
+        ];
+        for (scale, from, to, span) in steps {
+            let mut start = from;
+            while start <= to {
+                let end = to.min(start.saturating_add(span - 1));
+                let rows = self.rows(target, scale, start, end)?;
+                if !rows.is_empty() {
+                    take(&rows);
+                }
+                start = end + 1;
+            }
+        }
+        Ok(())
     }
 
     /// What happened to a target (to all of them without a name), newest first.
@@ -385,6 +407,65 @@ impl History {
             .and_then(|mut query| query.query_row([key], |row| row.get(0)).optional())
             .map_err(self.attempt("read a fact"))
     }
+}
+
+/// Writes one moment; names that are not among `ids` are added, and given to `fresh` with their numbers.
+pub(crate) fn append_tick(
+    connection: &Connection,
+    ids: &HashMap<String, u64>,
+    fresh: &mut Vec<(String, u64)>,
+    at: u64,
+    samples: &[TargetSample],
+) -> rusqlite::Result<()> {
+    let mut encoded = Vec::with_capacity(samples.len());
+    for sample in samples {
+        let added = || fresh.iter().find(|(name, _)| *name == sample.target).map(|(_, id)| *id);
+        let id = match ids.get(&sample.target).copied().or_else(added) {
+            Some(id) => id,
+            None => {
+                connection.execute("INSERT INTO targets (name) VALUES (?1)", [&sample.target])?;
+                let id = connection.last_insert_rowid() as u64;
+                fresh.push((sample.target.clone(), id));
+                id
+            }
+        };
+        encoded.push((id, sample.life, sample.values));
+    }
+    connection
+        .prepare_cached("INSERT OR REPLACE INTO ticks (at, data) VALUES (?1, ?2)")?
+        .execute(params![at, encode_tick(&encoded)])?;
+    Ok(())
+}
+
+/// Writes what happened.
+pub(crate) fn note_event(connection: &Connection, event: &Event) -> rusqlite::Result<()> {
+    connection
+        .prepare_cached("INSERT INTO events (at, target, kind, text) VALUES (?1, ?2, ?3, ?4)")?
+        .execute(params![event.at, event.target, event.kind, event.text])?;
+    Ok(())
+}
+
+/// Forgets the targets of which no row is left, and what was kept of their lives; gives their names.
+fn forget_targets(connection: &Connection) -> rusqlite::Result<Vec<String>> {
+    let mut recent = Vec::new();
+    let mut query = connection.prepare_cached("SELECT data FROM ticks")?;
+    let mut found = query.query([])?;
+    while let Some(tick) = found.next()? {
+        let data: Vec<u8> = tick.get(0)?;
+        recent.extend(decode_tick(&data).into_iter().map(|(target, ..)| target));
+    }
+    let gone: Vec<(u64, String)> = connection
+        .prepare_cached("SELECT id, name FROM targets WHERE id NOT IN (SELECT target FROM chunks)")?
+        .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?
+        .collect::<rusqlite::Result<_>>()?;
+    let gone = gone.into_iter().filter(|(id, _)| !recent.contains(id));
+    let mut names = Vec::new();
+    for (id, name) in gone {
+        connection.prepare_cached("DELETE FROM targets WHERE id = ?1")?.execute([id])?;
+        connection.prepare_cached("DELETE FROM facts WHERE key = ?1")?.execute([format!("life {name}")])?;
+        names.push(name);
+    }
+    Ok(names)
 }
 
 /// Adds rows to the chunks that they belong to.

@@ -10,6 +10,8 @@ const HOUR: u64 = 3600;
 const DAY: u64 = 24 * HOUR;
 /// How often a target is sampled, seconds.
 const INTERVAL: u64 = 10;
+/// Samples from one look at what memory is made of to the next.
+const PARTS: u64 = 30;
 
 /// Writes a file with so many targets, `name:program0` and so on, from `start` for 365 days at every scale that is kept
 /// at the end; gives its bytes.
@@ -48,6 +50,10 @@ fn row(at: u64, scale: Scale, state: &mut u64) -> Row {
         *state >> (64 - bits)
     };
     let resident = (300 << 20) + (random(13) << 12);
+    // Parts are sampled rarely; what they are made of is then in most of the rows of five minutes.
+    let has_parts = scale != Scale::Raw || (at / INTERVAL).is_multiple_of(PARTS);
+    let mut part = |base: u64| has_parts.then(|| (base << 20) + (random(13) << 12));
+    let parts = [part(120), part(60), part(20), part(90), part(10)];
     let values: Values = [
         Some(resident),
         Some((200 << 20) + (random(13) << 12)),
@@ -57,6 +63,12 @@ fn row(at: u64, scale: Scale, state: &mut u64) -> Row {
         Some(30 + random(2)),
         Some(100 + random(4)),
         None,
+        parts[0],
+        parts[1],
+        parts[2],
+        parts[3],
+        parts[4],
+        has_parts.then(|| 4 + random(1)),
     ];
     let extremes = (scale != Scale::Raw).then(|| (resident - (random(12) << 12), resident + (random(12) << 12)));
     Row { at, life: 3, values, extremes }

@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use leakscope_history::{Event, Found, History, METRICS, Row, Scale, TargetSample, Values};
+use leakscope_history::{Event, Found, History, HistoryError, METRICS, Row, Scale, TargetSample, Values};
 
 fn values(resident: u64) -> Values {
     let mut values = [None; METRICS];
@@ -45,6 +45,38 @@ fn what_was_written_is_read_at_every_scale() {
     assert_eq!(reader.all_rows("a", start + 30_000).unwrap().len(), 3000);
 }
 
+/// Against the three scales read whole: in pieces nothing is missing, nothing is twice, and no piece is long.
+#[test]
+fn a_year_in_pieces_is_the_year() {
+    let shm = Path::new("/dev/shm");
+    let folder = if shm.is_dir() { tempfile::tempdir_in(shm) } else { tempfile::tempdir() }.unwrap();
+    let path = folder.path().join("history.sqlite");
+    let start = 1_700_000_000 / 3600 * 3600;
+    leakscope_history::generate_year(&path, 1, start).unwrap();
+    let history = History::open_read_only(&path).unwrap();
+    let name = "name:program0";
+    for now in [start + 365 * 86_400, start + 364 * 86_400 + 1234, start + 500 * 86_400, 5] {
+        let whole = |scale, from, to| history.rows(name, scale, from, to).unwrap();
+        let (hours, minutes) = (now.saturating_sub(30 * 86_400), now.saturating_sub(2 * 86_400));
+        let expected = [
+            whole(Scale::Hour, 0, hours),
+            whole(Scale::FiveMinutes, hours + 1, minutes),
+            whole(Scale::Raw, minutes + 1, u64::MAX >> 1),
+        ]
+        .concat();
+        let (mut found, mut longest) = (Vec::new(), 0);
+        let take = &mut |rows: &[Row]| {
+            longest = longest.max(rows.len());
+            found.extend_from_slice(rows);
+        };
+        history.all_pieces(name, now, take).unwrap();
+        assert_eq!(found, expected, "{now}");
+        // What lies beyond the clock, and what should have been forgotten, is read at once.
+        assert!(longest <= 1200 || now != start + 365 * 86_400, "{now}: {longest}");
+        assert_eq!(history.all_rows(name, now).unwrap(), expected);
+    }
+}
+
 #[test]
 fn a_year_fits_and_is_fast() {
     // In memory: 8,784 commits that reach a disk take a minute, and are not what is measured here.
@@ -69,6 +101,28 @@ fn a_year_fits_and_is_fast() {
     assert!(bytes / targets.len() as u64 * 1000 < 2 << 30, "{bytes} bytes for {} targets", targets.len());
     let oldest_raw = history.rows(&targets[0], Scale::Raw, 0, u64::MAX >> 1).unwrap()[0].at;
     assert!(oldest_raw > start + 363 * 86_400);
+}
+
+/// Names that came and went are forgotten with their last row, and so is what was kept of their lives.
+#[test]
+fn targets_without_rows_are_forgotten() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("h");
+    let (mut history, _) = History::open(&path).unwrap();
+    history.set_facts(&[("life a".to_owned(), "1 2 a"), ("life b".to_owned(), "3 4 b")]).unwrap();
+    history.write_tick(1000, &[sample("a", 0, 1), sample("b", 0, 2)], &[]).unwrap();
+    // The first tick of another hour: `c` is new in it, and has no chunk yet.
+    history.write_tick(5000, &[sample("b", 0, 2), sample("c", 0, 3)], &[]).unwrap();
+    assert_eq!(history.targets(), ["a", "b", "c"]);
+    history.write_tick(431 * 86_400, &[sample("b", 0, 2), sample("d", 0, 3)], &[]).unwrap();
+    assert_eq!(history.targets(), ["b", "d"]);
+    assert_eq!((history.fact("life a").unwrap(), history.fact("life b").unwrap().as_deref()), (None, Some("3 4 b")));
+    drop(history);
+    let (mut history, _) = History::open(&path).unwrap();
+    assert_eq!(history.targets(), ["b", "d"]);
+    history.write_tick(431 * 86_400 + 10, &[sample("a", 0, 7)], &[]).unwrap();
+    let rows = history.rows("a", Scale::Raw, 0, u64::MAX >> 1).unwrap();
+    assert_eq!(rows.iter().map(|row| row.values[0]).collect::<Vec<_>>(), [Some(7)], "an old number is not another's");
 }
 
 #[test]
@@ -125,11 +179,12 @@ fn a_file_of_the_first_version_goes_on() {
     let (mut history, _) = History::open(&path).unwrap();
     history.write_tick(10, &[sample("a", 0, 5)], &[]).unwrap();
     drop(history);
-    let script = "DROP TABLE findings; PRAGMA user_version = 1;";
+    let script = "DROP TABLE findings; DROP TABLE profiles; DROP TABLE stacks; PRAGMA user_version = 1;";
     let done = Command::new("sqlite3").arg(&path).arg(script).status().expect("sqlite3 is installed");
     assert!(done.success());
     let (history, damaged) = History::open(&path).unwrap();
     assert_eq!((damaged, history.found(None, 9).unwrap().len(), history.targets()), (None, 0, vec!["a".to_owned()]));
+    assert_eq!(history.profiles("a").unwrap(), []);
 }
 
 /// 500 targets for a year by their hourly rows, as a daemon writes them: the chart of each is fast, and 1,000 targets fit.
@@ -152,6 +207,66 @@ fn a_year_of_500_targets() {
     eprintln!("500 targets: {bytes} bytes, a year's chart in {longest:?}");
     assert!(longest.as_millis() < 200, "{longest:?}");
     assert!(bytes * 2 < 2_000_000_000, "{bytes} bytes for 500 targets");
+}
+
+/// Stretch by stretch, of any size, each tick comes once, also across hours that have become chunks.
+#[test]
+fn stretches_hold_each_tick_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut history, _) = History::open(&folder.path().join("h")).unwrap();
+    let start = 1_700_000_000 / 3600 * 3600;
+    let mut kept = Vec::new();
+    for step in 0..900u64 {
+        let at = start + step * 10 + u64::from(step > 300) * 20_000;
+        let mut samples = vec![sample("a", 0, step)];
+        if step % 3 == 0 {
+            samples.push(sample("b", 1, step * 2));
+        }
+        let event = Event { at, target: "a".into(), kind: "restart".into(), text: step.to_string() };
+        history.write_tick(at, &samples, &[event]).unwrap();
+        kept.push((at, samples));
+    }
+    for most in [1, 2, 7, 100, 10_000] {
+        let (mut found, mut events, mut after) = (Vec::new(), 0, 0);
+        loop {
+            let stretch = history.stretch(after, most).unwrap();
+            assert_eq!(stretch.after, after);
+            if stretch.ticks.is_empty() {
+                break;
+            }
+            let samples: usize = stretch.ticks.iter().map(|tick| tick.samples.len()).sum();
+            assert!(samples <= most || stretch.ticks.len() == 1, "{samples} of {most}");
+            events += stretch.events.len();
+            found.extend(stretch.ticks.into_iter().map(|tick| (tick.at, tick.samples)));
+            after = stretch.upto;
+        }
+        assert!(found == kept, "{most}: {} ticks of {}", found.len(), kept.len());
+        assert_eq!((events, after), (900, kept.last().unwrap().0), "{most}");
+    }
+    let other = History::open(&folder.path().join("other")).unwrap().0;
+    let (one, two) = (history.stream().unwrap(), other.stream().unwrap());
+    assert!(one != two && one.len() == 32, "{one} {two}");
+}
+
+/// What is left when the writer is killed while it makes the file: empty, or only what SQLite puts in front.
+#[test]
+fn a_file_that_nobody_got_to_write_is_begun_anew() {
+    let folder = tempfile::tempdir().unwrap();
+    let only_journal_mode = |path: &Path| {
+        let connection = rusqlite::Connection::open(path).unwrap();
+        connection.pragma_update(None, "journal_mode", "wal").unwrap();
+    };
+    let makers: [&dyn Fn(&Path); 2] = [&|path| std::fs::write(path, []).unwrap(), &only_journal_mode];
+    for (number, make) in makers.into_iter().enumerate() {
+        let path = folder.path().join(format!("{number}.sqlite"));
+        make(&path);
+        let refused = History::open_read_only(&path).unwrap_err();
+        assert!(matches!(refused, HistoryError::Unbegun { .. }), "{refused}");
+        let (mut history, aside) = History::open(&path).unwrap();
+        assert_eq!(aside, None);
+        history.write_tick(1_700_000_000, &[sample("a", 0, 1)], &[]).unwrap();
+        assert_eq!(History::open_read_only(&path).unwrap().targets(), ["a"]);
+    }
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! From what is known of targets to what is shown of them. Pure.
 
-use leakscope_board::{TargetView, Verdict};
+use leakscope_board::{PartView, TargetView, Verdict};
 use leakscope_trend::{self as trend, remaining};
 
 use crate::targets::{Known, Metric};
@@ -8,6 +8,10 @@ use crate::units::show_bytes;
 
 /// Points of a sparkline.
 const POINTS: usize = 48;
+/// What the parts of memory are called for machines, in the order of `PART_WORDS`.
+const PARTS: [&str; 5] = ["heap", "thread_arenas", "other_anonymous", "mapped_files", "shared_memory"];
+/// Parts that were read so long ago are not shown, seconds: large processes are read rarely.
+const PARTS_SECONDS: f64 = 2.0 * 3600.0;
 
 /// A target as it is shown; `restarts` and `seen` come from its newest sample.
 pub fn view(id: &str, known: &Known, restarts: u16, seen: u64) -> TargetView {
@@ -19,6 +23,8 @@ pub fn view(id: &str, known: &Known, restarts: u16, seen: u64) -> TargetView {
     let limit = known.limit.map(|(limit, _)| limit as f64);
     let left = growth.zip(limit).zip(memory).map(|((growth, limit), memory)| remaining(memory, limit, &growth));
     let value = |index: usize| known.values[index].map(|value| value as f64);
+    let made = known.parts().filter(|(at, _)| seen as f64 - at <= PARTS_SECONDS).map(|(_, parts)| parts);
+    let part = |(part, bytes): (&'static str, u64)| PartView { part, bytes: bytes as f64 };
     TargetView {
         id: id.to_owned(),
         verdict: verdict(known),
@@ -29,6 +35,8 @@ pub fn view(id: &str, known: &Known, restarts: u16, seen: u64) -> TargetView {
         threads: value(5),
         descriptors: value(6),
         per_hour: growth.map(|growth| growth.per_hour),
+        parts: made.into_iter().flat_map(|parts| PARTS.into_iter().zip(parts).map(part)).collect(),
+        arenas: made.map(|parts| parts[PARTS.len()] as f64),
         limit,
         limit_of: known.limit.map(|(_, whose)| whose.to_owned()),
         hours_left: left.map(|left| left.likely_hours).filter(|hours| hours.is_finite()),
@@ -109,8 +117,27 @@ mod tests {
         assert_eq!(shown.words, "memory grows by 180 MB/h (179 MB to 181 MB)");
         assert!(shown.spark.len() >= 16 && shown.spark.len() <= POINTS, "{}", shown.spark.len());
         assert!(shown.spark.windows(2).all(|pair| pair[1] > pair[0]), "{:?}", shown.spark);
+        assert!(shown.parts.is_empty() && shown.arenas.is_none(), "nobody has read them");
         let fresh = view("name:y", &Known::new(Manner::default()), 0, 5);
         assert_eq!((fresh.verdict, fresh.words.as_str(), fresh.memory), (Verdict::Learning, "learning", None));
         assert_eq!((fresh.spark.len(), fresh.hours_left), (0, None));
+    }
+
+    #[test]
+    fn parts_by_name_until_they_are_old() {
+        let mut known = Known::new(Manner::default());
+        let parts = leakscope_sampling::Parts { heap_bytes: 5, file_bytes: 70, arenas: 3, ..Default::default() };
+        known.observe(1000.0, &crate::targets::values(&Default::default(), Some(parts)), 0, 1e6);
+        let shown = view("name:x", &known, 0, 1000 + 7200);
+        let found: Vec<(&str, f64)> = shown.parts.iter().map(|part| (part.part, part.bytes)).collect();
+        let expected = [
+            ("heap", 5.0),
+            ("thread_arenas", 0.0),
+            ("other_anonymous", 0.0),
+            ("mapped_files", 70.0),
+            ("shared_memory", 0.0),
+        ];
+        assert_eq!((found.as_slice(), shown.arenas), (expected.as_slice(), Some(3.0)));
+        assert!(view("name:x", &known, 0, 1000 + 7201).parts.is_empty());
     }
 }

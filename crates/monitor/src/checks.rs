@@ -15,10 +15,11 @@ use std::thread;
 use std::time::Duration;
 
 use leakscope_alerts::{Evidence, Finding};
-use leakscope_history::Found;
+use leakscope_history::{Found, Site};
 use leakscope_sampling::names::printable;
 use serde_json::Value;
 
+use crate::sites::site_of;
 use crate::units::{show_bytes, show_hours};
 
 /// How long the kernel is traced each time, seconds.
@@ -115,6 +116,20 @@ pub struct Outcome {
     pub leaks: Result<Vec<Leak>, String>,
 }
 
+/// Bytes and blocks that are lost, by fingerprint.
+type Lost = BTreeMap<String, (u64, u64)>;
+
+/// What the history is to keep of an outcome.
+#[derive(Debug, Default, PartialEq)]
+pub struct Noted {
+    /// The findings.
+    pub found: Vec<Found>,
+    /// What each site has now, of all processes of the target that were checked.
+    pub profile: Vec<Site>,
+    /// Why there is nothing, if so.
+    pub complaint: Option<String>,
+}
+
 /// What has been checked, and what was found.
 pub struct Checks {
     plan: Plan,
@@ -123,8 +138,8 @@ pub struct Checks {
     running: Arc<Mutex<Option<Child>>>,
     waiting: usize,
     last: BTreeMap<&'static str, f64>,
-    /// Of the last check of each process: when, and the bytes of each fingerprint.
-    before: HashMap<(String, u32), (f64, HashMap<String, u64>)>,
+    /// Of the last check of each process: when, and what was lost.
+    before: HashMap<(String, u32), (f64, Lost)>,
     /// What is wrong by the last checks, and when it was seen.
     open: BTreeMap<String, (f64, Finding)>,
 }
@@ -200,15 +215,26 @@ impl Checks {
         outcomes
     }
 
-    /// Takes an outcome into account; gives what the history is to keep, and why there is nothing, if so.
-    pub fn note(&mut self, outcome: Outcome, at: f64) -> (Vec<Found>, Option<String>) {
+    /// Takes an outcome into account; gives what the history is to keep.
+    pub fn note(&mut self, outcome: Outcome, at: f64) -> Noted {
         let Outcome { order, leaks } = outcome;
         let leaks = match leaks {
             Ok(leaks) => leaks,
-            Err(reason) => return (Vec::new(), Some(format!("{} of {}: {reason}", order.source(), order.target()))),
+            Err(reason) => {
+                let complaint = format!("{} of {}: {reason}", order.source(), order.target());
+                return Noted { complaint: Some(complaint), ..Noted::default() };
+            }
         };
+        let mut profile = Vec::new();
         match &order {
-            Order::LeakCheck { target, pid } => self.note_leak_check(target, *pid, &leaks, at),
+            Order::LeakCheck { target, pid } => {
+                self.note_leak_check(target, *pid, &leaks, at);
+                profile = self.lost(target, at);
+                for site in &mut profile {
+                    let named = leaks.iter().find(|leak| leak.evidence.fingerprint == site.fingerprint);
+                    site.stack = named.map(|leak| leak.evidence.stack.clone()).unwrap_or_default();
+                }
+            }
             Order::Kmemleak => {
                 self.open.retain(|key, _| !key.starts_with("kernel/kmemleak/"));
                 let lost = leaks.iter().filter(|leak| leak.is_lost);
@@ -216,26 +242,41 @@ impl Checks {
                     let finding = kernel_finding(leak, at);
                     (finding.key.clone(), (at, finding))
                 }));
+                profile.extend(leaks.iter().map(|leak| site_of(&leak.evidence)));
             }
-            Order::KernelTrace => {}
+            Order::KernelTrace => profile.extend(leaks.iter().map(|leak| site_of(&leak.evidence))),
         }
-        let found = leaks.into_iter().map(|leak| found(order.target(), &leak.evidence, at as u64));
-        (found.collect(), None)
+        let found = leaks.iter().map(|leak| found(order.target(), &leak.evidence, at as u64)).collect();
+        Noted { found, profile, complaint: None }
+    }
+
+    /// What the last checks of a target's processes have found lost.
+    fn lost(&self, target: &str, at: f64) -> Vec<Site> {
+        let every = self.plan.leak_check.unwrap_or(0) as f64;
+        let mut sum = Lost::new();
+        let of_target = self.before.iter().filter(|((of, _), (seen, _))| of == target && at - seen < every.max(1.0));
+        for (fingerprint, (bytes, blocks)) in of_target.flat_map(|(_, (_, lost))| lost) {
+            let known = sum.entry(fingerprint.clone()).or_default();
+            *known = (known.0.saturating_add(*bytes), known.1.saturating_add(*blocks));
+        }
+        let site = |(fingerprint, (bytes, blocks))| Site { fingerprint, stack: Vec::new(), bytes, blocks };
+        sum.into_iter().map(site).collect()
     }
 
     /// What is lost and has become more since the check before is an alarm; what was lost at the start is not.
     fn note_leak_check(&mut self, target: &str, pid: u32, leaks: &[Leak], at: f64) {
         let prefix = format!("{target}/leak/");
         self.open.retain(|key, _| !key.starts_with(&prefix));
-        let mut now: HashMap<String, u64> = HashMap::new();
+        let mut now = Lost::new();
         for leak in leaks.iter().filter(|leak| leak.is_lost) {
-            let bytes = now.entry(leak.evidence.fingerprint.clone()).or_default();
+            let (bytes, blocks) = now.entry(leak.evidence.fingerprint.clone()).or_default();
             *bytes = bytes.saturating_add(leak.evidence.bytes);
+            *blocks = blocks.saturating_add(leak.evidence.blocks);
         }
         if let Some((before_at, before)) = self.before.get(&(target.to_owned(), pid)) {
             for leak in leaks.iter().filter(|leak| leak.is_lost) {
-                let bytes = now.get(&leak.evidence.fingerprint).copied().unwrap_or(0);
-                let known = before.get(&leak.evidence.fingerprint).copied().unwrap_or(0);
+                let bytes = now.get(&leak.evidence.fingerprint).map_or(0, |(bytes, _)| *bytes);
+                let known = before.get(&leak.evidence.fingerprint).map_or(0, |(bytes, _)| *bytes);
                 if bytes > known {
                     let finding = leak_finding(target, pid, leak, (*before_at, known, bytes), at);
                     self.open.insert(finding.key.clone(), (at, finding));
@@ -481,8 +522,9 @@ mod tests {
         let keys = |checks: &mut Checks, at| -> Vec<String> {
             checks.findings(at).into_iter().map(|finding| finding.key).collect()
         };
-        let (found, complaint) = checks.note(outcome(&[leak("f1", 100, true), leak("f2", 100, false)]), 0.0);
-        assert_eq!((found.len(), complaint), (2, None));
+        let noted = checks.note(outcome(&[leak("f1", 100, true), leak("f2", 100, false)]), 0.0);
+        let lost = site_of(&leak("f1", 100, true).evidence);
+        assert_eq!((noted.found.len(), noted.complaint, noted.profile), (2, None, vec![lost]));
         assert_eq!(keys(&mut checks, 1.0), [""; 0], "what was lost at first is known, and no alarm");
         checks.note(outcome(&[leak("f1", 150, true), leak("f2", 900, false), leak("f3", 7, true)]), 3600.0);
         let findings = checks.findings(3601.0);

@@ -11,6 +11,7 @@
 //! ```
 
 mod channels;
+pub mod collector;
 mod outlets;
 mod table;
 
@@ -25,6 +26,7 @@ use crate::checks::Plan;
 use crate::error::MonitorError;
 use crate::targets::Manner;
 use crate::units;
+pub use collector::Collector;
 pub use outlets::{Otlp, PAGE, Page};
 use table::{Problems, Table};
 
@@ -54,6 +56,18 @@ pub struct WatchEntry {
     pub limit_bytes: Option<u64>,
     /// The first seconds of each life are not looked at.
     pub warm_up_seconds: u64,
+    /// When a core is taken.
+    pub core: CorePolicy,
+}
+
+/// When a core of a running process is taken, which goes on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CorePolicy {
+    /// Never.
+    #[default]
+    Never,
+    /// Once in each life of a target, when its control group comes near its limit.
+    Once,
 }
 
 /// What is to be done.
@@ -65,10 +79,14 @@ pub struct Config {
     pub window_seconds: f64,
     /// How often what is checked.
     pub checks: Plan,
+    /// Largest core that is taken, bytes.
+    pub core_bytes: u64,
     /// The page, if there is one.
     pub page: Option<Page>,
     /// Where metrics are pushed to, if anywhere.
     pub otlp: Option<Otlp>,
+    /// Where the history is pushed to, if anywhere.
+    pub collector: Option<Collector>,
     /// Where everything is kept.
     pub state: PathBuf,
     /// How this machine is called in messages.
@@ -92,6 +110,7 @@ const SHORTEST_WINDOW: f64 = 45.0;
 const LEAST_CHECK_SECONDS: u64 = 10;
 const DEFAULT_WARM_UP: u64 = 120;
 const DEFAULT_PRESSURE: u64 = 20;
+const DEFAULT_CORE_BYTES: u64 = 2_000_000_000;
 /// Where root's daemon keeps its state.
 pub const SYSTEM_STATE: &str = "/var/lib/leakscope";
 
@@ -119,26 +138,34 @@ impl Config {
     /// # Errors
     /// All mistakes, in the order of the text.
     pub fn decode(text: &str) -> Result<Self, Vec<Problem>> {
-        let problems = Problems::new(text);
-        let (document, syntax) = DeTable::parse_recoverable(text);
-        for error in &syntax {
-            problems.add(error.span().unwrap_or_default(), error.message().to_owned());
-        }
-        if !syntax.is_empty() {
-            return Err(problems.sorted());
-        }
-        let root = Table::new("the configuration", document.get_ref(), document.span(), &problems);
-        let config = decode_root(&root);
-        root.finish();
-        if config.watch.is_empty() && !config.kernel && problems.is_empty() {
-            problems.add(
-                0..0,
-                "nothing is watched; write [[watch]] with name, pid_file, unit, cgroup, container or top".into(),
-            );
-        }
-        let found = problems.sorted();
-        if found.is_empty() { Ok(config) } else { Err(found) }
+        decode_with(text, |root, problems| {
+            let config = decode_root(root);
+            root.finish();
+            if config.watch.is_empty() && !config.kernel && problems.is_empty() {
+                problems.add(
+                    0..0,
+                    "nothing is watched; write [[watch]] with name, pid_file, unit, cgroup, container or top".into(),
+                );
+            }
+            config
+        })
     }
+}
+
+/// What a text says, by who knows its keys; or all mistakes, in the order of the text.
+fn decode_with<T>(text: &str, decode: impl FnOnce(&Table<'_>, &Problems) -> T) -> Result<T, Vec<Problem>> {
+    let problems = Problems::new(text);
+    let (document, syntax) = DeTable::parse_recoverable(text);
+    for error in &syntax {
+        problems.add(error.span().unwrap_or_default(), error.message().to_owned());
+    }
+    if !syntax.is_empty() {
+        return Err(problems.sorted());
+    }
+    let root = Table::new("the configuration", document.get_ref(), document.span(), &problems);
+    let decoded = decode(&root, &problems);
+    let found = problems.sorted();
+    if found.is_empty() { Ok(decoded) } else { Err(found) }
 }
 
 fn decode_root(root: &Table<'_>) -> Config {
@@ -169,8 +196,10 @@ fn decode_root(root: &Table<'_>) -> Config {
         interval_seconds,
         window_seconds,
         checks,
-        page: outlets::page(root),
+        core_bytes: root.with("core_size", units::bytes).unwrap_or(DEFAULT_CORE_BYTES),
+        page: outlets::page(root, PAGE),
         otlp: outlets::otlp(root),
+        collector: collector::collector(root),
         state: root.string("state").map_or_else(default_state, PathBuf::from),
         machine: root.string("machine").map(str::to_owned),
         watch,
@@ -228,9 +257,18 @@ fn decode_watch(table: &Table<'_>) -> Option<WatchEntry> {
         selector: selector.unwrap_or(Selector::Top(1)),
         limit_bytes: table.with("limit", units::bytes),
         warm_up_seconds: table.with("warm_up", units::seconds).unwrap_or(DEFAULT_WARM_UP),
+        core: table.with("core", core_policy).unwrap_or_default(),
     };
     table.finish();
     Some(entry)
+}
+
+fn core_policy(text: &str) -> Result<CorePolicy, String> {
+    match text {
+        "never" => Ok(CorePolicy::Never),
+        "once" => Ok(CorePolicy::Once),
+        _ => Err(format!("`{text}` is no time for a core; write \"never\" or \"once\" (in each life, near the limit)")),
+    }
 }
 
 #[cfg(test)]
@@ -297,6 +335,17 @@ mod tests {
         assert!(problem("window = \"2m\"\n").starts_with("1:10: must hold at least 56 intervals"));
         assert!(problem("interval = \"1s\"\nwindow = \"30s\"\n").contains("45s"));
         assert!(problem("kmemleak = \"1s\"\n").contains("10s"));
+    }
+
+    #[test]
+    fn cores_by_policy() {
+        let config =
+            Config::decode("core_size = \"5GB\"\n[[watch]]\nname = \"a\"\n[[watch]]\nunit = \"b\"\ncore = \"once\"\n");
+        let config = config.unwrap();
+        let policies: Vec<CorePolicy> = config.watch.iter().map(|entry| entry.core).collect();
+        assert_eq!((policies, config.core_bytes), (vec![CorePolicy::Never, CorePolicy::Once], 5_000_000_000));
+        let problem = Config::decode("[[watch]]\nunit = \"b\"\ncore = \"always\"\n").unwrap_err()[0].to_string();
+        assert!(problem.starts_with("3:8: `always` is no time for a core"), "{problem}");
     }
 
     #[test]

@@ -1,14 +1,14 @@
 //! The daemon: passes at their times, alarms on their way, and an orderly end. And one pass alone, for cron.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use leakscope_alerts::{Book, Channel, Finding, Kind, Notice, Outbox, book::sample_finding};
 use leakscope_board::{Board, Shared};
-use leakscope_history::{Event, History};
+use leakscope_history::{Event, Found, History, Scale, Site};
 use leakscope_sampling::Places;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -16,11 +16,14 @@ use signal_hook::iterator::Signals;
 use crate::board;
 use crate::checks::{self, Checks, Order, Outcome};
 use crate::config::Config;
+use crate::cores;
 use crate::error::MonitorError;
 use crate::outlets;
+use crate::sites;
 use crate::state::State;
+use crate::targets::Resuming;
 use crate::timeline::Timeline;
-use crate::watch::{Pass, Watch};
+use crate::watch::{FORGET_SECONDS, Pass, Watch};
 
 /// How often the queue is looked at, when nothing new is put into it.
 const DELIVERY_SECONDS: u64 = 15;
@@ -30,8 +33,14 @@ const WAITING_PASSES: usize = 60;
 const NOTE_SECONDS: u64 = 600;
 /// What was noted so recently was noted for this very alarm, seconds.
 const FRESH_SECONDS: u64 = 5;
+/// How often groups and processes that are not far from their limit are looked at between passes.
+const GUARD: Duration = Duration::from_secs(1);
+/// Targets whose sites are kept in one pass.
+const PROFILES: usize = 2;
 /// Pieces of evidence whose noting is remembered.
 const MOST_NOTED: usize = 10_000;
+/// How often a collector says what it was told.
+const TOLD_EVERY: Duration = Duration::from_millis(500);
 /// How long the last delivery may take at the end.
 const LAST_DELIVERY: Duration = Duration::from_secs(5);
 
@@ -56,11 +65,17 @@ struct Monitor {
     passes: u64,
     /// When each piece of evidence was noted in the history last.
     noted: HashMap<(String, String), u64>,
+    /// When the sites of each target were kept last.
+    profiled: HashMap<String, u64>,
+    /// Leakscope itself, for what is done by runs of its own.
+    program: PathBuf,
+    /// Cores that are being taken; each ends with what is to be said of it.
+    cores: Vec<JoinHandle<String>>,
     complained: Vec<String>,
 }
 
 impl Monitor {
-    fn open(config: Config, say: Say<'_>) -> Result<Self, MonitorError> {
+    fn open(config: Config, program: &Path, say: Say<'_>) -> Result<Self, MonitorError> {
         let state = State::take(&config.state)?;
         let (history, damaged) = state.history()?;
         if let Some(aside) = damaged {
@@ -72,10 +87,16 @@ impl Monitor {
         let boot = boot_id();
         let same_boot = history.fact("boot")?.is_some_and(|known| known == boot);
         for target in history.targets() {
-            let rows = history.all_rows(&target, real as u64)?;
+            // Names that came and went long ago are not filled into memory again.
+            let oldest = (real - FORGET_SECONDS).max(0.0) as u64;
+            if history.rows(&target, Scale::Hour, oldest, u64::MAX >> 1)?.is_empty() {
+                continue;
+            }
+            let mut resuming = Resuming::default();
+            history.all_pieces(&target, real as u64, &mut |rows| watch.resume_rows(&target, &mut resuming, rows))?;
             // After a boot the same process id and start time are another process.
             let life = if same_boot { history.fact(&format!("life {target}"))? } else { None };
-            watch.resume(&target, &rows, life.as_deref());
+            watch.resume_life(&target, &resuming, life.as_deref());
         }
         let machine = config.machine.clone().unwrap_or_else(host_name);
         let timeline = Timeline::start(real, steady, newest.map(|at| at as f64));
@@ -102,6 +123,9 @@ impl Monitor {
             shared: Shared::default(),
             passes: 0,
             noted: HashMap::new(),
+            profiled: HashMap::new(),
+            program: program.to_owned(),
+            cores: Vec::new(),
             complained: Vec::new(),
         };
         monitor.history.set_facts(&[("boot".to_owned(), &boot)])?;
@@ -123,6 +147,7 @@ impl Monitor {
                 Err(error) => say(&error.to_string()),
             }
         }
+        self.take_cores(&mut pass, say);
         let due = self.checks.due(seconds, &pass.traced);
         self.keep_checked(&due, seconds);
         due.into_iter().for_each(|order| check(&mut self.checks, order));
@@ -133,9 +158,31 @@ impl Monitor {
         findings.extend(self.checks.findings(seconds));
         self.date(&mut findings, pass.at);
         self.speak(&findings, &mut pass, say);
+        // After that, so that a site is new in the alarm that it is found by.
+        self.profile(&pass, say);
         self.publish(&pass, begin);
         self.write(pass, say);
         findings
+    }
+
+    /// Lets cores be taken, each by a run of its own, and says what has come of those before.
+    fn take_cores(&mut self, pass: &mut Pass, say: Say<'_>) {
+        for (target, pid) in std::mem::take(&mut pass.cores) {
+            let path = match self.state.core_path(pass.at, pid) {
+                Ok(path) => path,
+                Err(error) => {
+                    say(&error.to_string());
+                    continue;
+                }
+            };
+            let text = format!("a core of process {pid} is taken: {}", path.display());
+            pass.events.push(Event { at: pass.at, target, kind: "core".to_owned(), text });
+            let (program, most) = (self.program.clone(), self.config.core_bytes);
+            self.cores.push(thread::spawn(move || cores::run(&program, pid, &path, most)));
+        }
+        let (done, going) = std::mem::take(&mut self.cores).into_iter().partition(JoinHandle::is_finished);
+        self.cores = going;
+        say_cores(done, say);
     }
 
     /// Says what is new, and lets the queue have it.
@@ -165,14 +212,45 @@ impl Monitor {
 
     /// Takes the outcome of a check into the history.
     fn note_outcome(&mut self, outcome: Outcome, seconds: f64, say: Say<'_>) {
-        let (found, complaint) = self.checks.note(outcome, seconds);
+        let (target, source) = (outcome.order.target().to_owned(), outcome.order.source());
+        let noted = self.checks.note(outcome, seconds);
         // What this kernel does not offer is said once, not every hour.
-        if let Some(line) = complaint.filter(|line| !self.complained.contains(line)) {
-            say(&line);
-            self.complained.push(line);
+        match noted.complaint {
+            Some(line) if self.complained.contains(&line) => {}
+            Some(line) => {
+                say(&line);
+                self.complained.push(line);
+            }
+            None => self.keep_profile(&target, source, (&noted.found, &noted.profile), seconds as u64, say),
         }
-        if let Err(error) = self.history.note_found(&found) {
+    }
+
+    /// Keeps what was found, and what each site has now.
+    fn keep_profile(&mut self, target: &str, source: &str, kept: (&[Found], &[Site]), at: u64, say: Say<'_>) {
+        let (found, profile) = kept;
+        let written =
+            self.history.note_found(found).and_then(|()| self.history.note_profile(target, source, at, profile));
+        if let Err(error) = written {
             self.complain(&error.to_string(), say);
+        }
+    }
+
+    /// Keeps what the sites of programs with a ledger have now, of few targets at a time: naming sites takes a while.
+    fn profile(&mut self, pass: &Pass, say: Say<'_>) {
+        let mut traced: BTreeMap<&str, Vec<u32>> = BTreeMap::new();
+        for (target, pid) in &pass.traced {
+            traced.entry(target).or_default().push(*pid);
+        }
+        self.profiled.retain(|target, _| traced.contains_key(target.as_str()));
+        let every = self.config.window_seconds as u64;
+        let age = |target: &str| self.profiled.get(target).map_or(u64::MAX, |at| pass.at.saturating_sub(*at));
+        let mut due: Vec<(u64, &str)> = traced.keys().map(|target| (age(target), *target)).collect();
+        due.retain(|(age, _)| *age >= every);
+        due.sort_unstable_by(|a, b| b.cmp(a));
+        for (_, target) in due.into_iter().take(PROFILES) {
+            let sites = self.watch.profile(&traced[target]);
+            self.keep_profile(target, sites::SOURCE, (&[], &sites), pass.at, say);
+            self.profiled.insert(target.to_owned(), pass.at);
         }
     }
 
@@ -223,7 +301,7 @@ impl Monitor {
     /// Lets others see this pass.
     fn publish(&mut self, pass: &Pass, begin: Instant) {
         self.passes += 1;
-        if self.config.page.is_none() && self.config.otlp.is_none() {
+        if self.config.page.is_none() && self.config.otlp.is_none() && self.config.collector.is_none() {
             return;
         }
         let known = self.watch.known();
@@ -286,6 +364,30 @@ impl Monitor {
         if !facts.is_empty() && self.history.set_facts(&facts).is_ok() {
             self.lives.extend(changed);
         }
+        let known = self.watch.known();
+        self.lives.retain(|id, _| known.contains_key(id));
+    }
+}
+
+/// Waits for cores, and says what has come of them.
+fn say_cores(cores: Vec<JoinHandle<String>>, say: Say<'_>) {
+    for core in cores {
+        say(&core.join().unwrap_or_else(|_| "a core: its thread is gone".to_owned()));
+    }
+}
+
+/// Waits for the next pass, or less long when a group comes near its limit; gives whether to end.
+fn wait(watch: &Watch, stopped: &mpsc::Receiver<i32>, until: Duration) -> bool {
+    loop {
+        let left = until.saturating_sub(steady_now());
+        let is_guarding = watch.is_guarding(clocks().0);
+        match stopped.recv_timeout(if is_guarding { left.min(GUARD) } else { left }) {
+            Ok(SIGHUP) => return false,
+            Ok(_) | Err(RecvTimeoutError::Disconnected) => return true,
+            Err(RecvTimeoutError::Timeout) if steady_now() >= until => return false,
+            Err(RecvTimeoutError::Timeout) if is_guarding && watch.is_near_limit() => return false,
+            Err(RecvTimeoutError::Timeout) => {}
+        }
     }
 }
 
@@ -296,7 +398,7 @@ impl Monitor {
 pub fn run(config: Config, program: &Path, say: Say<'_>) -> Result<(), MonitorError> {
     let interval = Duration::from_secs(config.interval_seconds);
     let channels = config.channels.clone();
-    let mut monitor = Monitor::open(config, say)?;
+    let mut monitor = Monitor::open(config, program, say)?;
     let (stop, stopped) = mpsc::channel();
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(|source| MonitorError::File {
         path: PathBuf::from("/proc/self"),
@@ -324,21 +426,37 @@ pub fn run(config: Config, program: &Path, say: Say<'_>) -> Result<(), MonitorEr
             let _ = wake.send(());
         }
         told.try_iter().for_each(|line| say(&line));
-        next += interval;
-        let now = steady_now();
-        if next < now {
-            // We were suspended or starved: what was missed is missed.
-            next = now;
+        // When we were suspended or starved, what was missed is missed.
+        next = (next + interval).max(steady_now());
+        if wait(&monitor.watch, &stopped, next) {
+            break;
         }
-        match stopped.recv_timeout(next - now) {
-            Ok(SIGHUP) | Err(RecvTimeoutError::Timeout) => {}
-            Ok(_) | Err(RecvTimeoutError::Disconnected) => break,
-        }
+        // What came before its time puts the ones behind it off.
+        next = next.min(steady_now());
     }
     drop(wake);
     let waited = steady_now();
     while !deliverer.is_finished() && steady_now() - waited < LAST_DELIVERY {
         thread::sleep(Duration::from_millis(20));
+    }
+    told.try_iter().for_each(|line| say(&line));
+    Ok(())
+}
+
+/// Says what is told until SIGTERM or SIGINT.
+///
+/// # Errors
+/// When signals cannot be caught.
+pub fn until_told(told: &mpsc::Receiver<String>, say: Say<'_>) -> Result<(), MonitorError> {
+    let failed = |source| MonitorError::File { path: PathBuf::from("/proc/self"), what: "catch signals", source };
+    let mut signals = Signals::new([SIGTERM, SIGINT]).map_err(failed)?;
+    let (stop, stopped) = mpsc::channel();
+    thread::spawn(move || {
+        // Nobody may be listening any more.
+        signals.forever().next().into_iter().for_each(|signal| _ = stop.send(signal));
+    });
+    while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(TOLD_EVERY) {
+        told.try_iter().for_each(|line| say(&line));
     }
     told.try_iter().for_each(|line| say(&line));
     Ok(())
@@ -374,7 +492,7 @@ fn deliver_all(outbox: &Outbox, channels: &[Channel], wakes: &mpsc::Receiver<()>
 /// As of [`run`]; what cannot be delivered stays in the queue and is said.
 pub fn once(config: Config, program: &Path, say: Say<'_>) -> Result<Vec<Finding>, MonitorError> {
     let channels = config.channels.clone();
-    let mut monitor = Monitor::open(config, say)?;
+    let mut monitor = Monitor::open(config, program, say)?;
     let mut due = Vec::new();
     let mut findings = monitor.pass(&mut |_, order| due.push(order), say);
     if !due.is_empty() {
@@ -389,6 +507,12 @@ pub fn once(config: Config, program: &Path, say: Say<'_>) -> Result<Vec<Finding>
     }
     for failure in monitor.outbox.deliver(&channels, clocks().0 as u64).failures {
         say(&failure.to_string());
+    }
+    if let Some(collector) = &monitor.config.collector {
+        let history = State::history_path(&monitor.config.state);
+        if let Some(line) = outlets::send_once(collector, history, &monitor.shared)? {
+            say(&line);
+        }
     }
     Ok(findings)
 }

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use leakscope_alerts::AlertError;
 use leakscope_board::PageError;
+use leakscope_collect::CollectError;
 use leakscope_history::HistoryError;
 
 use crate::config::Problem;
@@ -40,6 +41,8 @@ pub enum MonitorError {
     Alert(AlertError),
     /// The page.
     Page(PageError),
+    /// The collector.
+    Collect(CollectError),
 }
 
 impl fmt::Display for MonitorError {
@@ -61,6 +64,7 @@ impl fmt::Display for MonitorError {
             Self::History(error) => error.fmt(f),
             Self::Alert(error) => error.fmt(f),
             Self::Page(error) => error.fmt(f),
+            Self::Collect(error) => error.fmt(f),
         }
     }
 }
@@ -72,6 +76,7 @@ impl std::error::Error for MonitorError {
             Self::History(error) => error.source(),
             Self::Alert(error) => error.source(),
             Self::Page(error) => error.source(),
+            Self::Collect(error) => error.source(),
             Self::Config { .. } | Self::Locked { .. } => None,
         }
     }
@@ -92,5 +97,11 @@ impl From<AlertError> for MonitorError {
 impl From<PageError> for MonitorError {
     fn from(error: PageError) -> Self {
         Self::Page(error)
+    }
+}
+
+impl From<CollectError> for MonitorError {
+    fn from(error: CollectError) -> Self {
+        Self::Collect(error)
     }
 }

@@ -6,12 +6,14 @@ use leakscope_alerts::Finding;
 use leakscope_sampling::cgroup::GroupMemory;
 use leakscope_sampling::machine::{Machine, read_slabs};
 use leakscope_sampling::names::printable;
+use leakscope_sampling::parts::read_parts;
 use leakscope_sampling::process::read_processes;
 use leakscope_sampling::{Places, Process, Target};
 use leakscope_trend::{Growth, Verdict, remaining};
 
+use crate::limits::{Bound, Room};
 use crate::sites::Ledgers;
-use crate::targets::{Known, Metric};
+use crate::targets::{Known, Metric, PART_WORDS};
 use crate::units::{show_bytes, show_hours};
 
 /// What will meet its limit so soon is urgent, hours.
@@ -95,12 +97,46 @@ fn details(
     if metric.is_bytes() && parts.len() > 1 {
         details.push(parts.join(", "));
     }
+    if metric == Metric::Memory {
+        details.extend(parts_line(known, growth.since_seconds));
+    }
     let counts = [("threads", known.values[5]), ("descriptors", known.values[6])];
     let counts: Vec<String> = counts.iter().filter_map(|(name, value)| Some(format!("{} {name}", (*value)?))).collect();
     if !counts.is_empty() {
         details.push(counts.join(", "));
     }
     details
+}
+
+/// A part of memory that has grown by less than this share of all that grew is not named.
+const LEAST_SHARE: f64 = 0.05;
+
+/// Which parts of memory have grown since a moment, most first; or what there is, when none has.
+pub fn parts_line(known: &Known, since: f64) -> Option<String> {
+    let change = known.parts_since(since)?;
+    let arenas = |part: usize| {
+        if part == 1 { format!(" in {} regions of 64 MiB", change.arenas) } else { String::new() }
+    };
+    let mut grown: Vec<(u64, usize)> = (0..PART_WORDS.len())
+        .map(|part| (change.now[part].saturating_sub(change.before[part]), part))
+        .filter(|&(more, _)| more > 0)
+        .collect();
+    grown.sort_unstable_by_key(|&(more, part)| (std::cmp::Reverse(more), part));
+    let all: u64 = grown.iter().map(|(more, _)| more).sum();
+    grown.retain(|&(more, _)| more as f64 >= all as f64 * LEAST_SHARE);
+    if grown.is_empty() {
+        let parts = (0..PART_WORDS.len()).filter(|&part| change.now[part] > 0);
+        let parts: Vec<String> = parts
+            .map(|part| format!("{} {}{}", PART_WORDS[part], show_bytes(change.now[part] as f64), arenas(part)))
+            .collect();
+        return Some(format!("made of {}", parts.join(", ")));
+    }
+    let parts = grown.iter().map(|&(more, part)| {
+        let now = show_bytes(change.now[part] as f64);
+        format!("{} {} more (now {now}{})", PART_WORDS[part], show_bytes(more as f64), arenas(part))
+    });
+    let span = show_hours((change.to - change.from) / 3600.0);
+    Some(format!("what grew within {span}: {}", parts.collect::<Vec<_>>().join(", ")))
 }
 
 /// A word for a shell.
@@ -132,12 +168,37 @@ pub fn urgent(key: &str, target: &str, title: String, at: u64) -> Finding {
 /// Why a group is in need.
 pub fn group_title(id: &str, memory: &GroupMemory) -> String {
     let show = |bytes: Option<u64>| bytes.map_or("unknown".to_owned(), |bytes| show_bytes(bytes as f64));
+    let reclaimable = match memory.reclaimable_bytes {
+        0 => String::new(),
+        bytes => format!(" ({} of it can be given back)", show_bytes(bytes as f64)),
+    };
     format!(
-        "{id}: {} of {} in its control group, {} OOM kills",
+        "{id}: {} of {}{reclaimable} in its control group, {} OOM kills",
         show(memory.current_bytes),
         show(memory.limit_bytes),
         memory.oom_kills
     )
+}
+
+/// Why a process is in need.
+pub(crate) fn room_title(id: &str, room: &Room) -> String {
+    let what = match room.bound {
+        Bound::Addresses => "addresses are mapped",
+        Bound::Data => "private data are mapped",
+    };
+    format!(
+        "{id}: {} of {} {what} in process {}, {}: soon it is refused memory",
+        show_bytes(room.used_bytes as f64),
+        show_bytes(room.limit_bytes as f64),
+        room.pid,
+        room.bound.words()
+    )
+}
+
+/// What the OOM killer did.
+pub fn oom_title(id: &str, memory: &GroupMemory) -> String {
+    let limit = memory.limit_bytes.map_or("its limit".to_owned(), |limit| show_bytes(limit as f64));
+    format!("{id}: the OOM killer ended a process of its control group of {limit}; {} so far", memory.oom_kills)
 }
 
 /// Why the machine is in need.
@@ -208,6 +269,12 @@ pub fn capture<'a>(
             show_bytes(process.resident_bytes as f64)
         );
         text.push_str(&places.read(&format!("/proc/{}/smaps_rollup", process.pid)).unwrap_or_default());
+        if let Some(parts) = read_parts(places, process.pid) {
+            let bytes = parts.to_array();
+            let words =
+                PART_WORDS.iter().zip(bytes).map(|(word, bytes)| format!("{word} {}", show_bytes(bytes as f64)));
+            let _ = writeln!(text, "{}; {} regions of arenas", words.collect::<Vec<_>>().join(", "), parts.arenas);
+        }
         for site in ledgers.grown(&[process.pid], 0.0) {
             let _ = writeln!(text, "{}", site.line());
         }
@@ -224,6 +291,21 @@ mod tests {
     fn words_for_shells() {
         assert_eq!(quoted("name:nginx"), "name:nginx");
         assert_eq!(quoted("name:a b'; rm -rf $HOME"), "'name:a b'\\''; rm -rf $HOME'");
+    }
+
+    #[test]
+    fn the_part_that_grows_is_named() {
+        use leakscope_sampling::{Counters, Parts};
+        let mut known = Known::new(Manner::default());
+        let mut note = |at: f64, parts: Parts| {
+            known.observe(at, &crate::targets::values(&Counters::default(), Some(parts)), 0, 0.0);
+            parts_line(&known, 0.0).unwrap()
+        };
+        let parts = Parts { heap_bytes: 100_000_000, file_bytes: 5_000_000, ..Parts::default() };
+        assert_eq!(note(0.0, parts), "made of heap 100 MB, mapped files 5.0 MB");
+        let more = Parts { heap_bytes: 150_000_000, arena_bytes: 9_000_000, arenas: 2, file_bytes: 5_100_000, ..parts };
+        let expected = "what grew within 60 min: heap 50 MB more (now 150 MB), thread arenas 9.0 MB more (now 9.0 MB in 2 regions of 64 MiB)";
+        assert_eq!(note(3600.0, more), expected);
     }
 
     #[test]

@@ -103,14 +103,18 @@ pub fn sample_config(found: &Found) -> String {
     text.push_str(
         "# machine = \"web-1\"         # in messages; the host name otherwise\n\
          # kernel = true             # watch slab caches, vmalloc, page tables, per-CPU memory\n\
-         # pressure = 20             # per cent of time that tasks wait for memory, for an alarm\n\n\
+         # pressure = 20             # per cent of time that tasks wait for memory, for an alarm\n\
+         # core_size = \"2GB\"         # most memory in a core\n\n\
          # Checks, how often. A leak check stops a program under `leakscope run` for a moment.\n\
          # leak_check = \"1h\"\n\
          # kmemleak = \"24h\"         # lets the kernel scan itself, where it was built for that\n\
          # kernel_trace = \"1h\"      # half a minute of sampled tracing by eBPF\n\n\
          # What is watched. Each [[watch]] has one of: name, pid_file, unit, cgroup, container, top.\n\n\
          [[watch]]\n\
-         top = 20                    # the names that grow most\n\n",
+         top = 20                    # the names that grow most\n\n\
+         # [[watch]]\n\
+         # unit = \"database.service\"\n\
+         # core = \"once\"             # near its group's limit: of its largest process, which goes on\n\n",
     );
     for name in &found.names {
         let _ = writeln!(text, "# [[watch]]\n# name = {}\n# limit = \"2GB\"\n# warm_up = \"2m\"\n", toml_text(name));
@@ -178,7 +182,7 @@ mod tests {
             out + code + "\n"
         });
         let all = Config::decode(&uncommented).unwrap_or_else(|problems| panic!("{problems:?}\n{uncommented}"));
-        assert_eq!((all.watch.len(), all.channels.len()), (2, 5));
+        assert_eq!((all.watch.len(), all.channels.len(), all.core_bytes), (3, 5, 2_000_000_000));
         assert_eq!(all.policy.quiet_hours, Some((22, 7)));
         assert_eq!(
             (all.checks.leak_check, all.checks.kmemleak, all.checks.kernel_trace),

@@ -15,11 +15,15 @@
 
 pub mod board;
 pub mod checks;
+mod composition;
 pub mod config;
+pub mod cores;
 pub mod daemon;
 mod error;
 pub mod evidence;
 pub mod install;
+mod limits;
+mod moments;
 pub mod outlets;
 pub mod sites;
 pub mod state;

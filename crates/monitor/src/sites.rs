@@ -1,9 +1,8 @@
 //! What the ledgers of programs under `leakscope run` say while these run: live bytes by allocation site, and which sites
 //! have grown since a growth began, with their identities.
 //!
-//! Ledgers are read once in some passes, from outside: the program does not notice. What each site had at earlier moments
-//! is kept at moments twice as far apart each, so that "since then" is known within a factor of two in little memory. A
-//! site is named once, when it is first said: reading debug information takes longer than everything else here.
+//! Ledgers are read once in some passes, from outside: the program does not notice. A site is named once, when it is first
+//! said: reading debug information takes longer than everything else here.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -12,11 +11,13 @@ use std::sync::Arc;
 use leakscope_alerts::Evidence;
 use leakscope_findings::analysis::Frame;
 use leakscope_findings::fingerprint::of_leak;
+use leakscope_history::Site;
 use leakscope_sampling::ledgers::{FrameAddress, Ledger, LiveSite, find_ledgers};
 use leakscope_sampling::names::printable;
 use leakscope_sampling::{Places, Process};
 use leakscope_symbols::{ModuleFile, Options, Symbolizer};
 
+use crate::moments::Moments;
 use crate::units::{show_bytes, show_hours};
 
 /// What found it.
@@ -27,10 +28,12 @@ const PASSES: f64 = 6.0;
 const LONGEST_SECONDS: f64 = 60.0;
 /// Sites that are named in an alarm.
 const SITES: usize = 3;
-/// Earlier moments that are kept of a ledger.
-const MOMENTS: usize = 12;
-/// Two readings, seconds: younger moments are all the same.
-const LEAST_AGE: f64 = 120.0;
+/// Sites of a profile that are named; the others are one.
+const PROFILE_SITES: usize = 60;
+/// A site must have this share of all live bytes to be named in a profile.
+const PROFILE_SHARE: f64 = 0.002;
+/// The identity of all sites of a profile that are too small to be named.
+pub const OTHERS: &str = "others";
 /// A site must have grown by this share of the fastest one to be named beside it.
 const LEAST_SHARE: f64 = 0.05;
 
@@ -43,16 +46,10 @@ pub struct Ledgers {
     answered: HashMap<Vec<u32>, Vec<Evidence>>,
 }
 
-/// Live bytes of each site at one moment.
-struct Moment {
-    seconds: f64,
-    bytes: Vec<u64>,
-}
-
 struct Read {
     ledger: Ledger,
-    /// Oldest first; the last one is the newest reading.
-    moments: Vec<Moment>,
+    /// Live bytes of each site.
+    moments: Moments,
     names: HashMap<u32, Named>,
 }
 
@@ -64,30 +61,8 @@ struct Named {
 
 impl Read {
     fn now(&self) -> &[u64] {
-        self.moments.last().map_or(&[], |moment| &moment.bytes)
+        self.moments.last().map_or(&[], |moment| &moment.numbers)
     }
-}
-
-/// Drops one of the moments that lie closer together than others twice as far back, when there are too many.
-fn thin(moments: &mut Vec<Moment>) {
-    if moments.len() <= MOMENTS {
-        return;
-    }
-    let now = moments[moments.len() - 1].seconds;
-    // The first and the last stay. Of the others the one goes whose neighbours' ages differ by the smallest factor.
-    let crowded = (1..moments.len() - 1).min_by(|&a, &b| {
-        let age = |at: usize| now - moments[at].seconds + LEAST_AGE;
-        let factor = |at: usize| age(at - 1) / age(at + 1);
-        factor(a).total_cmp(&factor(b)).then(a.cmp(&b))
-    });
-    if let Some(at) = crowded {
-        moments.remove(at);
-    }
-}
-
-/// The newest reading from before a moment; without one, the first.
-fn before(moments: &[Moment], seconds: f64) -> Option<&Moment> {
-    moments.iter().rev().find(|moment| moment.seconds <= seconds).or(moments.first())
 }
 
 impl Ledgers {
@@ -104,8 +79,7 @@ impl Ledgers {
             let before = self.known.remove(&ledger.pid).filter(|before| before.ledger.identity == ledger.identity);
             let (moments, names) = before.map_or_else(Default::default, |before| (before.moments, before.names));
             let mut read = Read { ledger, moments, names };
-            read.moments.push(Moment { seconds, bytes });
-            thin(&mut read.moments);
+            read.moments.push(seconds, bytes);
             found.insert(read.ledger.pid, read);
         }
         self.known = found;
@@ -133,9 +107,9 @@ impl Ledgers {
     fn find_grown(&mut self, pids: &[u32], since: f64) -> Vec<Evidence> {
         let mut candidates: Vec<Candidate> = Vec::new();
         for (&pid, read) in self.known.iter().filter(|(pid, _)| pids.contains(pid)) {
-            let (Some(before), Some(last)) = (before(&read.moments, since), read.moments.last()) else { continue };
-            let grown = |site: usize| last.bytes[site].saturating_sub(before.bytes.get(site).copied().unwrap_or(0));
-            let sites = (1..last.bytes.len()).filter(|&site| grown(site) > 0);
+            let (Some(before), Some(last)) = (read.moments.before(since), read.moments.last()) else { continue };
+            let grown = |site: usize| last.numbers[site].saturating_sub(before.numbers.get(site).copied().unwrap_or(0));
+            let sites = (1..last.numbers.len()).filter(|&site| grown(site) > 0);
             let hours = (last.seconds - before.seconds) / 3600.0;
             candidates.extend(sites.map(|site| Candidate { grown: grown(site), pid, site: site as u32, hours }));
         }
@@ -145,8 +119,9 @@ impl Ledgers {
         candidates.retain(|candidate| candidate.grown as f64 >= least);
         candidates.truncate(SITES);
         let mut evidence: Vec<Evidence> = Vec::new();
+        let mut symbolizer = None;
         for Candidate { grown, pid, site, hours } in candidates {
-            let Some((named, live)) = self.named(pid, site) else { continue };
+            let Some((named, live)) = self.named(pid, site, &mut symbolizer) else { continue };
             let title = format!(
                 "{} more in {}, {} live in {} blocks of process {pid}",
                 show_bytes(grown as f64),
@@ -174,12 +149,57 @@ impl Ledgers {
         evidence
     }
 
-    fn named(&mut self, pid: u32, site: u32) -> Option<(Named, LiveSite)> {
+    fn named(&mut self, pid: u32, site: u32, symbolizer: &mut Option<Symbolizer>) -> Option<(Named, LiveSite)> {
         let read = self.known.get_mut(&pid)?;
         let live = read.ledger.read_sites(&[site]).pop()?;
-        let named = read.names.entry(site).or_insert_with(|| name(&live)).clone();
+        let named = read.names.entry(site).or_insert_with(|| name(&live, symbolizer)).clone();
         Some((named, live))
     }
+
+    /// What the sites of some processes have now: the largest by name, and what is left as one.
+    pub fn profile(&mut self, pids: &[u32]) -> Vec<Site> {
+        let mut sites: Vec<(u64, u32, u32)> = Vec::new();
+        for (&pid, read) in self.known.iter().filter(|(pid, _)| pids.contains(pid)) {
+            let bytes = read.now().iter().enumerate().filter(|(_, bytes)| **bytes > 0);
+            sites.extend(bytes.map(|(site, &bytes)| (bytes, pid, site as u32)));
+        }
+        let sum = |sites: &[(u64, u32, u32)]| sites.iter().fold(0, |sum: u64, (bytes, ..)| sum.saturating_add(*bytes));
+        let all = sum(&sites);
+        sites.sort_unstable_by_key(|&(bytes, pid, site)| (std::cmp::Reverse(bytes), pid, site));
+        let is_large = |(bytes, ..): &&(u64, u32, u32)| *bytes as f64 >= all as f64 * PROFILE_SHARE;
+        let (large, small) = sites.split_at(sites.iter().take(PROFILE_SITES).take_while(is_large).count());
+        let mut profile: Vec<Site> = Vec::new();
+        let mut symbolizer = None;
+        let pids: std::collections::BTreeSet<u32> = large.iter().map(|(_, pid, _)| *pid).collect();
+        for pid in pids {
+            let Some(read) = self.known.get_mut(&pid) else { continue };
+            let ids: Vec<u32> = large.iter().filter(|(_, of, _)| *of == pid).map(|(.., site)| *site).collect();
+            for live in read.ledger.read_sites(&ids) {
+                let named = read.names.entry(live.id).or_insert_with(|| name(&live, &mut symbolizer)).clone();
+                match profile.iter_mut().find(|known| known.fingerprint == named.fingerprint) {
+                    // The same path in another worker, or from another line of the same function.
+                    Some(known) => {
+                        known.bytes = known.bytes.saturating_add(live.bytes);
+                        known.blocks = known.blocks.saturating_add(live.blocks);
+                    }
+                    None => profile.push(Site {
+                        fingerprint: named.fingerprint,
+                        stack: named.stack,
+                        bytes: live.bytes,
+                        blocks: live.blocks,
+                    }),
+                }
+            }
+        }
+        let (rest, stack) = (sum(small), vec!["smaller sites".to_owned()]);
+        profile.extend((rest > 0).then(|| Site { fingerprint: OTHERS.to_owned(), stack, bytes: rest, blocks: 0 }));
+        profile
+    }
+}
+
+/// Evidence as a line of a profile.
+pub fn site_of(one: &Evidence) -> Site {
+    Site { fingerprint: one.fingerprint.clone(), stack: one.stack.clone(), bytes: one.bytes, blocks: one.blocks }
 }
 
 /// A site that has grown.
@@ -190,14 +210,16 @@ struct Candidate {
     hours: f64,
 }
 
-/// Names the frames of a site, and gives it the identity that reports give it.
-fn name(site: &LiveSite) -> Named {
-    let mut symbolizer = Symbolizer::new(Options { debuginfod: None, ..Options::default() });
+/// Names the frames of a site, and gives it the identity that reports give it. The symbolizer serves several sites in turn,
+/// and is gone after them: what it has read of debug information is large.
+fn name(site: &LiveSite, symbolizer: &mut Option<Symbolizer>) -> Named {
+    let symbolizer =
+        symbolizer.get_or_insert_with(|| Symbolizer::new(Options { debuginfod: None, ..Options::default() }));
     // The allocation function stands first and is no part of the identity.
     let mut frames = vec![unnamed("", 0)];
     let mut stack = vec![site.function.demangled().to_owned()];
     for frame in &site.stack {
-        let named = resolve(&mut symbolizer, frame);
+        let named = resolve(symbolizer, frame);
         stack.extend(named.iter().map(shown));
         frames.extend(named);
     }
@@ -258,29 +280,5 @@ fn shown(frame: &Frame) -> String {
     match &frame.file {
         Some(file) if frame.line > 0 => format!("{function} ({}:{})", printable(file.as_bytes()), frame.line),
         _ => function,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Which moments are kept, by their ages in seconds, of a reading each minute for a day.
-    #[test]
-    fn moments_lie_further_apart_the_older_they_are() {
-        let mut moments: Vec<Moment> = Vec::new();
-        for minute in 0..=1440u32 {
-            moments.push(Moment { seconds: f64::from(minute) * 60.0, bytes: vec![u64::from(minute)] });
-            thin(&mut moments);
-        }
-        assert_eq!((moments.len(), moments[0].bytes[0], moments[MOMENTS - 1].bytes[0]), (MOMENTS, 0, 1440));
-        // Whatever "since" is, a reading from before it is at most three times as far back.
-        for minutes_ago in 2..1400u64 {
-            let since = (1440 - minutes_ago) as f64 * 60.0;
-            let found = before(&moments, since).unwrap();
-            let age = 1440 - found.bytes[0];
-            assert!(age >= minutes_ago && age <= 3 * minutes_ago + 1, "{minutes_ago} min: {age} min");
-        }
-        assert_eq!(before(&moments, -5.0).unwrap().bytes, [0]);
     }
 }

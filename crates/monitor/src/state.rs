@@ -13,6 +13,8 @@ use crate::error::MonitorError;
 
 /// Captures that are kept.
 const CAPTURES: usize = 20;
+/// Cores that are kept.
+const CORES: usize = 3;
 
 /// The state folder, ours while this lives.
 #[derive(Debug)]
@@ -85,6 +87,21 @@ impl State {
         write_whole(&path, &text).map_err(|source| MonitorError::File { path, what: "keep what has been said", source })
     }
 
+    /// Where a core may be written; the oldest cores make room.
+    ///
+    /// # Errors
+    /// When the folder cannot be made.
+    pub fn core_path(&self, at: u64, pid: u32) -> Result<PathBuf, MonitorError> {
+        let folder = self.folder.join("cores");
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(|source| MonitorError::File {
+            path: folder.clone(),
+            what: "make the folder for cores",
+            source,
+        })?;
+        forget_oldest(&folder, CORES - 1);
+        Ok(folder.join(format!("{at:012}-{pid}.core")))
+    }
+
     /// Keeps a capture, and forgets the oldest.
     ///
     /// # Errors
@@ -94,11 +111,17 @@ impl State {
         let path = folder.join(format!("{at:012}.txt"));
         let written = fs::create_dir_all(&folder).and_then(|()| write_whole(&path, text.as_bytes()));
         written.map_err(|source| MonitorError::File { path: path.clone(), what: "write a capture", source })?;
-        let mut kept: Vec<PathBuf> = fs::read_dir(&folder).into_iter().flatten().flatten().map(|e| e.path()).collect();
-        kept.sort();
-        kept.iter().take(kept.len().saturating_sub(CAPTURES)).for_each(|path| _ = fs::remove_file(path));
+        forget_oldest(&folder, CAPTURES);
         Ok(path)
     }
+}
+
+/// Removes files until so many are left; their names begin with their time.
+fn forget_oldest(folder: &Path, left: usize) {
+    let mut kept: Vec<PathBuf> = fs::read_dir(folder).into_iter().flatten().flatten().map(|e| e.path()).collect();
+    kept.sort();
+    // What cannot be removed now is removed the next time.
+    kept.iter().take(kept.len().saturating_sub(left)).for_each(|path| _ = fs::remove_file(path));
 }
 
 #[cfg(test)]
@@ -132,5 +155,9 @@ mod tests {
             state.keep_capture(at, "x").unwrap();
         }
         assert_eq!(std::fs::read_dir(folder.path().join("captures")).unwrap().count(), CAPTURES);
+        for at in 0..5 {
+            std::fs::write(state.core_path(at, 7).unwrap(), "x").unwrap();
+        }
+        assert_eq!(std::fs::read_dir(folder.path().join("cores")).unwrap().count(), CORES);
     }
 }

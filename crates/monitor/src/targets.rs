@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 
 use leakscope_history::{Row, Values};
-use leakscope_sampling::Counters;
+use leakscope_sampling::{Counters, Parts};
 use leakscope_trend::pyramid::{LEVELS, window_seconds};
 use leakscope_trend::{Growth, Judge, Profile, Sample, Verdict, Window};
+
+use crate::moments::{Moment, Moments};
 
 /// What is judged of a target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -51,8 +53,14 @@ impl Metric {
     }
 }
 
-/// Counters in the order of a history's values.
-pub fn values(counters: &Counters) -> Values {
+/// Where the parts of memory begin among the values of a history.
+const PARTS_AT: usize = 8;
+/// What the parts are called, but for the last one, which is the number of arenas.
+pub const PART_WORDS: [&str; 5] = ["heap", "thread arenas", "other anonymous memory", "mapped files", "shared memory"];
+
+/// Counters in the order of a history's values; the parts where they were read.
+pub fn values(counters: &Counters, parts: Option<Parts>) -> Values {
+    let part = |number: usize| parts.map(|parts| parts.to_array()[number]);
     [
         Some(counters.resident_bytes),
         counters.anonymous_bytes,
@@ -62,7 +70,28 @@ pub fn values(counters: &Counters) -> Values {
         Some(counters.threads).filter(|&threads| threads > 0),
         counters.descriptors,
         counters.live_bytes,
+        part(0),
+        part(1),
+        part(2),
+        part(3),
+        part(4),
+        part(5),
     ]
+}
+
+/// How the parts of memory have changed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Change {
+    /// Between which moments, seconds since the epoch.
+    pub from: f64,
+    /// The later one.
+    pub to: f64,
+    /// Bytes then, in the order of [`PART_WORDS`].
+    pub before: [u64; 5],
+    /// Bytes now.
+    pub now: [u64; 5],
+    /// Regions of glibc's arenas now.
+    pub arenas: u64,
 }
 
 /// How a target is judged.
@@ -90,16 +119,22 @@ impl Manner {
 /// What is known of a target.
 #[derive(Clone, Debug)]
 pub struct Known {
-    /// The judges that have seen something.
-    pub judges: BTreeMap<Metric, Judge>,
+    /// The judges that have seen something; boxed, because a map has room for eleven at once.
+    pub judges: BTreeMap<Metric, Box<Judge>>,
     /// The newest values.
     pub values: Values,
     /// Memory must not reach this: the lowest of all limits, and what it is.
     pub limit: Option<(u64, &'static str)>,
+    /// Of these, the one that does not change with what there is: the configured one, or its control group's.
+    pub fixed_limit: Option<(u64, &'static str)>,
     /// Descriptors must not reach this.
     pub descriptor_limit: Option<u64>,
     /// When limits were read last.
     pub limits_at: f64,
+    /// When it was seen last.
+    pub seen: f64,
+    parts: Moments,
+    life: u16,
     manner: Manner,
 }
 
@@ -110,8 +145,12 @@ impl Known {
             judges: BTreeMap::new(),
             values: Values::default(),
             limit: None,
+            fixed_limit: None,
             descriptor_limit: None,
             limits_at: f64::MIN,
+            seen: f64::MIN,
+            parts: Moments::default(),
+            life: 0,
             manner,
         }
     }
@@ -119,6 +158,15 @@ impl Known {
     /// Takes values into account, of a life that has lasted `age_seconds`.
     pub fn observe(&mut self, seconds: f64, values: &Values, life: u16, age_seconds: f64) {
         self.values = *values;
+        self.seen = seconds;
+        if self.life != life {
+            self.life = life;
+            self.parts.clear();
+        }
+        let parts: Option<Vec<u64>> = values[PARTS_AT..].iter().copied().collect();
+        if let Some(parts) = parts {
+            self.parts.push(seconds, parts);
+        }
         for metric in Metric::ALL {
             let Some(value) = metric.of(values) else { continue };
             let limit = match metric {
@@ -128,27 +176,20 @@ impl Known {
             };
             let profile = if metric.is_bytes() { Profile::BYTES } else { Profile::COUNT };
             let profile = Profile { warm_up_seconds: self.manner.warm_up_seconds as f64, ..profile };
-            let judge = self.judges.entry(metric).or_insert_with(|| Judge::new(profile));
+            let judge = self.judges.entry(metric).or_insert_with(|| Box::new(Judge::new(profile)));
             judge.observe(&Sample { seconds: seconds * self.manner.pace(), value, life, age_seconds, limit });
         }
     }
 
     /// Continues from the rows of a history, in order of time.
     pub fn resume(&mut self, rows: &[Row]) {
-        for life in rows.chunk_by(|a, b| a.life == b.life) {
-            // Of the first life nobody knows how old it was.
-            let known_age = if life[0].at == rows[0].at { self.manner.warm_up_seconds as f64 } else { 0.0 };
-            for row in life {
-                let age = (row.at - life[0].at) as f64 + known_age;
-                self.observe(row.at as f64, &row.values, row.life, age);
-            }
-        }
+        Resuming::default().add(self, rows);
     }
 
     /// The verdict on a metric.
     pub fn verdict(&self, metric: Metric) -> Verdict {
         let pace = self.manner.pace();
-        match self.judges.get(&metric).map_or(Verdict::Learning, Judge::verdict) {
+        match self.judges.get(&metric).map_or(Verdict::Learning, |judge| judge.verdict()) {
             Verdict::Growing(growth) => Verdict::Growing(Growth {
                 per_hour: growth.per_hour * pace,
                 low_per_hour: growth.low_per_hour * pace,
@@ -161,10 +202,24 @@ impl Known {
         }
     }
 
+    /// The parts of memory, in the order of [`PART_WORDS`], and regions of arenas; when they were read, in this life.
+    pub fn parts(&self) -> Option<(f64, [u64; 6])> {
+        let last = self.parts.last()?;
+        Some((last.seconds, last.numbers.as_slice().try_into().ok()?))
+    }
+
+    /// How the parts of memory have changed since a moment, as far as they were read in this life; `None` when they never were.
+    pub fn parts_since(&self, seconds: f64) -> Option<Change> {
+        let (before, last) = (self.parts.before(seconds)?, self.parts.last()?);
+        let bytes = |moment: &Moment| std::array::from_fn(|part| moment.numbers[part]);
+        let arenas = last.numbers[PART_WORDS.len()];
+        Some(Change { from: before.seconds, to: last.seconds, before: bytes(before), now: bytes(last), arenas })
+    }
+
     /// What each window of a metric shows, shortest first.
     pub fn windows(&self, metric: Metric) -> Vec<Window> {
         let pace = self.manner.pace();
-        let mut windows = self.judges.get(&metric).map(Judge::windows).unwrap_or_default();
+        let mut windows = self.judges.get(&metric).map(|judge| judge.windows()).unwrap_or_default();
         for window in &mut windows {
             window.seconds /= pace;
             for rate in [&mut window.slope.per_hour, &mut window.slope.low, &mut window.slope.high] {
@@ -177,8 +232,8 @@ impl Known {
     /// The longest window that is at least a third full, for a chart: seconds since the epoch and value.
     pub fn series(&self, metric: Metric) -> Vec<(u64, f64)> {
         let Some(judge) = self.judges.get(&metric) else { return Vec::new() };
-        let level = (0..LEVELS).rev().find(|&level| judge.pyramid().bins(level).len() >= 24).unwrap_or(0);
-        let bins = judge.pyramid().bins(level).iter();
+        let level = (0..LEVELS).rev().find(|&level| judge.pyramid().count(level) >= 24).unwrap_or(0);
+        let bins = judge.pyramid().bins(level);
         bins.map(|bin| ((bin.time(level) / self.manner.pace()) as u64, f64::from(bin.mean))).collect()
     }
 
@@ -186,8 +241,39 @@ impl Known {
     pub fn recent(&self, metric: Metric) -> Vec<f64> {
         const A_DAY: usize = 7;
         let Some(judge) = self.judges.get(&metric) else { return Vec::new() };
-        let level = (0..=A_DAY).rev().find(|&level| judge.pyramid().bins(level).len() >= 16).unwrap_or(0);
-        judge.pyramid().bins(level).iter().map(|bin| f64::from(bin.mean)).collect()
+        let level = (0..=A_DAY).rev().find(|&level| judge.pyramid().count(level) >= 16).unwrap_or(0);
+        judge.pyramid().bins(level).map(|bin| f64::from(bin.mean)).collect()
+    }
+}
+
+/// The rows of a history, in order of time, some at a time: a year of them at once would take memory that a daemon then
+/// keeps.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Resuming {
+    first_at: Option<u64>,
+    /// The life of the newest row, and its first row's time.
+    life: Option<(u16, u64)>,
+}
+
+impl Resuming {
+    /// Adds rows, later than all others.
+    pub fn add(&mut self, known: &mut Known, rows: &[Row]) {
+        for row in rows {
+            let first_at = *self.first_at.get_or_insert(row.at);
+            let began = match self.life {
+                Some((life, began)) if life == row.life => began,
+                _ => row.at,
+            };
+            self.life = Some((row.life, began));
+            // Of the first life nobody knows how old it was.
+            let known_age = if began == first_at { known.manner.warm_up_seconds as f64 } else { 0.0 };
+            known.observe(row.at as f64, &row.values, row.life, (row.at - began) as f64 + known_age);
+        }
+    }
+
+    /// The life of the newest row.
+    pub fn life(&self) -> u16 {
+        self.life.map_or(0, |(life, _)| life)
     }
 }
 
@@ -204,11 +290,31 @@ mod tests {
             threads: 3,
             ..Counters::default()
         };
-        let values = values(&counters);
+        let values = values(&counters, None);
         let found = Metric::ALL.map(|metric| metric.of(&values));
         assert_eq!(found, [Some(65.0), None, Some(3.0), None]);
-        let glance = super::values(&Counters { resident_bytes: 100, ..Counters::default() });
+        let glance = super::values(&Counters { resident_bytes: 100, ..Counters::default() }, None);
         assert_eq!(Metric::Memory.of(&glance), Some(100.0));
+    }
+
+    #[test]
+    fn parts_are_those_of_one_life() {
+        let mut known = Known::new(Manner::default());
+        assert_eq!(known.parts_since(0.0), None);
+        let mut note = |at: f64, life: u16, heap_bytes: u64| {
+            let parts = Parts { heap_bytes, arenas: 3, ..Parts::default() };
+            known.observe(at, &values(&Counters::default(), Some(parts)), life, 0.0);
+            known.observe(at + 10.0, &values(&Counters::default(), None), life, 0.0);
+            known.parts_since(1100.0).unwrap()
+        };
+        note(1000.0, 0, 10);
+        note(1060.0, 0, 20);
+        let change = note(1200.0, 0, 50);
+        assert_eq!(
+            (change.from, change.to, change.before[0], change.now[0], change.arenas),
+            (1060.0, 1200.0, 20, 50, 3)
+        );
+        assert_eq!(note(1300.0, 1, 5).before[0], 5, "another life begins anew");
     }
 
     #[test]
@@ -232,6 +338,12 @@ mod tests {
             Verdict::Growing(growth) => growth.per_hour,
             other => panic!("{other:?}"),
         };
+        // In pieces, cut within a life and between two.
+        let (mut cut, mut resuming) = (Known::new(Manner::default()), Resuming::default());
+        for piece in [&rows[..700], &rows[700..1501], &rows[1501..1501], &rows[1501..]] {
+            resuming.add(&mut cut, piece);
+        }
+        assert_eq!((cut.verdict(Metric::Memory), resuming.life()), (whole.verdict(Metric::Memory), 1));
         assert!((rate(&whole) / rate(&seen) - 1.0).abs() < 0.02);
         assert_eq!(whole.verdict(Metric::Live), Verdict::Learning);
     }

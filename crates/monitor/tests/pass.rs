@@ -30,8 +30,13 @@ struct Program {
 
 impl Program {
     fn start(name: &str) -> Self {
-        let mut child = Command::new("python3")
-            .args(["-c", PROGRAM, name])
+        Self::limited(name, "true")
+    }
+
+    /// With limits that a shell sets first.
+    fn limited(name: &str, limit: &str) -> Self {
+        let mut child = Command::new("sh")
+            .args(["-c", &format!("{limit}; exec python3 -c \"$1\" \"$2\""), "sh", PROGRAM, name])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -89,6 +94,66 @@ fn a_leak_of_1_mb_a_minute_is_found_in_15_minutes_and_its_twin_never() {
     assert_eq!(finding.key, "name:lsm-leaky/memory");
     assert!((45e6..75e6).contains(&finding.per_hour), "{}", finding.per_hour);
     assert!(finding.details.iter().any(|line| line.starts_with("process ")), "{:?}", finding.details);
+}
+
+/// What the kernel says of a process, in bytes.
+fn status(program: &Program, key: &str) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{}/status", program.child.id())).unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix(key)).unwrap();
+    line.trim_start_matches(':').split_ascii_whitespace().next().unwrap().parse::<u64>().unwrap() * 1024
+}
+
+/// Limits of addresses, by the shell's option, by what the kernel calls what they bound, and by their names.
+const BOUNDS: [(&str, &str, &str); 2] = [("-v", "VmSize", "RLIMIT_AS"), ("-d", "VmData", "RLIMIT_DATA")];
+
+#[test]
+fn near_a_limit_of_addresses_a_capture_is_written_before_memory_is_refused() {
+    for (option, key, name) in BOUNDS {
+        let limit = 600_000 * 1024u64;
+        let mut program = Program::limited("lsm-bound", &format!("ulimit {option} 600000"));
+        let mut watch = watch("kernel = false\npressure = 100\n[[watch]]\nname = \"lsm-bound\"\ncore = \"once\"\n");
+        let pass = watch.pass(START);
+        assert!(pass.capture.is_none() && pass.findings.is_empty() && !watch.is_guarding(START), "{name}");
+        // To four fifths: nothing is said, and it is looked at between passes.
+        program.allocate((limit * 4 / 5 - status(&program, key)) as i64);
+        let pass = watch.pass(START + 10.0);
+        assert!(pass.capture.is_none() && pass.findings.is_empty(), "{name}: {:?}", pass.findings);
+        assert!(watch.is_guarding(START + 10.0) && !watch.is_near_limit(), "{name}");
+        program.allocate((limit * 97 / 100 - status(&program, key)) as i64);
+        assert!(watch.is_near_limit(), "{name}: {} of {limit}", status(&program, key));
+        let pass = watch.pass(START + 11.0);
+        let capture = pass.capture.unwrap();
+        assert!(capture.contains("lsm-bound: resident ") && capture.contains("other anonymous memory"), "{capture}");
+        let titles: Vec<&str> = pass.findings.iter().map(|finding| finding.title.as_str()).collect();
+        assert!(titles.len() == 1 && titles[0].contains(name) && titles[0].contains("of 614 MB"), "{titles:?}");
+        assert!(pass.findings[0].urgent && pass.findings[0].key == "name:lsm-bound/addresses");
+        assert_eq!(pass.cores, [("name:lsm-bound".to_owned(), program.child.id())]);
+        // What is captured is not captured each second; what goes on is still said, once in the book.
+        assert!(!watch.is_guarding(START + 12.0));
+        let pass = watch.pass(START + 21.0);
+        assert_eq!((pass.capture, pass.cores.len(), pass.findings.len()), (None, 0, 1));
+    }
+}
+
+#[test]
+fn time_until_a_limit_is_that_of_the_nearest_one() {
+    for (option, key, name) in BOUNDS {
+        let mut program = Program::limited("lsm-addr", &format!("ulimit {option} 1500000"));
+        let mut watch = watch("kernel = false\npressure = 100\n[[watch]]\nname = \"lsm-addr\"\nwarm_up = \"0s\"\n");
+        let mut last = Vec::new();
+        for step in 0..80 {
+            program.allocate(2_000_000);
+            last = watch.pass(START + f64::from(step) * 10.0).findings;
+        }
+        let left = (1_500_000 * 1024 - status(&program, key)) as f64;
+        let [finding] = last.as_slice() else { panic!("{name}: {last:?}") };
+        assert!(finding.title.contains(&format!("until its {name}")), "{}", finding.title);
+        let expected = left / finding.per_hour;
+        assert!((finding.hours_left.unwrap() / expected - 1.0).abs() < 0.01, "{name}: {finding:?}, {expected} h");
+        assert!((finding.per_hour / 720e6 - 1.0).abs() < 0.1, "{finding:?}");
+        // The machine has more than that: otherwise this says nothing.
+        assert!(left < 1.6e9);
+    }
 }
 
 #[test]

@@ -3,14 +3,19 @@
 //! | engine | where | what |
 //! |---|---|---|
 //! | Docker | `/var/lib/docker/containers/ID/config.v2.json` | name, labels |
-//! | Podman, CRI-O | `storage/overlay-containers/containers.json` | names |
-//! | CRI-O, Podman | `storage/overlay-containers/ID/userdata/config.json` | annotations |
+//! | Podman, CRI-O | `storage/DRIVER-containers/containers.json` | names |
+//! | CRI-O, Podman | `storage/DRIVER-containers/ID/userdata/config.json` | annotations |
+//! | Podman | `storage/db.sql` (SQLite), before version 4.8 `storage/libpod/bolt_state.db` | names, labels |
 //! | containerd (Kubernetes, nerdctl) | `/run/containerd/io.containerd.runtime.v2.task/NAMESPACE/ID/config.json` | annotations |
 //!
 //! Files that cannot be read or decoded are passed over: they are other programs' private state.
 
-use std::path::{Path, PathBuf};
+mod bolt;
 
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rusqlite::{Connection, OpenFlags};
 use serde_json::Value;
 
 use crate::Places;
@@ -24,11 +29,18 @@ const NAMES: [&str; 4] =
     ["io.kubernetes.cri.container-name", "io.kubernetes.container.name", "io.container.manager.name", "nerdctl/name"];
 /// Longest file that is read: an OCI configuration has some hundred kilobytes at most.
 const LONGEST: u64 = 4 << 20;
+/// Longest database of Podman that is read: thousands of containers.
+const LONGEST_DATABASE: u64 = 64 << 20;
+/// Where users without root have theirs.
+const OF_USERS: &str = ".local/share/containers/storage";
 
 /// The id of a container by its name, or by a label or annotation as `key=value`.
 pub fn find_id(places: &Places, wanted: &str) -> Option<String> {
+    let homes = entries(&places.path("/home")).into_iter().chain([places.path("/root")]);
+    let storages: Vec<PathBuf> = STORAGES.map(|storage| places.path(storage)).into_iter().collect();
+    let mut storages = storages.into_iter().chain(homes.map(|home| home.join(OF_USERS)));
     of_docker(places, wanted)
-        .or_else(|| STORAGES.iter().find_map(|storage| of_storage(places, storage, wanted)))
+        .or_else(|| storages.find_map(|storage| of_storage(&storage, wanted)))
         .or_else(|| of_containerd(places, wanted))
 }
 
@@ -53,15 +65,47 @@ fn of_docker(places: &Places, wanted: &str) -> Option<String> {
     })
 }
 
-fn of_storage(places: &Places, storage: &str, wanted: &str) -> Option<String> {
-    let folder = places.path(storage).join("overlay-containers");
-    let list = read(&folder.join("containers.json")).unwrap_or_default();
+fn of_storage(storage: &Path, wanted: &str) -> Option<String> {
+    let is_containers = |path: &PathBuf| last_part(path).ends_with("-containers");
+    let folders: Vec<PathBuf> = entries(storage).into_iter().filter(is_containers).collect();
     let is_named = |one: &&Value| one["names"].as_array().into_iter().flatten().any(|name| name == wanted);
-    let named = list.as_array().into_iter().flatten().find(is_named).and_then(|one| one["id"].as_str());
-    named.map(str::to_owned).or_else(|| {
-        let mut folders = entries(&folder).into_iter();
-        folders.find(|at| is_bundle(&at.join("userdata/config.json"), wanted)).map(|at| last_part(&at))
-    })
+    let named = |folder: &PathBuf| {
+        let list = read(&folder.join("containers.json"))?;
+        let found = list.as_array().into_iter().flatten().find(is_named)?;
+        found["id"].as_str().map(str::to_owned)
+    };
+    let annotated = |folder: &PathBuf| {
+        let found = entries(folder).into_iter().find(|at| is_bundle(&at.join("userdata/config.json"), wanted))?;
+        Some(last_part(&found))
+    };
+    folders.iter().find_map(named).or_else(|| of_podman(storage, wanted)).or_else(|| folders.iter().find_map(annotated))
+}
+
+/// Out of Podman's own database, where alone it keeps labels.
+fn of_podman(storage: &Path, wanted: &str) -> Option<String> {
+    let is_it = |config: &Value| config["name"] == wanted || has(&config["labels"], wanted);
+    let configs = read_sqlite(&storage.join("db.sql")).unwrap_or_default();
+    let found = configs.iter().filter_map(|text| serde_json::from_str(text).ok()).find(is_it);
+    let found: Value = found.or_else(|| {
+        let path = storage.join("libpod/bolt_state.db");
+        let is_short = std::fs::metadata(&path).ok()?.len() <= LONGEST_DATABASE;
+        let data = is_short.then(|| std::fs::read(&path).ok()).flatten()?;
+        let configs = bolt::Database::open(&data)?.values(b"ctr", b"config");
+        configs.iter().filter_map(|(_, text)| serde_json::from_slice(text).ok()).find(is_it)
+    })?;
+    found["id"].as_str().map(str::to_owned)
+}
+
+/// The configurations in the database of Podman from 4.8 on. Source: `libpod/sqlite_state_internal.go`.
+fn read_sqlite(path: &Path) -> Option<Vec<String>> {
+    // Opened for reading: what is not there is not made.
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags).ok()?;
+    // Its engine has it for a moment at a time.
+    connection.busy_timeout(Duration::from_millis(100)).ok()?;
+    let mut query = connection.prepare("SELECT JSON FROM ContainerConfig").ok()?;
+    let rows = query.query_map([], |row| row.get(0)).ok()?;
+    rows.collect::<Result<_, _>>().ok()
 }
 
 fn of_containerd(places: &Places, wanted: &str) -> Option<String> {
@@ -157,6 +201,44 @@ mod tests {
         for wanted in ["d", "app=sho", "app", "", "=", "tier=back", "\"", "pod=y"] {
             assert_eq!(found(wanted), None, "{wanted}");
         }
+    }
+
+    /// What Podman 4.3 left after 13 containers were made and one removed; the oracle is what `podman ps` said of them.
+    #[test]
+    fn podman_by_its_own_files() {
+        let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/podman-4.3");
+        let places = Places::below(&data);
+        let said: Value = serde_json::from_slice(&std::fs::read(data.join("ps.json")).unwrap()).unwrap();
+        let said = said.as_array().unwrap();
+        assert_eq!(said.len(), 12);
+        for one in said {
+            let id = one["id"].as_str();
+            assert_eq!(find_id(&places, one["names"][0].as_str().unwrap()).as_deref(), id);
+            for (key, value) in one["labels"].as_object().unwrap().iter().filter(|(key, _)| *key != "app") {
+                assert_eq!(find_id(&places, &format!("{key}={}", value.as_str().unwrap())).as_deref(), id, "{key}");
+            }
+        }
+        let shop = said.iter().find(|one| one["names"][0] == "web").unwrap();
+        assert_eq!(find_id(&places, "app=shop").as_deref(), shop["id"].as_str());
+        for wanted in ["worker-5", "number=5", "app=none", "worker"] {
+            assert_eq!(find_id(&places, wanted), None, "{wanted}");
+        }
+    }
+
+    /// The table of Podman from 4.8 on, made here: the distribution of this project's machines has none that writes it.
+    #[test]
+    fn podmans_newer_database() {
+        let folder = tempfile::tempdir().unwrap();
+        let storage = folder.path().join("home/ada").join(OF_USERS);
+        std::fs::create_dir_all(&storage).unwrap();
+        let connection = Connection::open(storage.join("db.sql")).unwrap();
+        let table = "CREATE TABLE ContainerConfig(ID TEXT PRIMARY KEY NOT NULL, Name TEXT UNIQUE NOT NULL, PodID TEXT, JSON TEXT NOT NULL)";
+        connection.execute_batch(table).unwrap();
+        let json = r#"{"id":"s0","name":"queue","labels":{"app":"jobs"}}"#;
+        connection.execute("INSERT INTO ContainerConfig VALUES ('s0', 'queue', NULL, ?1)", [json]).unwrap();
+        let places = Places::below(folder.path());
+        let found = ["queue", "app=jobs", "app=x", "s0"].map(|wanted| find_id(&places, wanted));
+        assert_eq!(found, [Some("s0".to_owned()), Some("s0".to_owned()), None, None]);
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! names of processes are anybody's bytes.
 //!
 //! What it costs: one file (`stat`) for each process of the machine, three small ones for each that is watched.
-//! `smaps_rollup`, for which the kernel walks the page tables, is left to the caller's schedule.
+//! `smaps_rollup` and `smaps`, for which the kernel walks the page tables, are left to the caller's schedule.
 #![forbid(unsafe_code)]
 
 pub mod cgroup;
@@ -13,9 +13,11 @@ pub mod containers;
 pub mod ledgers;
 pub mod machine;
 pub mod names;
+pub mod parts;
 pub mod process;
 pub mod select;
 
 pub use leakscope_kernel::Places;
+pub use parts::Parts;
 pub use process::{Counters, Process};
 pub use select::{Selector, Target};

@@ -43,6 +43,21 @@ pub struct Counters {
     pub descriptors: Option<u64>,
     /// Live bytes of the ledger, for programs under `leakscope run`.
     pub live_bytes: Option<u64>,
+    /// Addresses, mapped with memory or without: what RLIMIT_AS bounds.
+    pub address_bytes: Option<u64>,
+    /// Of these: private and writable, what RLIMIT_DATA bounds.
+    pub data_bytes: Option<u64>,
+}
+
+/// What a process may have at most; `None` is unlimited or unknown.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// RLIMIT_AS.
+    pub address_bytes: Option<u64>,
+    /// RLIMIT_DATA.
+    pub data_bytes: Option<u64>,
+    /// RLIMIT_NOFILE.
+    pub descriptors: Option<u64>,
 }
 
 impl Counters {
@@ -56,6 +71,8 @@ impl Counters {
         self.private_dirty_bytes = both(self.private_dirty_bytes, other.private_dirty_bytes);
         self.threads = self.threads.saturating_add(other.threads);
         self.descriptors = both(self.descriptors, other.descriptors);
+        self.address_bytes = both(self.address_bytes, other.address_bytes);
+        self.data_bytes = both(self.data_bytes, other.data_bytes);
         // Only some of the processes of a target may be under `leakscope run`.
         self.live_bytes = match (self.live_bytes, other.live_bytes) {
             (None, only) | (only, None) => only,
@@ -113,8 +130,7 @@ pub fn decode_stat(bytes: &[u8], page_bytes: u64) -> Option<Process> {
 
 /// Memory, threads and descriptors of a process, without a walk through its page tables.
 pub fn read_counters(places: &Places, process: &Process) -> Option<Counters> {
-    let status = fs::read(places.path(format!("/proc/{}/status", process.pid))).ok()?;
-    let mut counters = decode_status(&status);
+    let mut counters = read_status(places, process.pid)?;
     counters.resident_bytes =
         counters.resident_bytes.max(if counters.threads == 0 { process.resident_bytes } else { 0 });
     counters.descriptors = read_descriptors(places, process.pid);
@@ -138,12 +154,19 @@ pub fn decode_status(bytes: &[u8]) -> Counters {
             b"RssAnon" => anonymous = bytes(),
             b"RssShmem" => shared_memory = bytes(),
             b"VmSwap" => counters.swap_bytes = bytes(),
+            b"VmSize" => counters.address_bytes = bytes(),
+            b"VmData" => counters.data_bytes = bytes(),
             b"Threads" => counters.threads = value().unwrap_or(0),
             _ => {}
         }
     }
     counters.anonymous_bytes = anonymous.map(|bytes| bytes.saturating_add(shared_memory.unwrap_or(0)));
     counters
+}
+
+/// The same without descriptors, of which a process may have many: cheap enough for every second.
+pub fn read_status(places: &Places, pid: u32) -> Option<Counters> {
+    Some(decode_status(&fs::read(places.path(format!("/proc/{pid}/status"))).ok()?))
 }
 
 /// Open descriptors. Since Linux 6.2 the folder's size is their number; before that they are counted.
@@ -153,6 +176,13 @@ pub fn read_descriptors(places: &Places, pid: u32) -> Option<u64> {
         0 => Some(fs::read_dir(&folder).ok()?.count() as u64),
         count => Some(count),
     }
+}
+
+/// Whether the kernel shows us a process's memory map: not that of another user's, unless we are root.
+pub fn is_ours_to_see(places: &Places, pid: u32) -> bool {
+    // The same right as for the map; kernel threads, which have none, and processes that are gone answer otherwise.
+    let denied = |error: std::io::Error| error.kind() == std::io::ErrorKind::PermissionDenied;
+    !fs::read_link(places.path(format!("/proc/{pid}/exe"))).is_err_and(denied)
 }
 
 /// Adds to `counters` what `smaps_rollup` says. The kernel walks the page tables for it: a millisecond a gigabyte and more.
@@ -176,10 +206,14 @@ fn decode_rollup(bytes: &[u8], counters: &mut Counters) {
     }
 }
 
-/// Address space and descriptors that a process may have at most; `None` is unlimited or unknown.
-pub fn read_limits(places: &Places, pid: u32) -> (Option<u64>, Option<u64>) {
+/// What a process may have at most.
+pub fn read_limits(places: &Places, pid: u32) -> Limits {
     let text = places.read(&format!("/proc/{pid}/limits")).unwrap_or_default();
-    (decode_limit(&text, "Max address space"), decode_limit(&text, "Max open files"))
+    Limits {
+        address_bytes: decode_limit(&text, "Max address space"),
+        data_bytes: decode_limit(&text, "Max data size"),
+        descriptors: decode_limit(&text, "Max open files"),
+    }
 }
 
 fn decode_limit(text: &str, name: &str) -> Option<u64> {
@@ -222,7 +256,7 @@ mod tests {
         let kept: Vec<_> = (0..20).map(|_| std::fs::File::open("/dev/null").unwrap()).collect();
         let more = read_descriptors(&places, own).unwrap();
         assert!(more >= counters.descriptors.unwrap() + kept.len() as u64 - 4, "{more} {counters:?}");
-        assert!(read_limits(&places, own).1.is_some());
+        assert!(read_limits(&places, own).descriptors.is_some());
         assert!(!found.iter().any(|process| process.name == b"kthreadd"));
     }
 
@@ -236,6 +270,30 @@ mod tests {
         let counters = read_counters(&places, process).unwrap();
         let folder = std::fs::read_dir(format!("/proc/{}/task", child.id())).unwrap();
         assert_eq!(counters.threads, folder.count() as u64);
+        drop(child.stdin.take());
+        child.wait().unwrap();
+    }
+
+    /// Against what the shell was told.
+    #[test]
+    fn limits_and_what_they_bound() {
+        let places = Places::default();
+        let script = "ulimit -v 500000; ulimit -d 300000; ulimit -n 77; echo ready; exec cat";
+        let mut child = std::process::Command::new("sh")
+            .args(["-c", script])
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut ready = [0; 6];
+        std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut ready).unwrap();
+        let limits = read_limits(&places, child.id());
+        let expected =
+            Limits { address_bytes: Some(512_000_000), data_bytes: Some(307_200_000), descriptors: Some(77) };
+        assert_eq!(limits, expected);
+        let counters = read_status(&places, child.id()).unwrap();
+        let (addresses, data) = (counters.address_bytes.unwrap(), counters.data_bytes.unwrap());
+        assert!(data > 0 && data < addresses && counters.resident_bytes <= addresses, "{counters:?}");
         drop(child.stdin.take());
         child.wait().unwrap();
     }

@@ -137,7 +137,7 @@ fn descendants(root: u32, processes: &[Process]) -> Vec<usize> {
 
 /// The first control group whose last part is wanted, as an absolute path within the hierarchy.
 fn find_group(places: &Places, wanted: impl Fn(&str) -> bool) -> Option<String> {
-    let root = places.path("/sys/fs/cgroup");
+    let root = places.path(crate::cgroup::root(places));
     let mut level = vec![root.clone()];
     for _ in 0..UNIT_DEPTH {
         let mut next = Vec::new();
@@ -185,6 +185,11 @@ pub enum Change {
 }
 
 impl Lives {
+    /// Forgets the targets that are not wanted any more.
+    pub fn retain(&mut self, mut is_wanted: impl FnMut(&str) -> bool) {
+        self.known.retain(|id, _| is_wanted(id));
+    }
+
     /// The number of a target's life, and what has changed; `None` when it has no process.
     pub fn note(&mut self, target: &Target, processes: &[Process]) -> Option<(u16, Change)> {
         let main = &processes[*target.processes.first()?];

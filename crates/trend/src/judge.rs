@@ -170,8 +170,8 @@ impl Judge {
     /// What each window shows now, shortest first: for people who ask why.
     pub fn windows(&self) -> Vec<Window> {
         let one = |level: usize| {
-            let in_reach = |bin: &&Bin| level >= WHOLE_DAY || bin.life == self.life;
-            let bins: Vec<Bin> = self.pyramid.window(level).filter(in_reach).copied().collect();
+            let in_reach = |bin: &Bin| level >= WHOLE_DAY || bin.life == self.life;
+            let bins: Vec<Bin> = self.pyramid.window(level).filter(in_reach).collect();
             if bins.len() < least_bins(level) {
                 return None;
             }
@@ -210,7 +210,7 @@ impl Judge {
     fn remember_stable(&mut self) {
         let level = 4;
         let of_life: Vec<f32> =
-            self.pyramid.bins(level).iter().filter(|bin| bin.life == self.life).map(|bin| bin.mean).collect();
+            self.pyramid.bins(level).filter(|bin| bin.life == self.life).map(|bin| bin.mean).collect();
         if !matches!(self.verdict, Verdict::Growing(_)) && of_life.len() >= BINS / 2 {
             let high = of_life.iter().copied().fold(0.0f32, f32::max);
             self.stable_high = Some(self.stable_high.unwrap_or(0.0).max(f64::from(high)));
@@ -219,13 +219,13 @@ impl Judge {
 
     fn is_due(&self, level: usize) -> bool {
         let every = if level < WHOLE_DAY { 4 } else { 2 };
-        self.pyramid.bins(level).back().is_some_and(|bin| bin.index % every == 0)
+        self.pyramid.newest(level).is_some_and(|bin| bin.index % every == 0)
     }
 
     fn judge(&mut self, level: usize, sample: &Sample) {
         // Short windows look at one life; long ones join the lives of what is restarted often.
-        let in_reach = |bin: &&Bin| level >= WHOLE_DAY || bin.life == self.life;
-        let bins: Vec<Bin> = self.pyramid.window(level).filter(in_reach).copied().collect();
+        let in_reach = |bin: &Bin| level >= WHOLE_DAY || bin.life == self.life;
+        let bins: Vec<Bin> = self.pyramid.window(level).filter(in_reach).collect();
         if bins.len() < least_bins(level) {
             return;
         }
@@ -346,15 +346,15 @@ impl Judge {
     }
 
     /// Bins of the same life, at longer windows, that ended before `seconds`, as far back as two windows of `level`.
-    fn bins_before(&self, level: usize, seconds: f64) -> impl Iterator<Item = &Bin> {
+    fn bins_before(&self, level: usize, seconds: f64) -> impl Iterator<Item = Bin> {
         let back = 2.0 * window_seconds(level);
         (level + 1..=level + 2).filter(|&higher| higher < LEVELS).flat_map(move |higher| {
             let length = bin_seconds(higher);
-            let in_reach = move |bin: &&Bin| {
+            let in_reach = move |bin: &Bin| {
                 let end = f64::from(bin.index + 1) * length;
                 end <= seconds && end + back >= seconds && bin.life == self.life
             };
-            self.pyramid.bins(higher).iter().filter(in_reach)
+            self.pyramid.bins(higher).filter(in_reach)
         })
     }
 
@@ -364,20 +364,20 @@ impl Judge {
         let start = f64::from(bins[0].index) * bin_seconds(level);
         let mut highs: Vec<f64> = Vec::new();
         let mut note_bins = |level: usize| {
-            let before = |bin: &&Bin| f64::from(bin.index + 1) * bin_seconds(level) <= start && bin.life == self.life;
-            let means = self.pyramid.bins(level).iter().filter(before).map(|bin| f64::from(bin.mean));
+            let before = |bin: &Bin| f64::from(bin.index + 1) * bin_seconds(level) <= start && bin.life == self.life;
+            let means = self.pyramid.bins(level).filter(before).map(|bin| f64::from(bin.mean));
             highs.extend(means.reduce(f64::max));
         };
         if level >= SEASONAL {
-            let before = |bin: &&Bin| f64::from(bin.index + 1) * DAY <= start && bin.life == self.life;
-            highs = self.pyramid.bins(DAILY).iter().filter(before).map(|bin| f64::from(bin.mean)).collect();
+            let before = |bin: &Bin| f64::from(bin.index + 1) * DAY <= start && bin.life == self.life;
+            highs = self.pyramid.bins(DAILY).filter(before).map(|bin| f64::from(bin.mean)).collect();
         } else {
             // The stretch of peaks in which the window begins is not over: the bins themselves cover it.
             let smooth = level + 3;
             (smooth..=smooth + 2).for_each(&mut note_bins);
             let length = peak_seconds(smooth);
-            let before = |peak: &&Peak| f64::from(peak.index + 1) * length <= start && peak.life == self.life;
-            highs.extend(self.pyramid.peaks(smooth).iter().filter(before).map(|peak| f64::from(peak.mean)));
+            let before = |peak: &Peak| f64::from(peak.index + 1) * length <= start && peak.life == self.life;
+            highs.extend(self.pyramid.peaks(smooth).filter(before).map(|peak| f64::from(peak.mean)));
         }
         highs.sort_unstable_by(f64::total_cmp);
         let outliers = usize::from(highs.len() >= 16);

@@ -20,6 +20,7 @@ pub mod pyramid;
 pub mod shape;
 pub mod synthetic;
 pub mod theil_sen;
+mod track;
 pub mod trial;
 
 pub use judge::{Growth, Judge, Profile, Sample, Verdict, Window};

@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use leakscope_alerts::book::sample_finding;
-use leakscope_board::{Board, TargetView, Verdict};
-use leakscope_history::{Event, Found, History, TargetSample, Values};
+use leakscope_board::{Board, MachineView, Machines, PartView, TargetView, Verdict};
+use leakscope_history::{Event, Found, History, Site, TargetSample, Values};
 
 /// When it is.
 pub const NOW: u64 = 1_795_432_800;
@@ -28,6 +28,12 @@ pub fn target(id: &str, verdict: Verdict, memory: f64, shape: fn(f64) -> f64) ->
         threads: Some(12.0),
         descriptors: Some(48.0),
         per_hour: grows.then_some(60e6),
+        parts: if grows {
+            vec![PartView { part: "heap", bytes: memory * 0.8 }, PartView { part: "mapped_files", bytes: memory * 0.2 }]
+        } else {
+            Vec::new()
+        },
+        arenas: grows.then_some(3.0),
         limit: Some(8e9),
         limit_of: Some("the machine's memory".to_owned()),
         hours_left: grows.then(|| (8e9 - memory) / 60e6),
@@ -76,6 +82,61 @@ pub fn board() -> Board {
     }
 }
 
+/// A collector's machines: one on which something grows, one that is steady, and one that has been silent for a day and
+/// never sent a board.
+#[allow(dead_code, reason = "not every test is of many machines")]
+pub struct Fleet {
+    /// The history of the first one.
+    pub history: std::path::PathBuf,
+    /// Seconds since the epoch.
+    pub now: u64,
+}
+
+#[allow(dead_code, reason = "not every test is of many machines")]
+impl Fleet {
+    /// Its history is made.
+    pub fn new(folder: &Path) -> Self {
+        let path = folder.join("web-1.sqlite");
+        history(&path);
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+        Self { history: path, now }
+    }
+}
+
+impl Machines for Fleet {
+    fn all(&self) -> Vec<MachineView> {
+        let boards = ["db-1", "web-1"].map(|name| MachineView::of(&self.board(name).unwrap(), self.now));
+        let silent = MachineView {
+            machine: "old-1".to_owned(),
+            seen: self.now - 86_400,
+            interval_seconds: None,
+            alarms: 0,
+            targets: Vec::new(),
+            first: None,
+        };
+        boards.into_iter().chain([silent]).collect()
+    }
+
+    fn board(&self, machine: &str) -> Option<Board> {
+        let mut made = board();
+        match machine {
+            "web-1" => {}
+            "db-1" => {
+                made.alarms.clear();
+                made.targets.retain(|target| target.id.starts_with("kernel:"));
+                made.targets.push(target("unit:postgresql.service", Verdict::Stable, 2.2e9, |_| 1.0));
+            }
+            _ => return None,
+        }
+        made.machine = machine.to_owned();
+        Some(made)
+    }
+
+    fn history(&self, machine: &str) -> Option<std::path::PathBuf> {
+        (machine == "web-1").then(|| self.history.clone())
+    }
+}
+
 /// Two days of samples of the growing target and of the hostile one, events, and findings.
 pub fn history(path: &Path) {
     let (mut history, _) = History::open(path).unwrap();
@@ -88,6 +149,12 @@ pub fn history(path: &Path) {
         (values[0], values[1], values[2]) = (Some(memory + 60_000_000), Some(memory), Some(0));
         (values[5], values[6], values[7]) = (Some(12), Some(48), Some(memory * 4 / 5));
         let sample = |target: &str| TargetSample { target: target.to_owned(), life: u16::from(step >= 1000), values };
+        let mut shop = sample("name:shop");
+        if step.is_multiple_of(7) {
+            // Heap, arenas, other, files, shared; regions of arenas.
+            let parts = [memory * 8 / 10, 20_000_000, memory / 10, 60_000_000, 4096, 3];
+            shop.values[8..].iter_mut().zip(parts).for_each(|(value, part)| *value = Some(part));
+        }
         let event = |kind: &str, text: &str| Event {
             at,
             target: "name:shop".to_owned(),
@@ -99,7 +166,7 @@ pub fn history(path: &Path) {
             1600 => vec![event("alarm", "name:shop: memory grows by 42 MB/h </li><img src=x onerror=\"pwned=1\">")],
             _ => Vec::new(),
         };
-        history.write_tick(at, &[sample("name:shop"), sample(HOSTILE)], &events).unwrap();
+        history.write_tick(at, &[shop, sample(HOSTILE)], &events).unwrap();
     }
     let found = |target: &str, source: &str, fingerprint: &str, function: &str, bytes| Found {
         target: target.to_owned(),
@@ -119,4 +186,33 @@ pub fn history(path: &Path) {
             found(HOSTILE, "leak check", "00000000000000aa", "f", 5),
         ])
         .unwrap();
+    profiles(&mut history);
+}
+
+/// What sites of the growing target had at three moments: before it began to grow, after that, and now.
+fn profiles(history: &mut History) {
+    let site = |fingerprint: &str, function: &str, bytes: u64| Site {
+        fingerprint: fingerprint.to_owned(),
+        stack: ["malloc", function, "serve (server.c:88)", "main (main.c:3)"].map(str::to_owned).to_vec(),
+        bytes,
+        blocks: bytes / 128,
+    };
+    let taken = |load: u64, warm_up: u64, hostile: u64| {
+        let sites = [
+            site("0123456789abcdef", "load_page (cache.c:12)", load),
+            site("00000000000000cc", "index_words (words.c:40)", 45_000_000),
+            site("00000000000000dd", "warm_up (main.c:20)", warm_up),
+            site("00000000000000ee", "</script>pwned=1", hostile),
+        ];
+        sites.into_iter().filter(|site| site.bytes > 0).collect::<Vec<_>>()
+    };
+    for (ago, sites) in [
+        (90_000, taken(20_000_000, 30_000_000, 0)),
+        (3600, taken(900_000_000, 0, 0)),
+        (60, taken(1_150_000_000, 0, 2_000_000)),
+    ] {
+        history.note_profile("name:shop", "ledger", NOW - ago, &sites).unwrap();
+    }
+    let lost = [site("fedcba9876543210", "<script>pwned=1</script>", 12_000_000)];
+    history.note_profile("name:shop", "leak check", NOW - 60, &lost).unwrap();
 }

@@ -4,7 +4,8 @@ import { grouped, h } from "../../../report/web/src/dom.js";
 
 import { amount, moment } from "./amounts.js";
 
-function stack(frames) {
+/** Frames, the first three of them at sight. */
+export function stack(frames) {
   return h("details", {},
     h("summary", {}, frames.slice(0, 3).join(" < ") || "no stack"),
     h("ol", { class: "stack" }, frames.map((frame) => h("li", { class: "function" }, frame))));
@@ -15,10 +16,10 @@ function identity(fingerprint, since, isNew) {
     isNew ? h("span", { class: "badge new" }, "new") : h("span", { class: "badge" }, `since ${moment(since)}`));
 }
 
-/** An open alarm, with all that is known of it. */
-export function alarm(finding) {
+/** An open alarm, with all that is known of it; `href` is where its target is. */
+export function alarm(finding, href) {
   return h("article", { class: `alarm ${finding.urgent ? "urgent" : ""}` },
-    h("h3", {}, h("a", { href: `#/target/${encodeURIComponent(finding.target)}` }, finding.title)),
+    h("h3", {}, h("a", { href }, finding.title)),
     h("p", { class: "help" }, `since ${moment(finding.since)}${finding.urgent ? ", urgent" : ""}`),
     finding.details.length > 0 && h("ul", { class: "lines" }, finding.details.map((line) => h("li", {}, line))),
     finding.evidence.map((one) => h("div", { class: "evidence" },

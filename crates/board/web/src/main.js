@@ -1,5 +1,5 @@
-// The page of `leakscope monitor`: targets, one target, open alarms. It asks for what is new and shows it; there is
-// nothing on it that changes anything.
+// The page of `leakscope monitor`: targets, one target, open alarms; of a collector, all machines first. It asks for what is
+// new and shows it; there is nothing on it that changes anything.
 
 import "../../../report/web/src/style.css";
 import "./board.css";
@@ -9,6 +9,9 @@ import { grouped, h, settled } from "../../../report/web/src/dom.js";
 import { amount, hours, moment } from "./amounts.js";
 import { draw, words } from "./chart.js";
 import { alarm, found } from "./findings.js";
+import { machineList, place } from "./machines.js";
+import { parts } from "./parts.js";
+import { profiles } from "./profile.js";
 import { spark } from "./spark.js";
 
 const RANGES = [["2 hours", 7200], ["1 day", 86400], ["7 days", 604800], ["30 days", 2592000], ["1 year", 31536000]];
@@ -16,12 +19,20 @@ const RANGES = [["2 hours", 7200], ["1 day", 86400], ["7 days", 604800], ["30 da
 const ORDER = { growing: 0, filling: 1, learning: 2, stable: 3 };
 const RETRY_MS = 10000;
 
+/** Whether this is a collector's page, and which of its machines is shown. */
+const isMany = document.documentElement.dataset.many !== undefined;
+let machine = null;
 let board = null;
 let tag = null;
 let range = 86400;
 
+/** An address, of the machine that is shown. */
+const address = (path) => machine === null ? path : `${path}${path.includes("?") ? "&" : "?"}machine=${encodeURIComponent(machine)}`;
+/** Where a target is on this page; without one, all of them. */
+const here = (target) => machine === null ? `#/${target === undefined ? "" : `target/${encodeURIComponent(target)}`}` : place(machine, target);
+
 async function ask(path) {
-  const answer = await fetch(path, { cache: "no-store" });
+  const answer = await fetch(address(path), { cache: "no-store" });
   if (!answer.ok) throw new Error(`${answer.status} ${(await answer.text()).trim()}`);
   return answer.json();
 }
@@ -57,6 +68,7 @@ const cards = h("dl", { class: "cards" });
 const alarms = h("section", { id: "alarms", "aria-labelledby": "alarms-title" });
 const body = h("tbody");
 const overview = [
+  isMany && h("p", {}, h("a", { href: "#/", class: "back" }, "\u2190 All machines")),
   cards,
   alarms,
   h("section", { id: "targets", "aria-labelledby": "targets-title" },
@@ -66,7 +78,7 @@ const overview = [
       h("caption", { class: "hidden" }, "Targets, those that grow first"),
       h("thead", {}, h("tr", {}, ["Target", "Last hours", "Memory", "Verdict", "Until its limit"].map((name, at) => h("th", { scope: "col", class: at === 2 ? "number" : null }, name)))),
       body)),
-];
+].filter(Boolean);
 search.addEventListener("input", settled(() => update()));
 only.addEventListener("change", () => update());
 
@@ -77,7 +89,7 @@ function card(name, value, note, kind) {
 function row(target) {
   const left = target.hours_left === null ? "" : hours(target.hours_left);
   return h("tr", { class: target.verdict },
-    h("th", { scope: "row" }, h("a", { href: `#/target/${encodeURIComponent(target.id)}` }, target.id)),
+    h("th", { scope: "row" }, h("a", { href: here(target.id) }, target.id)),
     h("td", { class: "line" }, spark(target.spark, target.verdict, `Memory of ${target.id}: ${target.words}`)),
     h("td", { class: "number memory" }, amount(target.memory)),
     h("td", { class: "verdict" }, h("span", { class: `badge ${target.verdict}` }, target.verdict), " ", target.words === target.verdict ? "" : target.words),
@@ -93,7 +105,7 @@ function update() {
   );
   const open = new Set([...alarms.querySelectorAll("details[open] summary")].map((summary) => summary.textContent));
   alarms.hidden = board.alarms.length === 0;
-  alarms.replaceChildren(h("h2", { id: "alarms-title" }, "Open alarms"), ...board.alarms.map(alarm));
+  alarms.replaceChildren(h("h2", { id: "alarms-title" }, "Open alarms"), ...board.alarms.map((finding) => alarm(finding, here(finding.target))));
   for (const details of alarms.querySelectorAll("details")) details.open = open.has(details.querySelector("summary").textContent);
   const wanted = search.value.trim().toLowerCase();
   const shown = board.targets
@@ -116,14 +128,19 @@ const facts = h("dl", { class: "cards" });
 const ownAlarms = h("div");
 const events = h("div");
 const sites = h("div");
+const made = h("section", { id: "parts", "aria-labelledby": "parts-title", hidden: true });
+const profile = profiles(ask);
 const name = h("h2", { id: "target-title", tabindex: "-1" });
 const ranges = h("fieldset", { class: "choice", role: "radiogroup", "aria-label": "How far back" }, RANGES.map(([label, seconds]) => h("label", {},
   h("input", { type: "radio", name: "range", value: seconds, checked: seconds === range, onchange: () => { range = seconds; readTarget(); } }),
   h("span", {}, label))));
+const backToTargets = h("a", { href: "#/", class: "back" }, "\u2190 All targets");
 const detail = [
-  h("p", {}, h("a", { href: "#/", class: "back" }, "\u2190 All targets")),
+  h("p", {}, backToTargets),
   h("section", { "aria-labelledby": "target-title" }, name, facts, ownAlarms,
     h("div", { class: "bar ranges" }, ranges), sentence, chart),
+  made,
+  profile.section,
   h("section", { "aria-labelledby": "events-title" }, h("h2", { id: "events-title" }, "Events"), events),
   h("section", { "aria-labelledby": "found-title" }, h("h2", { id: "found-title" }, "Findings"), sites),
 ];
@@ -147,7 +164,11 @@ async function readTarget() {
     const open = new Set([...sites.querySelectorAll("details[open] summary")].map((summary) => summary.textContent));
     sites.replaceChildren(found(list.found));
     for (const details of sites.querySelectorAll("details")) details.open = open.has(details.querySelector("summary").textContent);
+    const table = parts(series);
+    made.hidden = table === null;
+    made.replaceChildren(h("h2", { id: "parts-title" }, "What memory is made of"), table ?? "");
     main.dataset.shown = wanted;
+    await profile.open(wanted, board.targets.find((one) => one.id === wanted)?.since ?? null);
   } catch (error) {
     complain(error);
   }
@@ -166,27 +187,51 @@ function updateTarget() {
   } else {
     facts.append(card("Verdict", "gone", "no process of it runs now", "none"));
   }
-  ownAlarms.replaceChildren(...board.alarms.filter((finding) => finding.target === target).map(alarm));
+  ownAlarms.replaceChildren(...board.alarms.filter((finding) => finding.target === target).map((finding) => alarm(finding, here(finding.target))));
 }
 
 // ---- what is shown
 
+const machines = isMany ? machineList(card) : null;
+
+/** What the address names: a machine, where there are many, and a target. */
+function wantedPlace() {
+  const found = location.hash.match(isMany ? /^#\/machine\/([^/]*)(?:\/target\/(.*))?$/ : /^#()\/target\/(.*)$/);
+  const decoded = (text) => {
+    try {
+      return text === undefined ? null : decodeURIComponent(text);
+    } catch {
+      return null;
+    }
+  };
+  return { machine: isMany ? decoded(found?.[1]) : null, target: decoded(found?.[2]) };
+}
+
+function routeMachines(isNew) {
+  title.textContent = "All machines";
+  document.title = "All machines \u2013 leakscope monitor";
+  if (isNew || !main.contains(machines.body)) main.replaceChildren(...machines.shown);
+  main.dataset.shown = "machines";
+}
+
 function route(isNew) {
+  if (isMany && machine === null) return routeMachines(isNew);
   if (!board) return;
-  const wanted = location.hash.match(/^#\/target\/(.*)$/)?.[1];
-  try {
-    target = wanted === undefined ? null : decodeURIComponent(wanted);
-  } catch {
-    target = null;
-  }
+  target = wantedPlace().target;
   title.textContent = board.machine;
   document.title = `${target ?? board.machine} \u2013 leakscope monitor`;
+  backToTargets.href = here();
   if (target === null) {
     if (isNew || !main.contains(body)) main.replaceChildren(...overview);
     update();
     main.dataset.shown = "all";
   } else {
-    if (isNew || !main.contains(chart)) main.replaceChildren(...detail);
+    if (isNew || !main.contains(chart)) {
+      // What belongs to another target goes at once.
+      made.hidden = true;
+      profile.close();
+      main.replaceChildren(...detail);
+    }
     updateTarget();
     readTarget();
     if (isNew) name.focus();
@@ -195,31 +240,74 @@ function route(isNew) {
 
 function complain(error) {
   trouble.hidden = false;
-  trouble.textContent = `The daemon does not answer (${error.message}); what is shown is from ${board ? moment(board.at) : "nowhere"}. It is asked again.`;
+  trouble.textContent = `The ${isMany ? "collector" : "daemon"} does not answer (${error.message}); what is shown is from ${board ? moment(board.at) : "nowhere"}. It is asked again.`;
 }
 
+const clock = (seconds) => new Date(seconds * 1000).toLocaleTimeString("sv-SE");
+
+async function refreshMachines() {
+  const list = (await ask("/api/machines")).machines;
+  // Somebody may have gone on to one of them meanwhile.
+  if (machine !== null) return;
+  machines.update(list);
+  status.textContent = `leakscope monitor, asked at ${clock(Date.now() / 1000)}`;
+  route(false);
+}
+
+async function refreshBoard() {
+  const wanted = machine;
+  const answer = await fetch(address("/api/board"), { cache: "no-store", headers: tag ? { "If-None-Match": tag } : {} });
+  if (wanted !== machine) return;
+  if (answer.status === 200) {
+    const isFirst = board === null;
+    const newest = await answer.json();
+    if (wanted !== machine) return;
+    board = newest;
+    tag = answer.headers.get("ETag");
+    if (board.passes > 0) {
+      status.textContent = `leakscope monitor, pass ${grouped(board.passes)} at ${isMany ? moment(board.at) : clock(board.at)}`;
+      route(isFirst);
+    }
+  } else if (answer.status !== 304) {
+    throw new Error(`it answered ${answer.status}`);
+  }
+}
+
+let timer = null;
+let round = 0;
+
 async function refresh() {
+  const own = (round += 1);
+  clearTimeout(timer);
   let wait = RETRY_MS;
   try {
-    const answer = await fetch("/api/board", { cache: "no-store", headers: tag ? { "If-None-Match": tag } : {} });
-    if (answer.status === 200) {
-      const isFirst = board === null;
-      board = await answer.json();
-      tag = answer.headers.get("ETag");
-      if (board.passes > 0) {
-        status.textContent = `leakscope monitor, pass ${grouped(board.passes)} at ${new Date(board.at * 1000).toLocaleTimeString("sv-SE")}`;
-        route(isFirst);
-        document.getElementById("page").dataset.ready = "true";
-      }
-    } else if (answer.status !== 304) {
-      throw new Error(`it answered ${answer.status}`);
-    }
+    if (isMany && machine === null) await refreshMachines();
+    else await refreshBoard();
+    if (board?.passes > 0 || machine === null && isMany) document.getElementById("page").dataset.ready = "true";
     trouble.hidden = true;
     if (board) wait = Math.min(Math.max(board.interval_seconds, 1) * 1000, RETRY_MS);
   } catch (error) {
     complain(error);
   }
-  setTimeout(refresh, wait);
+  // A later round has a timer of its own.
+  if (own === round) timer = setTimeout(refresh, wait);
+}
+
+/** Goes where the address points to; another machine is asked at once. */
+function follow() {
+  series = null;
+  chart.replaceChildren();
+  const wanted = wantedPlace().machine;
+  if (wanted === machine) return route(true);
+  machine = wanted;
+  [board, tag, target] = [null, null, null];
+  // What was asked of another one has no place any more.
+  asked += 1;
+  search.value = "";
+  if (machine !== null) main.replaceChildren(h("p", { class: "help" }, `${machine} is asked for.`));
+  delete main.dataset.shown;
+  route(true);
+  refresh();
 }
 
 document.getElementById("page").append(
@@ -227,22 +315,35 @@ document.getElementById("page").append(
   h("header", {}, status, title, themeButton(() => series && target && draw(chart, series))),
   trouble,
   main,
-  h("footer", {}, h("p", {}, h("kbd", {}, "/"), " searches, ", h("kbd", {}, "Esc"), " goes back to all targets. ", h("a", { href: "/metrics" }, "Metrics for Prometheus"))),
+  h("footer", {}, h("p", {}, h("kbd", {}, "/"), " searches, ", h("kbd", {}, "f"), " the flame graph, in which arrow keys move; ", h("kbd", {}, "Esc"), " goes back to all targets", isMany ? " and all machines." : [". ", h("a", { href: "/metrics" }, "Metrics for Prometheus")])),
 );
-addEventListener("hashchange", () => { series = null; chart.replaceChildren(); route(true); });
+addEventListener("hashchange", follow);
 addEventListener("resize", settled(() => series && target && draw(chart, series)));
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
   if (event.key === "/" && !event.target.matches("input[type=search]")) {
     event.preventDefault();
-    if (target !== null) location.hash = "#/";
+    if (target !== null) location.hash = here();
     // The table is there after the address has changed.
-    setTimeout(() => search.focus());
+    setTimeout(() => (isMany && machine === null ? machines.search : search).focus());
+  } else if (event.key === "f" && target !== null && !profile.section.hidden && !event.target.matches("input[type=search], select")) {
+    event.preventDefault();
+    profile.search.focus();
+    profile.search.scrollIntoView({ block: "center" });
+  } else if (event.key === "Escape" && profile.section.contains(event.target)) {
+    // It goes back from a zoom, or out of a search.
+    if (event.target === profile.search) profile.search.blur();
   } else if (event.key === "Escape" && target !== null) {
-    location.hash = "#/";
+    location.hash = here();
   } else if (event.key === "Escape" && event.target === search) {
     search.value = "";
     update();
+  } else if (event.key === "Escape" && event.target === machines?.search) {
+    machines.search.value = "";
+    machines.update();
+  } else if (event.key === "Escape" && machine !== null) {
+    location.hash = "#/";
   }
 });
+machine = wantedPlace().machine;
 refresh();

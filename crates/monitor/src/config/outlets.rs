@@ -38,17 +38,30 @@ pub struct Otlp {
     pub interval_seconds: u64,
 }
 
-pub(super) fn page(root: &Table<'_>) -> Option<Page> {
+/// `[page]`, which listens at `usual` when nothing else is said.
+pub(super) fn page(root: &Table<'_>, usual: SocketAddr) -> Option<Page> {
     let table = root.table("page")?;
-    let listen = table.with("listen", |text| {
-        text.parse::<SocketAddr>().map_err(|_| {
-            format!("`{text}` is no place to listen; write an address and a port, such as \"127.0.0.1:7878\"")
-        })
-    });
+    let listen = table.with("listen", place_to_listen);
     let token = secret(&table, "token", "token_file", "token_env");
-    let (certificate, key) = (table.string("certificate"), table.string("key"));
+    let tls = certificate(&table);
     let behind_proxy = table.boolean("behind_proxy").unwrap_or(false);
-    let tls = match (certificate, key) {
+    let listen = listen.unwrap_or(usual);
+    if let Err(refused) = may_listen(listen, token.is_some(), tls.is_some() || table.has("certificate"), behind_proxy) {
+        table.problem("listen", refused.words());
+    }
+    table.finish();
+    Some(Page { listen, token, tls, behind_proxy })
+}
+
+/// An address and a port.
+pub(super) fn place_to_listen(text: &str) -> Result<SocketAddr, String> {
+    text.parse()
+        .map_err(|_| format!("`{text}` is no place to listen; write an address and a port, such as \"127.0.0.1:7878\""))
+}
+
+/// A certificate chain and its key: both or none.
+pub(super) fn certificate(table: &Table<'_>) -> Option<(PathBuf, PathBuf)> {
+    match (table.string("certificate"), table.string("key")) {
         (Some(certificate), Some(key)) => Some((certificate.into(), key.into())),
         (None, None) => None,
         (Some(_), None) => {
@@ -59,13 +72,7 @@ pub(super) fn page(root: &Table<'_>) -> Option<Page> {
             table.problem("key", "`key` needs `certificate`, the file of its certificate");
             None
         }
-    };
-    let listen = listen.unwrap_or(PAGE);
-    if let Err(refused) = may_listen(listen, token.is_some(), tls.is_some() || certificate.is_some(), behind_proxy) {
-        table.problem("listen", refused.words());
     }
-    table.finish();
-    Some(Page { listen, token, tls, behind_proxy })
 }
 
 pub(super) fn otlp(root: &Table<'_>) -> Option<Otlp> {
