@@ -1,6 +1,7 @@
 //! `test`: everything that CI runs, in the order in which it fails soonest.
 
 use anyhow::{Result, anyhow, bail};
+use leakscope_e2e::target_dir;
 
 use crate::step::{build_leakscope, step, step_with};
 use crate::{accuracy, check, conformance, fuzz, setup, vm};
@@ -22,12 +23,14 @@ pub fn run(words: &[String]) -> Result<()> {
     let fast = match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         [] => false,
         ["--fast"] => true,
-        ["--kills"] => return alone(&["a_killed_program_leaves_a_readable_recording"]),
+        ["--kills"] => return alone("robustness", &["a_killed_program_leaves_a_readable_recording"]),
         ["--stress"] => {
-            return alone(&[
+            let of_run_and_memcheck = [
                 "sixty_four_threads_that_fork_and_load_libraries_keep_their_counts",
                 "everything_at_once_on_the_simulated_cpu",
-            ]);
+            ];
+            alone("robustness", &of_run_and_memcheck)?;
+            return alone("asan_cases", &["stress::threads_that_fork_and_load_libraries_are_left_alone"]);
         }
         _ => bail!("usage: cargo xtask test [--fast | --kills | --stress]"),
     };
@@ -49,6 +52,7 @@ pub fn run(words: &[String]) -> Result<()> {
     accuracy::run(&["memcheck".to_owned(), "--quick".to_owned()])?;
     vm::for_tests(fast)?;
     fuzz::all()?;
+    lake()?;
     // Last, so that what a reader sees at the end is the test runner's own summary.
     let path = path_of_tests()?;
     let length = if fast { FAST } else { FULL };
@@ -58,6 +62,14 @@ pub fn run(words: &[String]) -> Result<()> {
     )
 }
 
+/// `leakscope-lake` is a workspace of its own, with a folder of its own below `target`, so that nobody else builds DataFusion.
+fn lake() -> Result<()> {
+    let (manifest, target) = ("scale/Cargo.toml", target_dir().join("scale"));
+    let target = target.to_str().ok_or_else(|| anyhow!("target's path is not UTF-8: {}", target.display()))?;
+    step(&["cargo", "fmt", "--manifest-path", manifest, "--check"])?;
+    step(&["cargo", "test", "--manifest-path", manifest, "--locked", "--target-dir", target])
+}
+
 /// What `setup` installed below `target` comes first, where it is.
 fn path_of_tests() -> Result<String> {
     let path = std::env::var_os("PATH").unwrap_or_default();
@@ -65,10 +77,9 @@ fn path_of_tests() -> Result<String> {
     std::env::join_paths(all)?.into_string().map_err(|path| anyhow!("PATH is not UTF-8: {}", path.display()))
 }
 
-/// Some of the long tests, at their full length, one after the other.
-fn alone(names: &[&str]) -> Result<()> {
+/// Some of a file's long tests, at their full length, one after the other.
+fn alone(file: &str, names: &[&str]) -> Result<()> {
     build_leakscope()?;
-    let words =
-        ["cargo", "test", "--package", "leakscope-e2e", "--test", "robustness", "--", "--test-threads=1", "--exact"];
+    let words = ["cargo", "test", "--package", "leakscope-e2e", "--test", file, "--", "--test-threads=1", "--exact"];
     step_with(&[&words, names].concat(), FULL)
 }

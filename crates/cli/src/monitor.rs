@@ -7,6 +7,7 @@ macro_rules! say {
     };
 }
 
+mod collect;
 mod history;
 mod install;
 mod status;
@@ -16,12 +17,13 @@ use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
+use leakscope_collect::{is_machine_name, machines};
 use leakscope_history::History;
 use leakscope_monitor::checks::own_program;
 use leakscope_monitor::state::State;
-use leakscope_monitor::{Config, daemon};
+use leakscope_monitor::{Config, cores, daemon};
 
-use crate::flags::monitor::{MonitorArgs, MonitorCommand, OnceArgs};
+use crate::flags::monitor::{MonitorArgs, MonitorCommand, OnceArgs, PlaceArgs};
 
 /// Runs the subcommand.
 ///
@@ -34,12 +36,17 @@ pub fn main(args: &MonitorArgs) -> Result<ExitCode> {
         }
         MonitorCommand::Once(args) => return once(args),
         MonitorCommand::TestAlert(args) => return test_alert(&Config::read(&args.config)?),
+        MonitorCommand::Collect(args) => collect::main(args)?,
         MonitorCommand::Init(args) => install::init(args)?,
         MonitorCommand::Install(args) => install::install(args)?,
         MonitorCommand::Uninstall(args) => install::uninstall(args)?,
         MonitorCommand::Status(args) => status::main(args)?,
         MonitorCommand::History(args) => history::main(args)?,
         MonitorCommand::Why(args) => why::main(args)?,
+        MonitorCommand::Core(args) => {
+            let taken = cores::take(args.pid, &args.output, args.size)?;
+            say!("core of process {}: {}: {taken}", args.pid, args.output.display());
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -81,9 +88,33 @@ fn test_alert(config: &Config) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// The configuration that a history is judged by, with the state folder that is meant.
+fn place(args: &PlaceArgs) -> Result<Config> {
+    let Some(state) = &args.state else { return Ok(Config::read(&args.config.config)?) };
+    // Another machine's history needs no configuration of this one; where there is one, its `window` counts.
+    let mut config = match args.config.config.exists() {
+        true => Config::read(&args.config.config)?,
+        false => Config::decode("").unwrap_or_else(|_| unreachable!("the empty configuration is one")),
+    };
+    config.state = match &args.machine {
+        Some(machine) if is_machine_name(machine) => state.join("machines").join(machine),
+        Some(machine) => bail!("`{machine}` is no machine's name; known are: {}", machines(state).join(", ")),
+        None => state.clone(),
+    };
+    Ok(config)
+}
+
 /// The history that a configuration's daemon writes.
 fn open_history(config: &Config) -> Result<History> {
     let path = State::history_path(&config.state);
+    let known = machines(&config.state);
+    if !known.is_empty() && !path.exists() {
+        bail!(
+            "{} is a collector's; name one of its machines with --machine: {}",
+            config.state.display(),
+            known.join(", ")
+        );
+    }
     History::open_read_only(&path).with_context(|| {
         format!("nothing has been watched yet in {}; start `leakscope monitor run`", config.state.display())
     })

@@ -27,7 +27,7 @@ use crate::{documents, record};
 pub use events::print_events;
 
 /// Of each interval this share is measured: measuring costs something too.
-const MEASURED_SHARE: u32 = 10;
+const MEASURED_SHARE: u32 = 50;
 /// Most sampled points of a site's growth that are kept.
 const MOST_POINTS: usize = 64;
 
@@ -59,6 +59,14 @@ pub struct Resolved {
 }
 
 impl Target {
+    /// Learns new names, if there are any; gives whether addresses may have other ones now.
+    fn refresh(&mut self) -> bool {
+        match self {
+            Self::Kernel(kernel) => kernel.refresh(),
+            Self::User => false,
+        }
+    }
+
     fn resolve(&self, addresses: &[u64]) -> Resolved {
         match self {
             Self::Kernel(kernel) => kernel.resolve(addresses),
@@ -263,6 +271,7 @@ impl<'a> Session<'a> {
             if draws {
                 let mut out = std::io::stdout().lock();
                 let screen = text::render(&moment, self, self.args.top, true);
+                let screen = text::fitted(&screen, ratatui::crossterm::terminal::size().ok());
                 // Home, clear: a view that stays in place.
                 let _ = write!(out, "\x1b[H\x1b[2J{screen}").and_then(|()| out.flush());
             }
@@ -331,7 +340,11 @@ impl<'a> Session<'a> {
         self.notes.push(sentence);
     }
 
-    fn moment(&mut self, tracer: &mut dyn Watch, target: &Target) -> Result<Moment> {
+    fn moment(&mut self, tracer: &mut dyn Watch, target: &mut Target) -> Result<Moment> {
+        if target.refresh() {
+            self.resolved.clear();
+        }
+        let target = &*target;
         let min_age_ns = u64::try_from(self.min_age.as_nanos()).unwrap_or(u64::MAX);
         let snapshot = tracer.snapshot(min_age_ns)?;
         let names = tracer.names()?;

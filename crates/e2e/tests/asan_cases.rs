@@ -9,6 +9,8 @@
 mod library;
 #[path = "asan_cases/program.rs"]
 mod program;
+#[path = "asan_cases/rare.rs"]
+mod rare;
 #[path = "asan_cases/stress.rs"]
 mod stress;
 #[path = "asan_cases/wrong_pointers.rs"]

@@ -51,6 +51,7 @@ fixtures! {
         reloaded_often = "reloaded_often.c",
         registers = "registers.c",
         setjmp = "setjmp.c",
+        small_alt_stack = "small_alt_stack.c",
         spawned = "spawned.c",
         stale_slots = "stale_slots.c",
         tcmalloc_linked = "tcmalloc_linked.c",

@@ -6,6 +6,7 @@
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -258,6 +259,10 @@ fn a_leak_is_alarmed_with_its_site_and_its_twin_never() {
 
     let found = http(&address, "/api/found?target=name:lse-leaky");
     assert!(found.contains(site["fingerprint"].as_str().unwrap()), "{found}");
+    let profiles: Value = serde_json::from_str(&http(&address, "/api/profiles?target=name:lse-leaky")).unwrap();
+    let taken = profiles["sources"]["ledger"].as_array().and_then(|times| times.last()?.as_u64()).expect("a profile");
+    let profile = http(&address, &format!("/api/profile?target=name:lse-leaky&source=ledger&at={taken}"));
+    assert!(profile.contains(site["fingerprint"].as_str().unwrap()) && profile.contains("keep_request"), "{profile}");
     let metrics = http(&address, "/metrics");
     assert!(metrics.contains("leakscope_target_growing{target=\"name:lse-leaky\"} 1\n"), "{metrics}");
     assert!(metrics.contains("leakscope_target_growing{target=\"name:lse-twin\"} 0\n"));
@@ -386,4 +391,316 @@ fn the_kernel_is_traced_on_a_schedule() {
         daemon.wait_for(&["kernel trace of kernel:trace: ", &reason]);
     }
     daemon.stop();
+}
+
+/// A control group of its own with a limit for memory, in whichever version this machine has.
+struct Group {
+    folder: PathBuf,
+    name: String,
+}
+
+impl Group {
+    fn new(name: &str, limit: &str) -> Option<Self> {
+        let second = Path::new("/sys/fs/cgroup");
+        let (root, limit_file, swap_file) = if second.join("cgroup.controllers").exists() {
+            // The controller must be handed down to groups below the root.
+            let _ = std::fs::write(second.join("cgroup.subtree_control"), "+memory");
+            (second.to_owned(), "memory.max", "memory.swap.max")
+        } else {
+            (second.join("memory"), "memory.limit_in_bytes", "memory.swappiness")
+        };
+        let folder = root.join(name);
+        let made = std::fs::create_dir(&folder).and_then(|()| std::fs::write(folder.join(limit_file), limit));
+        if let Err(error) = made {
+            eprintln!("left out: no control group with a limit can be made here: {error}");
+            let _ = std::fs::remove_dir(&folder);
+            return None;
+        }
+        // Without swap there is nothing to keep from it.
+        let _ = std::fs::write(folder.join(swap_file), "0");
+        Some(Self { folder, name: format!("/{name}") })
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        // A process that is being ended keeps its group for a moment.
+        let begin = Instant::now();
+        while std::fs::remove_dir(&self.folder).is_err() && begin.elapsed() < Duration::from_secs(10) {
+            std::thread::yield_now();
+        }
+    }
+}
+
+/// Adds as many megabytes as each line says, and writes them.
+const GROWS: &str = r#"
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+int main(void) {
+    long megabytes;
+    while (scanf("%ld", &megabytes) == 1) {
+        memset(malloc(megabytes << 20), 1, megabytes << 20);
+        puts("done");
+        fflush(stdout);
+    }
+}
+"#;
+
+#[test]
+fn near_its_limit_a_group_is_captured_before_the_oom_killer_comes() {
+    if Tool::from_env().unwrap() != Tool::Leakscope {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let Some(group) = Group::new(&format!("leakscope-test-{}", std::process::id()), "134217728") else { return };
+    std::fs::write(at("grows.c"), GROWS).unwrap();
+    let gcc = Run::new("gcc").args(["-g", "-o"]).arg(at("lse-grows")).arg(at("grows.c"));
+    assert_eq!(gcc.finish().unwrap().ending, Ending::Exit(0));
+    let config = format!(
+        "interval = \"2s\"\nkernel = false\npressure = 100\nstate = \"{}\"\nwindow = \"2m\"\n[[watch]]\ncgroup = \"{}\"\ncore = \"once\"\n",
+        at("state").display(),
+        group.name
+    );
+    std::fs::write(at("monitor.toml"), config).unwrap();
+    let script = "echo $$ > \"$0/cgroup.procs\" && exec \"$1\"";
+    let mut child = Command::new("sh")
+        .args(["-c", script])
+        .arg(&group.folder)
+        .arg(at("lse-grows"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let (mut input, output) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+    let mut child = Killed(child);
+    let mut lines = BufReader::new(output).lines();
+    let mut grow = |megabytes: u32| {
+        writeln!(input, "{megabytes}").unwrap();
+        lines.next()
+    };
+    assert_eq!(grow(60).unwrap().unwrap(), "done");
+    let mut daemon = Daemon::start(&at("monitor.toml"));
+    daemon.wait_for(&["watching every 2 s"]);
+    // 126 of 128 MiB: above 95 %.
+    assert_eq!(grow(66).unwrap().unwrap(), "done");
+    let line = daemon.wait_for(&["near a limit: ", "captures/"]);
+    let capture = std::fs::read_to_string(line.split("near a limit: ").nth(1).unwrap()).unwrap();
+    for expected in ["lse-grows", "Rss:", "other anonymous memory 13", "regions of arenas"] {
+        assert!(capture.contains(expected), "{expected}: {capture}");
+    }
+    daemon.wait_for(&["growing: cgroup:", " of 134 MB in its control group, 0 OOM kills"]);
+    let line = daemon.wait_for(&["core of process ", "the process stood still for "]);
+    assert!(line.contains(&child.0.id().to_string()) && line.contains("1 threads"), "{line}");
+    let core = std::fs::read_dir(at("state/cores")).unwrap().next().unwrap().unwrap();
+    let meta = core.metadata().unwrap();
+    assert_eq!(std::os::unix::fs::PermissionsExt::mode(&meta.permissions()) & 0o777, 0o600);
+    assert!(meta.len() > 120 << 20, "{meta:?}");
+    let gdb = Run::new("gdb").args(["-nx", "-batch", "-ex", "backtrace"]).arg(at("lse-grows")).arg(core.path());
+    let said = gdb.finish().unwrap();
+    assert!(String::from_utf8_lossy(&said.stdout).contains("main ()"), "{}", said.stderr);
+    // All of that came in time: it still runs. Then it asks for too much.
+    assert!(child.0.try_wait().unwrap().is_none());
+    assert!(grow(200).is_none_or(|line| line.is_err()), "the OOM killer came");
+    let status = child.0.wait().unwrap();
+    assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(9), "{status}");
+    daemon.wait_for(&["growing: cgroup:", ": the OOM killer ended a process of its control group of 134 MB; 1 so far"]);
+    daemon.stop();
+    let history =
+        Run::new(leakscope_bin()).args(["monitor", "history", &group.name, "--config"]).arg(at("monitor.toml"));
+    let history = String::from_utf8(history.finish().unwrap().stdout).unwrap();
+    for expected in ["oom       the OOM killer ended", "core      a core of process ", "made of"] {
+        assert!(history.contains(expected), "{expected}: {history}");
+    }
+}
+
+/// As near the limit of a group: what the program itself may map.
+#[test]
+fn near_its_own_limit_a_program_is_captured_before_memory_is_refused() {
+    if Tool::from_env().unwrap() != Tool::Leakscope {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    std::fs::write(at("grows.c"), GROWS).unwrap();
+    let gcc = Run::new("gcc").args(["-g", "-o"]).arg(at("lse-bounded")).arg(at("grows.c"));
+    assert_eq!(gcc.finish().unwrap().ending, Ending::Exit(0));
+    let config = format!(
+        "interval = \"12s\"\nkernel = false\npressure = 100\nstate = \"{}\"\n[[watch]]\nname = \"lse-bounded\"\n",
+        at("state").display(),
+    );
+    std::fs::write(at("monitor.toml"), config).unwrap();
+    let mut child = Command::new("sh")
+        .args(["-c", "ulimit -v 262144; exec \"$0\""])
+        .arg(at("lse-bounded"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let (mut input, output) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+    let child = Killed(child);
+    let mut lines = BufReader::new(output).lines();
+    let mut grow = |megabytes: u32| {
+        writeln!(input, "{megabytes}").unwrap();
+        lines.next()
+    };
+    assert_eq!(grow(210).unwrap().unwrap(), "done");
+    let mut daemon = Daemon::start(&at("monitor.toml"));
+    daemon.wait_for(&["watching every 12 s"]);
+    // 250 of 256 MiB, and as soon as they are mapped: they need not be written yet.
+    assert_eq!(grow(38).unwrap().unwrap(), "done");
+    let line = daemon.wait_for(&["near a limit: ", "captures/"]);
+    let capture = std::fs::read_to_string(line.split("near a limit: ").nth(1).unwrap()).unwrap();
+    for expected in [&format!("process {} lse-bounded", child.0.id()), "Rss:", "other anonymous memory 2"] {
+        assert!(capture.contains(expected), "{expected}: {capture}");
+    }
+    daemon.wait_for(&["growing: name:lse-bounded: ", "of 268 MB addresses are mapped", "RLIMIT_AS"]);
+    // It still goes on; more is refused, and that ends it.
+    assert_eq!(grow(1).unwrap().unwrap(), "done");
+    assert!(grow(20).is_none());
+}
+
+/// A small generator of moments: the same in each run.
+fn moments(seed: u64) -> impl FnMut() -> u64 {
+    let mut state = seed;
+    move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state
+    }
+}
+
+fn sqlite(path: &Path, words: &str) -> String {
+    let output = Command::new("sqlite3").arg("-readonly").arg(path).arg(words).output().expect("sqlite3 is installed");
+    String::from_utf8_lossy(&output.stdout).trim().to_owned()
+}
+
+/// Killed at moments of all kinds: the file stays whole, and what a reader has seen stays in it. `LEAKSCOPE_TEST_KILLS`
+/// says how often.
+#[test]
+fn killed_again_and_again_it_loses_nothing_that_was_kept() {
+    if Tool::from_env().unwrap() != Tool::Leakscope {
+        return;
+    }
+    let kills = std::env::var("LEAKSCOPE_TEST_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(30u32);
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    // An hour of rows becomes chunks when the next hour begins, so that kills meet that step as well.
+    let config = format!(
+        "interval = \"1s\"\nwindow = \"1m\"\nkernel = true\npressure = 100\nstate = \"{}\"\n[[watch]]\ntop = 20\n",
+        at("state").display()
+    );
+    std::fs::write(at("monitor.toml"), config).unwrap();
+    let path = at("state/history.sqlite");
+    let newest = || sqlite(&path, "SELECT coalesce(max(at), 0) FROM ticks").parse::<u64>().unwrap_or(0);
+    let rows = || sqlite(&path, "SELECT count(*) FROM ticks").parse::<u64>().unwrap_or(0);
+    let mut next = moments(0x9e37_79b9_7f4a_7c15);
+    for kill in 0..kills {
+        let (known, before) = (rows(), newest());
+        let daemon = Command::new(leakscope_bin())
+            .args(["monitor", "run", "--config"])
+            .arg(at("monitor.toml"))
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut daemon = Killed(daemon);
+        let begin = Instant::now();
+        if kill % 2 == 0 {
+            // As soon as somebody has seen a row of it.
+            while newest() <= before {
+                assert!(
+                    daemon.0.try_wait().unwrap().is_none() && begin.elapsed() < PATIENCE,
+                    "it writes its first row"
+                );
+            }
+        } else {
+            // In the middle of whatever it does then: opening, the first pass, the first write, or its sleep.
+            std::thread::sleep(Duration::from_micros(next() % 300_000));
+        }
+        let (seen, newest_seen) = (rows(), newest());
+        daemon.0.kill().unwrap();
+        daemon.0.wait().unwrap();
+        assert!(seen >= known && rows() >= seen, "kill {kill}: {known} rows, {seen} seen, {} left", rows());
+        assert!(newest() >= newest_seen, "kill {kill}");
+        assert_eq!(sqlite(&path, "PRAGMA integrity_check"), "ok", "kill {kill}");
+    }
+    assert!(!at("state/history.damaged").exists());
+    // The next one goes on, with the alarms and the queue as they were.
+    let mut daemon = Daemon::start(&at("monitor.toml"));
+    daemon.wait_for(&["watching every 1 s"]);
+    let last = newest();
+    let begin = Instant::now();
+    while newest() <= last {
+        assert!(begin.elapsed() < PATIENCE);
+    }
+    assert!(!daemon.said.iter().any(|line| line.contains("damaged")), "{:#?}", daemon.said);
+    daemon.stop();
+    let history = Run::new(leakscope_bin())
+        .args(["monitor", "history", "kernel:slab", "--csv", "--last=1h", "--config"])
+        .arg(at("monitor.toml"));
+    let text = String::from_utf8(history.finish().unwrap().stdout).unwrap();
+    let times: Vec<u64> = text.lines().skip(1).map(|row| row.split(',').next().unwrap().parse().unwrap()).collect();
+    assert!(times.windows(2).all(|pair| pair[1] > pair[0]), "a row twice: {text}");
+    assert!(times.len() as u64 >= u64::from(kills / 2), "{kills} kills and {} rows", times.len());
+}
+
+/// A user's own monitor: what belongs to others is watched as far as it can be, and that is said once.
+#[test]
+fn without_root_what_cannot_be_seen_is_said_once() {
+    const NOBODY: u32 = 65534;
+    if Tool::from_env().unwrap() != Tool::Leakscope || !rustix::process::geteuid().is_root() {
+        eprintln!("left out: another user's process is needed, and only root can start one");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    // Where the build lies need not be everybody's to read.
+    std::fs::copy(leakscope_bin(), at("leakscope")).unwrap();
+    std::fs::copy("/bin/sleep", at("lse-foreign")).unwrap();
+    std::fs::copy("/bin/sleep", at("lse-own")).unwrap();
+    std::fs::create_dir(at("state")).unwrap();
+    let config = format!(
+        "interval = \"1s\"\nwindow = \"1m\"\nkernel = false\nstate = \"{}\"\n\
+         [[watch]]\nname = \"lse-foreign\"\n[[watch]]\nname = \"lse-own\"\n",
+        at("state").display()
+    );
+    std::fs::write(at("monitor.toml"), config).unwrap();
+    let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(folder.path(), open).unwrap();
+    std::os::unix::fs::chown(at("state"), Some(NOBODY), Some(NOBODY)).unwrap();
+    let sleep = |name: &str| {
+        let mut command = Command::new(at(name));
+        command.arg("1000");
+        command
+    };
+    let as_nobody = |command: &mut Command| command.uid(NOBODY).gid(NOBODY).spawn().unwrap();
+    let _foreign = Killed(sleep("lse-foreign").spawn().unwrap());
+    let _own = Killed(as_nobody(&mut sleep("lse-own")));
+    let mut run = Command::new(at("leakscope"));
+    run.args(["monitor", "run", "--config"]).arg(at("monitor.toml")).current_dir("/");
+    let mut daemon = Killed(as_nobody(run.stderr(Stdio::from(File::create(at("said")).unwrap()))));
+    let rows = || sqlite(&at("state/history.sqlite"), "SELECT count(*) FROM ticks").parse::<u64>().unwrap_or(0);
+    let begin = Instant::now();
+    while rows() < 4 {
+        assert!(daemon.0.try_wait().unwrap().is_none() && begin.elapsed() < PATIENCE, "it watches");
+        std::thread::yield_now();
+    }
+    let said = std::fs::read_to_string(at("said")).unwrap();
+    let blind: Vec<&str> = said.lines().filter(|line| line.contains("another user's")).collect();
+    assert!(
+        matches!(blind[..], [line] if line.contains("name:lse-foreign:") && line.contains("run as root")),
+        "{said}"
+    );
+    let row = |name: &str| {
+        let mut history = Command::new(at("leakscope"));
+        history.args(["monitor", "history", name, "--csv", "--last=1h", "--config"]).arg(at("monitor.toml"));
+        let text = String::from_utf8(history.output().unwrap().stdout).unwrap();
+        text.lines().last().unwrap_or_default().to_owned()
+    };
+    for name in ["name:lse-foreign", "name:lse-own"] {
+        let resident = row(name).split(',').nth(2).and_then(|text| text.parse::<u64>().ok());
+        assert!(resident.is_some_and(|bytes| bytes > 0), "{name}: {}", row(name));
+    }
 }

@@ -286,14 +286,15 @@ fn pytest() {
     assert!(text.contains("1 new finding") && text.contains("charge") && text.contains("3 passed, 1 error"), "{text}");
 }
 
-/// Two packages with their tests; one test of the second leaks.
+/// Two packages with their tests; one test of the second leaks, and one takes so long that the harness waits for it, which
+/// leaves the handle of its main thread.
 fn crates(dir: &Path) {
     std::fs::write(dir.join("Cargo.toml"), "[workspace]\nmembers = [\"one\", \"two\"]\nresolver = \"2\"\n").unwrap();
     let tests = [
         ("one", "#[test]\nfn adds() { assert_eq!(1 + 1, 2); }\n"),
         (
             "two",
-            "#[inline(never)]\npub fn lose() { std::mem::forget(std::hint::black_box(vec![1_u8; 777])); }\n#[test]\nfn loses() { lose(); }\n#[test]\nfn keeps() { drop(vec![1_u8; 777]); }\n",
+            "#[inline(never)]\npub fn lose() { std::mem::forget(std::hint::black_box(vec![1_u8; 777])); }\n#[test]\nfn loses() { lose(); }\n#[test]\nfn keeps() { drop(vec![1_u8; 777]); std::thread::sleep(std::time::Duration::from_millis(200)); }\n",
         ),
     ];
     for (name, text) in tests {
@@ -322,6 +323,7 @@ fn cargo_and_nextest() {
             .args(words)
             .dir(dir)
             .env("PATH", path)
+            .env("RUST_TEST_THREADS", "2")
             .limit(Duration::from_secs(300))
     };
     let judged = |words: &[&str], code: i32| {

@@ -9,7 +9,7 @@
 
 use std::cell::UnsafeCell;
 use std::ptr;
-use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 use crate::raw;
 
@@ -55,9 +55,14 @@ pub struct Baton {
     holder: AtomicI32,
     waiting: AtomicU32,
     slice_ns: u64,
+    /// When somebody was last let in; see [`Baton::let_in`].
+    let_in_ns: AtomicU64,
     queue: UnsafeCell<Queue>,
     interrupt: fn(i32),
 }
+
+/// How long a thread that was woken is waited for.
+const PATIENCE_NS: u64 = 100_000;
 
 // SAFETY: the queue is touched under `lock` only; its nodes are alive while they are in it.
 unsafe impl Sync for Baton {}
@@ -73,6 +78,7 @@ impl Baton {
             holder: AtomicI32::new(0),
             waiting: AtomicU32::new(0),
             slice_ns,
+            let_in_ns: AtomicU64::new(0),
             queue: UnsafeCell::new(QUEUE),
             interrupt,
         }
@@ -203,6 +209,23 @@ impl Baton {
         }
         self.release();
         self.acquire(me);
+    }
+
+    /// For a thread that has released the baton and then woken another: waits for a moment until somebody has it, once in
+    /// a slice.
+    ///
+    /// Who lets a lock go and takes it again at once would hold it whenever its turn ends: the woken one would find it
+    /// taken each time, and starve. Now and then it gets the baton while the lock is free.
+    pub fn let_in(&self) {
+        let begin = now_ns();
+        if begin.wrapping_sub(self.let_in_ns.load(Ordering::Relaxed)) < self.slice_ns {
+            return;
+        }
+        self.let_in_ns.store(begin, Ordering::Relaxed);
+        while self.holder() == 0 && now_ns() - begin < PATIENCE_NS {
+            // SAFETY: it changes nothing.
+            unsafe { raw::syscall(libc::SYS_sched_yield, [0; 6]) };
+        }
     }
 
     /// In the child of a fork: only `me` is left, and holds the baton.

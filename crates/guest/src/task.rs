@@ -99,6 +99,9 @@ impl<C: Cpu, M: Monitor<C> + 'static> Task<C, M> {
         BATON.release();
         // SAFETY: the caller's promise.
         let result = unsafe { raw::interruptible(number, arguments, self.thread().pending_word()) };
+        if number == libc::SYS_futex as u64 && result > 0 && wakes(arguments[1]) {
+            BATON.let_in();
+        }
         self.acquire(cpu);
         result
     }
@@ -191,4 +194,17 @@ impl<M: Monitor<Engine> + 'static> Tool for Task<Engine, M> {
     fn code_region(&mut self, address: u64) -> Option<CodeRegion> {
         self.on_code_region(address)
     }
+}
+
+/// Whether an operation of `futex` wakes others.
+fn wakes(operation: u64) -> bool {
+    let operation = operation as i32 & !(libc::FUTEX_PRIVATE_FLAG | libc::FUTEX_CLOCK_REALTIME);
+    matches!(
+        operation,
+        libc::FUTEX_WAKE
+            | libc::FUTEX_WAKE_BITSET
+            | libc::FUTEX_WAKE_OP
+            | libc::FUTEX_REQUEUE
+            | libc::FUTEX_CMP_REQUEUE
+    )
 }

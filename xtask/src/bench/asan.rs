@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail};
 use leakscope_e2e::{Ending, Run, fixtures_dir, target_dir};
 
 use super::pairs::spread;
+use super::redis::{Manner, Server};
 use super::workloads;
 use crate::step::{first_line, step};
 
@@ -18,6 +19,7 @@ const SONAMES: [&str; 2] = ["libclang_rt.asan-x86_64.so", "libasan.so.8"];
 const LIMIT: Duration = Duration::from_secs(300);
 const INPUT_BYTES: usize = 6 << 20;
 const SQL_ROWS: usize = 60_000;
+const REDIS_REQUESTS: u32 = 60_000;
 /// Built by gcc, as Debian's packages are, with frame pointers: the others walk along them.
 const FLAGS: [&str; 6] = ["-O2", "-g", "-w", "-fsanitize=address", "-fno-omit-frame-pointer", "-pthread"];
 
@@ -26,7 +28,17 @@ struct Program {
     what: &'static str,
     target: &'static str,
     words: Vec<String>,
-    stdin: Option<PathBuf>,
+    load: Load,
+}
+
+/// What a program works on.
+enum Load {
+    /// What its words say.
+    Words,
+    /// A file as its standard input.
+    Input(PathBuf),
+    /// redis-benchmark, eight requests at a time: it is a server.
+    Redis,
 }
 
 struct Cost {
@@ -107,28 +119,28 @@ fn programs(dir: &Path) -> Result<Vec<Program>> {
             what: "C++, one thread",
             target: "0.9",
             words: vec![heap.clone(), "1".into(), "200000".into()],
-            stdin: None,
+            load: Load::Words,
         },
         Program {
             name: "trees, maps, blocks",
             what: "C++, four threads",
             target: "0.9",
             words: vec![heap, "4".into(), "70000".into()],
-            stdin: None,
+            load: Load::Words,
         },
         Program {
             name: "churn4",
             what: "maps of strings, four threads",
             target: "0.9",
             words: vec![churn, "150000".into()],
-            stdin: None,
+            load: Load::Words,
         },
         Program {
             name: "alloc1",
             what: "2 M blocks, 256 stacks of 8 frames",
             target: "0.9",
             words: vec![sites, "2000000".into()],
-            stdin: None,
+            load: Load::Words,
         },
     ];
     let amalgamation = sqlite_source()?;
@@ -141,12 +153,21 @@ fn programs(dir: &Path) -> Result<Vec<Program>> {
         what: "an in-memory database, built with the checks",
         target: "1.0",
         words: vec![sqlite, "2".into()],
-        stdin: Some(workloads::write(dir, "script.sql", &workloads::sql_script_of(SQL_ROWS / 2))?),
+        load: Load::Input(workloads::write(dir, "script.sql", &workloads::sql_script_of(SQL_ROWS / 2))?),
     });
     let text = workloads::write(dir, "text", &workloads::text_input(INPUT_BYTES))?.to_string_lossy().into_owned();
     if let Some(xz) = xz(dir)? {
         let words = [&xz, "-3", "-T1", "-k", "-c", &text].map(str::to_owned).to_vec();
-        list.push(Program { name: "xz", what: "6 MiB of text, -3", target: "1.0", words, stdin: None });
+        list.push(Program { name: "xz", what: "6 MiB of text, -3", target: "1.0", words, load: Load::Words });
+    }
+    if let Some(redis) = redis(dir)? {
+        list.push(Program {
+            name: "redis",
+            what: "60,000 requests of 4 kinds by redis-benchmark, 8 at a time",
+            target: "1.0",
+            words: vec![redis],
+            load: Load::Redis,
+        });
     }
     Ok(list)
 }
@@ -166,21 +187,30 @@ fn sqlite_source() -> Result<PathBuf> {
     found.context("sqlite3.c of the crate libsqlite3-sys is not in cargo's registry; next: cargo fetch")
 }
 
-/// xz from Debian's source; `None` where the machine has no source packages.
 fn xz(dir: &Path) -> Result<Option<String>> {
-    let program = dir.join("xz");
+    let make = "./configure -q --disable-shared --disable-nls --disable-doc --disable-scripts; make -s";
+    from_source(dir, "xz", "xz-utils", make, "src/xz/xz")
+}
+
+fn redis(dir: &Path) -> Result<Option<String>> {
+    let make = "make -s -C src redis-server MALLOC=libc USE_SYSTEMD=no LDFLAGS=-fsanitize=address";
+    from_source(dir, "redis-server", "redis", make, "src/redis-server")
+}
+
+/// A program from Debian's source of a package; `None` where the machine has no source packages.
+fn from_source(dir: &Path, name: &str, package: &str, make: &str, built: &str) -> Result<Option<String>> {
+    let program = dir.join(name);
     if !program.exists() {
         let script = format!(
-            "set -e; cd '{}'; apt-get -qq source --download-only xz-utils; mkdir -p xz-source; \
-             tar xf xz-utils_*.orig.tar.xz -C xz-source --strip-components=1; cd xz-source; CFLAGS='{}' ./configure -q \
-             --disable-shared --disable-nls --disable-doc --disable-scripts; ASAN_OPTIONS=detect_leaks=0 make -s; \
-             cp src/xz/xz ../xz",
+            "set -e; cd '{}'; apt-get -qq source --download-only {package}; mkdir -p {package}-source; \
+             tar xf {package}_*.orig.tar.[gx]z -C {package}-source --strip-components=1; cd {package}-source; \
+             export CFLAGS='{}' ASAN_OPTIONS=detect_leaks=0; {make}; cp {built} ../{name}",
             dir.display(),
             FLAGS.join(" ")
         );
         let finished = Run::new("sh").args(["-c", &script]).limit(Duration::from_secs(900)).finish()?;
         if finished.ending != Ending::Exit(0) {
-            eprintln!("  xz is left out: {}", finished.stderr.lines().last().unwrap_or_default());
+            eprintln!("  {name} is left out: {}", finished.stderr.lines().last().unwrap_or_default());
             return Ok(None);
         }
     }
@@ -217,14 +247,30 @@ fn row(program: &Program, libraries: &[PathBuf; 3], rounds: usize) -> Result<Str
 fn once(program: &Program, folder: &Path) -> Result<Cost> {
     let mut words = program.words.iter();
     let run = Run::new(words.next().map_or("", String::as_str)).args(words).limit(LIMIT);
-    let run = run.env("LD_LIBRARY_PATH", folder).env("ASAN_OPTIONS", "detect_leaks=0");
-    let run = match &program.stdin {
-        Some(path) => run.stdin(path),
-        None => run,
+    // clang's library takes redis's two tables `digits`, which gcc tells apart by their file, for one variable.
+    let options =
+        if matches!(program.load, Load::Redis) { "detect_leaks=0:detect_odr_violation=0" } else { "detect_leaks=0" };
+    let run = run.env("LD_LIBRARY_PATH", folder).env("ASAN_OPTIONS", options);
+    let run = match &program.load {
+        Load::Words => run,
+        Load::Input(path) => run.stdin(path),
+        Load::Redis => return once_redis(run),
     };
     let finished = run.finish()?;
     if finished.ending != Ending::Exit(0) {
         bail!("{}: {:?}: {}", run.shown(), finished.ending, finished.stderr.lines().last().unwrap_or_default());
     }
     Ok(Cost { cpu: finished.cpu.as_secs_f64(), peak: finished.max_rss_bytes as f64 / 1e6 })
+}
+
+/// The server's own processor time and peak, from its start to the last answer.
+fn once_redis(beginning: Run) -> Result<Cost> {
+    let scratch = tempfile::tempdir()?;
+    let server = Server::spawn(beginning, scratch.path())?;
+    server.load(Manner::Pipelined, REDIS_REQUESTS)?;
+    let (cpu, peak) = (server.used()?, server.peak_bytes()? as f64 / 1e6);
+    match server.stop(LIMIT)? {
+        Some(0) => Ok(Cost { cpu, peak }),
+        code => bail!("redis-server ended with {code:?}"),
+    }
 }

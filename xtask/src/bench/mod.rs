@@ -10,6 +10,7 @@ mod memcheck;
 mod monitor;
 mod page;
 mod pairs;
+mod peers;
 pub mod redis;
 mod reports;
 mod stacks;
@@ -100,7 +101,8 @@ pub fn run(words: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// A table that has nothing to do with other tools' speed, with its own place in docs/benchmarks.md.
+/// A table that has nothing to do with other tools' speed, with its own place in docs/benchmarks.md. The monitor's has one
+/// in docs/monitor.md, where it wrote it.
 fn own_table(name: &str, options: &Options) -> Result<()> {
     if options.peers_only {
         return Ok(());
@@ -115,7 +117,7 @@ fn own_table(name: &str, options: &Options) -> Result<()> {
         _ => reports::table()?,
     };
     println!("\n{table}");
-    if options.write { page::write_table(name, &table) } else { Ok(()) }
+    if options.write && name != "monitor" { page::write_table(name, &table) } else { Ok(()) }
 }
 
 fn one(name: &str, tools: &[Tool], options: &Options, share: Share, page: &mut Page) -> Result<()> {

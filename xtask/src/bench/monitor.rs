@@ -1,5 +1,5 @@
 //! `bench monitor`: what the verdicts of `leakscope monitor` are worth, on series whose truth is known; and what the daemon
-//! costs, beside process-exporter in the same minute, with 300 processes that both watch.
+//! costs, in two manners of watching, beside process-exporter in the same minute, with 300 processes that all of them watch.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -94,21 +94,19 @@ fn cost(span: Duration) -> Result<String> {
         std::os::unix::fs::symlink("/bin/sleep", &link)?;
         programs.0.push(Command::new(&link).arg("3600").stdout(Stdio::null()).spawn().context("start sleep")?);
     }
-    let (page, exported) = (free_port()?, free_port()?);
-    let config = folder.path().join("monitor.toml");
-    let state = folder.path().join("state");
-    fs::write(
-        &config,
-        format!("state = \"{}\"\n[[watch]]\ntop = 1000\n[page]\nlisten = \"127.0.0.1:{page}\"\n", state.display()),
-    )?;
-    let daemon = Command::new(leakscope_bin())
-        .args(["monitor", "run", "--config"])
-        .arg(&config)
-        .stderr(Stdio::null())
-        .spawn()
-        .context("start leakscope monitor")?;
-    let mut measured = vec![("leakscope monitor, page scraped by Prometheus", daemon.id(), page)];
-    let mut started = Started(vec![daemon]);
+    let names: Vec<String> = (0..PROGRAMS).map(|number| format!("[[watch]]\nname = \"bench-{number}\"\n")).collect();
+    let mut measured = Vec::new();
+    let mut started = Started(Vec::new());
+    for (what, watch) in [
+        ("leakscope monitor, `top`, page scraped by Prometheus", "[[watch]]\ntop = 1000\n".to_owned()),
+        ("the same, each program watched by its name, with its parts", names.concat()),
+    ] {
+        let port = free_port()?;
+        let daemon = daemon(&folder.path().join(port.to_string()), &watch, port)?;
+        measured.push((what, daemon.id(), port));
+        started.0.push(daemon);
+    }
+    let exported = free_port()?;
     if let Some(exporter) = exporter(folder.path(), exported)? {
         measured.push(("process-exporter", exporter.id(), exported));
         started.0.push(exporter);
@@ -127,8 +125,9 @@ fn cost(span: Duration) -> Result<String> {
     let begin = Instant::now();
     wait(begin + span)?;
     let took = begin.elapsed().as_secs_f64();
+    let cores = std::thread::available_parallelism()?;
     let mut table = format!(
-        "| {PROGRAMS} programs, every {} s, {took:.0} s | share of a core | resident |\n|---|---|---|\n",
+        "`cargo xtask bench monitor`, on {cores} cores:\n\n| {PROGRAMS} programs, every {} s, {took:.0} s | share of a core | resident |\n|---|---|---|\n",
         INTERVAL.as_secs()
     );
     for ((name, pid, _), before) in measured.iter().zip(before) {
@@ -138,6 +137,17 @@ fn cost(span: Duration) -> Result<String> {
         table.push_str(&format!("| {name} | {share:.2} % | {megabytes:.0} MB |\n"));
     }
     Ok(table)
+}
+
+/// A daemon with a folder of its own.
+fn daemon(folder: &Path, watch: &str, port: u16) -> Result<Child> {
+    fs::create_dir(folder)?;
+    let config = folder.join("monitor.toml");
+    let state = folder.join("state");
+    fs::write(&config, format!("state = \"{}\"\n{watch}[page]\nlisten = \"127.0.0.1:{port}\"\n", state.display()))?;
+    let mut command = Command::new(leakscope_bin());
+    command.args(["monitor", "run", "--config"]).arg(&config).stderr(Stdio::null());
+    command.spawn().context("start leakscope monitor")
 }
 
 fn exporter(folder: &Path, port: u16) -> Result<Option<Child>> {

@@ -106,13 +106,27 @@ impl Server {
     /// # Errors
     /// The server does not answer.
     pub fn used(&self) -> Result<f64> {
-        let info = self.ask(&["info", "server"])?;
-        let pid = info.lines().find_map(|line| line.strip_prefix("process_id:")).context("no process_id")?.trim();
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid()?))?;
         // Fields 14 and 15, counted after the name in parentheses, which may hold blanks; ticks of 1/100 s.
         let fields: Vec<&str> = stat.rsplit_once(')').context("stat")?.1.split_whitespace().collect();
         let ticks = fields[11].parse::<u64>()? + fields[12].parse::<u64>()?;
         Ok(ticks as f64 / rustix::param::clock_ticks_per_second() as f64)
+    }
+
+    /// The most resident memory that the server's own process has had, in bytes.
+    ///
+    /// # Errors
+    /// The server does not answer.
+    pub fn peak_bytes(&self) -> Result<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()?))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
+        Ok(line.trim().trim_end_matches("kB").trim().parse::<u64>()? << 10)
+    }
+
+    fn pid(&self) -> Result<u32> {
+        let info = self.ask(&["info", "server"])?;
+        let pid = info.lines().find_map(|line| line.strip_prefix("process_id:")).context("no process_id")?;
+        Ok(pid.trim().parse()?)
     }
 
     /// Asks it to end and returns its exit code.

@@ -5,13 +5,16 @@
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::time::Instant;
+use std::process::{Child, ChildStderr, Command, Stdio};
+use std::thread::JoinHandle;
 
 use anyhow::{Context, Result, ensure};
-use leakscope_e2e::{leakscope_bin, target_dir};
+use leakscope_e2e::{Run, leakscope_bin, target_dir};
 
 use super::pairs::spread;
+use super::peers::Peers;
+use super::reports::{Cost, once};
+use crate::step::step;
 
 /// Workloads by name: what prepares one, and what is measured. `$D` is a folder of their own.
 const WORKLOADS: [(&str, &str, &str); 3] = [
@@ -39,61 +42,70 @@ const WORKLOADS: [(&str, &str, &str); 3] = [
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Manner {
     Off,
+    Floor,
     Sampled,
     Exact,
     Bcc,
+    Bpftrace,
 }
 
-const MANNERS: [(Manner, &str); 4] = [
+const MANNERS: [(Manner, &str); 6] = [
     (Manner::Off, "not traced"),
+    (Manner::Floor, "six programs that do nothing"),
     (Manner::Sampled, "`kernel trace`, at most 1.03"),
     (Manner::Exact, "`kernel trace --sample 0`, at most 1.25"),
     (Manner::Bcc, "bcc's memleak"),
+    (Manner::Bpftrace, "bpftrace"),
 ];
 
 impl Manner {
-    fn command(self) -> Option<Command> {
-        let mut command = match self {
+    /// What starts it, and the words that it prints when it is attached.
+    fn command(self, peers: &Peers) -> Option<(Command, &'static str)> {
+        let (mut command, words) = match self {
             Self::Off => return None,
-            Self::Bcc => {
-                let mut command = Command::new("memleak-bpfcc");
-                command.args(["-o", "1000", "1000"]).env("PYTHONUNBUFFERED", "1");
-                command
-            }
+            Self::Floor => (Command::new(target_dir().join("release/examples/floor")), "attached"),
+            Self::Bcc => peers.memleak(),
+            Self::Bpftrace => peers.bpftrace(),
             Self::Sampled | Self::Exact => {
                 let mut command = Command::new(leakscope_bin());
                 command.args(["kernel", "trace", "--for", "0", "--min-age", "1s", "--once"]);
                 if self == Self::Exact {
                     command.args(["--sample", "0"]);
                 }
-                command
+                (command, "Ctrl-C ends it")
             }
         };
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        Some(command)
+        Some((command, words))
     }
 
     /// Starts it and waits until it is attached.
-    fn start(self) -> Result<Option<Child>, String> {
-        let Some(mut command) = self.command() else { return Ok(None) };
+    fn start(self, peers: &Peers) -> Result<Option<Child>, String> {
+        let Some((mut command, words)) = self.command(peers) else { return Ok(None) };
         let mut child = command.spawn().map_err(|error| error.to_string())?;
         let mut last = String::new();
-        let attached = if self == Self::Bcc {
-            lines_until(child.stdout.take(), "Attaching", &mut last)
+        // What nobody reads must not fill a pipe.
+        let (attached, errors) = if matches!(self, Self::Floor | Self::Sampled | Self::Exact) {
+            (lines_until(child.stderr.take(), words, &mut last), None)
         } else {
-            lines_until(child.stderr.take(), "Ctrl-C ends it", &mut last)
+            let errors = child.stderr.take().map(last_line);
+            (lines_until(child.stdout.take(), words, &mut last), errors)
         };
         if attached {
             return Ok(Some(child));
         }
-        let mut words = String::new();
-        if let Some(mut stderr) = child.stderr.take() {
-            let _ = stderr.read_to_string(&mut words);
-        }
         let _ = child.wait();
-        let reason = words.lines().rfind(|line| !line.trim().is_empty()).map_or(last.clone(), str::to_owned);
-        Err(format!("does not run here: {reason}"))
+        let said = errors.and_then(|thread| thread.join().ok()).filter(|line| !line.is_empty());
+        Err(format!("does not run here: {}", said.unwrap_or(last)))
     }
+}
+
+/// The last line with words in it, once there is no more.
+fn last_line(input: ChildStderr) -> JoinHandle<String> {
+    std::thread::spawn(move || {
+        let lines = BufReader::new(input).lines().map_while(Result::ok);
+        lines.filter(|line| line.contains(char::is_alphanumeric)).last().unwrap_or_default()
+    })
 }
 
 /// Reads lines until one has these words; the rest is thrown away by a thread.
@@ -128,11 +140,9 @@ fn stop(child: Option<Child>) -> Result<()> {
     child.wait().context("wait for the tracer").map(drop)
 }
 
-fn shell(words: &str, folder: &Path) -> Result<f64> {
-    let begin = Instant::now();
-    let status = Command::new("sh").args(["-c", words]).env("D", folder).status().context("start sh")?;
-    ensure!(status.success(), "{words}: {status}");
-    Ok(begin.elapsed().as_secs_f64())
+fn shell(words: &str, folder: &Path) -> Result<Cost> {
+    let run = Run::new("sh").args(["-c", words]).env("D", folder);
+    Ok(Cost::of(&once(&run, &[0])?))
 }
 
 /// Measures, in so many rounds; gives the table.
@@ -140,56 +150,90 @@ fn shell(words: &str, folder: &Path) -> Result<f64> {
 /// # Errors
 /// A workload fails.
 pub fn table(quick: bool) -> Result<String> {
-    let rounds = if quick { 3 } else { 9 };
+    let rounds = if quick { 5 } else { 15 };
+    step(&["cargo", "build", "--release", "--package", "leakscope-ebpf", "--example", "floor"])?;
     std::fs::create_dir_all(target_dir().join("bench"))?;
     let mut text = String::from("\n| workload |");
     for (_, name) in MANNERS {
         text += &format!(" {name} |");
     }
-    text += "\n|---|---|---|---|---|\n";
+    text += &format!("\n{}|\n", "|---".repeat(MANNERS.len() + 1));
+    let peers_scratch = tempfile::tempdir_in(target_dir().join("bench"))?;
+    let peers = Peers::prepare(peers_scratch.path())?;
     for (name, prepare, measured) in WORKLOADS {
         let scratch = tempfile::tempdir_in(target_dir().join("bench"))?;
         shell(prepare, scratch.path())?;
         // Files are in the page cache, and the tools too.
         shell(measured, scratch.path())?;
-        let mut ratios: Vec<Result<Vec<f64>, String>> = vec![Ok(Vec::new()); MANNERS.len()];
+        let mut costs: Vec<Result<Vec<Cost>, String>> = MANNERS.iter().map(|_| Ok(Vec::new())).collect();
         for round in 0..rounds {
-            let mut native = 0.0;
             for (at, (manner, _)) in MANNERS.into_iter().enumerate() {
-                let Ok(values) = &mut ratios[at] else { continue };
-                match manner.start() {
-                    Err(reason) => ratios[at] = Err(reason),
+                let Ok(values) = &mut costs[at] else { continue };
+                match manner.start(&peers) {
+                    Err(reason) => costs[at] = Err(reason),
                     Ok(tracer) => {
-                        let seconds = shell(measured, scratch.path());
+                        let cost = shell(measured, scratch.path());
                         stop(tracer)?;
-                        let seconds = seconds?;
-                        if manner == Manner::Off {
-                            native = seconds;
-                            values.push(seconds);
-                        } else {
-                            values.push(seconds / native);
-                        }
-                        eprintln!("  {name}, round {}: {manner:?} {seconds:.2} s", round + 1);
+                        let cost = cost?;
+                        eprintln!(
+                            "  {name}, round {}: {manner:?} {:.2} s, CPU {:.2} s",
+                            round + 1,
+                            cost.seconds,
+                            cost.cpu_seconds
+                        );
+                        values.push(cost);
                     }
                 }
             }
         }
-        text += &format!("| {name} |");
-        for (at, values) in ratios.iter().enumerate() {
-            text += &match values {
-                Err(reason) => format!(" {} |", reason.replace('|', "/")),
-                Ok(values) => match spread(values) {
-                    None => " - |".to_owned(),
-                    Some((median, ..)) if at == 0 => format!(" {median:.2} s |"),
-                    Some((median, least, greatest)) => format!(" **{median:.2}** ({least:.2} to {greatest:.2}) |"),
-                },
-            };
-        }
-        text += "\n";
+        text += &row(name, &costs);
     }
     text += &format!(
-        "\nWall time: seconds without tracing, and ratios to them within {rounds} rounds, median (least to greatest). All kinds of \
-         memory are traced.\n"
+        "\nProcessor time of the workload: seconds without tracing, and ratios to them within {rounds} rounds, median (least to \
+         greatest), then the ratio of wall time. All kinds of memory are traced; the peers keep each block with its stack, as \
+         `--sample 0` does, and trace kmalloc, slab objects and pages. The programs that do nothing are on the tracepoints of \
+         these: less cannot be had of tracepoints.\n"
     );
     Ok(text)
+}
+
+/// The row of a workload: seconds of the first manner, and of the others ratios to it within each round.
+fn row(name: &str, costs: &[Result<Vec<Cost>, String>]) -> String {
+    let mut text = format!("| {name} |");
+    let Some(Ok(native)) = costs.first() else { return text + "\n" };
+    for (at, costs) in costs.iter().enumerate() {
+        let costs = match costs {
+            Err(reason) => {
+                text += &format!(" {} |", reason.replace('|', "/"));
+                continue;
+            }
+            Ok(costs) => costs,
+        };
+        let ratios = |of: fn(&Cost) -> f64| -> Vec<f64> {
+            let base = |own: &Cost| if at == 0 { 1.0 } else { of(own) };
+            costs.iter().zip(native).map(|(cost, own)| of(cost) / base(own)).collect()
+        };
+        text += &match (spread(&ratios(|cost| cost.cpu_seconds)), spread(&ratios(|cost| cost.seconds))) {
+            (Some((cpu, ..)), Some((wall, ..))) if at == 0 => format!(" CPU {cpu:.2} s, {wall:.2} s |"),
+            (Some((cpu, least, greatest)), Some((wall, ..))) => {
+                format!(" **{cpu:.2}** ({least:.2} to {greatest:.2}), wall {wall:.2} |")
+            }
+            _ => " - |".to_owned(),
+        };
+    }
+    text + "\n"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ratios_are_within_rounds() {
+        let cost = |seconds: f64| Cost { seconds, cpu_seconds: seconds / 2.0, peak_megabytes: 0.0 };
+        let native = Ok(vec![cost(1.0), cost(2.0), cost(4.0)]);
+        let traced = Ok(vec![cost(1.5), cost(3.2), cost(4.4)]);
+        let row = row("w", &[native, traced, Err("a | b".to_owned()), Ok(Vec::new())]);
+        assert_eq!(row, "| w | CPU 1.00 s, 2.00 s | **1.50** (1.10 to 1.60), wall 1.50 | a / b | - |\n");
+    }
 }

@@ -35,6 +35,32 @@ pub enum MonitorCommand {
     Why(WhyArgs),
     /// Send a sample through every channel that is configured
     TestAlert(ConfigArgs),
+    /// Write a core of a process that goes on
+    Core(CoreArgs),
+    /// Take in what the monitors of other machines push, until SIGTERM
+    Collect(CollectArgs),
+}
+
+/// `leakscope monitor collect`.
+#[derive(Clone, Debug, Args)]
+pub struct CollectArgs {
+    /// The collector's configuration
+    #[arg(long, short, value_name = "FILE", default_value = "/etc/leakscope/collect.toml")]
+    pub config: PathBuf,
+}
+
+/// Whose history is looked at.
+#[derive(Clone, Debug, Args)]
+pub struct PlaceArgs {
+    /// Where the configuration is.
+    #[command(flatten)]
+    pub config: ConfigArgs,
+    /// Look into this state folder: of a monitor, of a collector, or a machine's of a collector
+    #[arg(long, value_name = "DIR")]
+    pub state: Option<PathBuf>,
+    /// The machine, in a collector's state folder
+    #[arg(long, value_name = "NAME", requires = "state")]
+    pub machine: Option<String>,
 }
 
 /// Where the configuration is.
@@ -101,9 +127,9 @@ pub struct UninstallArgs {
 /// `leakscope monitor status`.
 #[derive(Clone, Debug, Args)]
 pub struct StatusArgs {
-    /// Where the configuration is.
+    /// Whose history.
     #[command(flatten)]
-    pub config: ConfigArgs,
+    pub place: PlaceArgs,
     /// For programs
     #[arg(long, conflicts_with = "prometheus")]
     pub json: bool,
@@ -115,9 +141,9 @@ pub struct StatusArgs {
 /// `leakscope monitor history`.
 #[derive(Clone, Debug, Args)]
 pub struct HistoryArgs {
-    /// Where the configuration is.
+    /// Whose history.
     #[command(flatten)]
-    pub config: ConfigArgs,
+    pub place: PlaceArgs,
     /// The target, as `status` names it
     #[arg(value_name = "TARGET")]
     pub target: String,
@@ -132,12 +158,26 @@ pub struct HistoryArgs {
 /// `leakscope monitor why`.
 #[derive(Clone, Debug, Args)]
 pub struct WhyArgs {
-    /// Where the configuration is.
+    /// Whose history.
     #[command(flatten)]
-    pub config: ConfigArgs,
+    pub place: PlaceArgs,
     /// The target, as `status` names it
     #[arg(value_name = "TARGET")]
     pub target: String,
+}
+
+/// `leakscope monitor core`.
+#[derive(Clone, Debug, Args)]
+pub struct CoreArgs {
+    /// The process
+    #[arg(value_name = "PID")]
+    pub pid: u32,
+    /// The file to write, which must not be there
+    #[arg(long, short, value_name = "FILE")]
+    pub output: PathBuf,
+    /// How much memory may be in it; the largest mappings are left out first
+    #[arg(long, value_name = "BYTES", default_value = "2GB", value_parser = units::bytes)]
+    pub size: u64,
 }
 
 /// Days, too: histories are long.

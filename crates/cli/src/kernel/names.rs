@@ -3,14 +3,15 @@
 //!
 //! A frame says function, offset and the function's size. A file is used only where it has a function of that name and
 //! size, and, on the machine that was scanned, the build id of what runs: a wrong file gives no names rather than wrong
-//! ones.
+//! ones. A kernel without CONFIG_KALLSYMS gives addresses only; `System.map` has their functions.
 
 use std::collections::{BTreeMap, HashMap};
+use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
 
 use leakscope_findings::recording::ResolvedFrame;
 use leakscope_import::{KernelName, KernelNames};
-use leakscope_kernel::dump::Frame;
+use leakscope_kernel::dump::{Dump, Frame};
 use leakscope_kernel::image::{self, Image, decode_build_id};
 use leakscope_kernel::kallsyms::Kallsyms;
 use leakscope_kernel::{Places, kmemleak};
@@ -21,6 +22,12 @@ use crate::record;
 
 /// A file of a kernel is not larger: an allmodconfig vmlinux has half of that.
 const MOST_FILE_BYTES: u64 = 4 << 30;
+/// A module is not larger.
+const MOST_MODULE_BYTES: u64 = 1 << 30;
+/// `System.map` has some 10 million bytes.
+const MOST_MAP_BYTES: u64 = 256 << 20;
+/// Endings of compressed modules.
+const COMPRESSED: [&str; 3] = [".gz", ".xz", ".zst"];
 /// Folders within folders that are looked into for modules.
 const DEEPEST_FOLDER: usize = 16;
 
@@ -55,6 +62,30 @@ impl Names {
             module_files: None,
             images: HashMap::new(),
             problems: Vec::new(),
+        }
+    }
+
+    /// Gives frames that are only addresses their functions. Where the running kernel says nothing, `System.map` does; its
+    /// addresses are those of a kernel that was not moved when it was booted.
+    pub fn name_addresses(&mut self, dump: &mut Dump) {
+        let mut bare = dump
+            .backtraces
+            .iter_mut()
+            .flat_map(|backtrace| &mut backtrace.frames)
+            .filter(|frame| frame.function.is_empty())
+            .peekable();
+        if bare.peek().is_none() {
+            return;
+        }
+        let live = if self.is_live { Kallsyms::read(&self.places) } else { Kallsyms::default() };
+        let table = match &self.args.system_map {
+            Some(path) if live.is_empty() => read_map(path, &mut self.problems),
+            _ => live,
+        };
+        for frame in bare {
+            if let Some(named) = table.frame(frame.offset) {
+                *frame = named;
+            }
         }
     }
 
@@ -150,9 +181,9 @@ impl Names {
     }
 
     /// Run-time addresses of functions that are called so only once.
-    fn run_time_addresses(&self, frames: &[&Frame]) -> HashMap<(String, String), u64> {
+    fn run_time_addresses(&mut self, frames: &[&Frame]) -> HashMap<(String, String), u64> {
         let table = match (&self.args.system_map, self.is_live) {
-            (Some(path), _) => Kallsyms::decode(std::fs::read_to_string(path).unwrap_or_default()),
+            (Some(path), _) => read_map(path, &mut self.problems),
             (None, true) => Kallsyms::read(&self.places),
             (None, false) => return HashMap::new(),
         };
@@ -191,13 +222,49 @@ impl KernelNames for Names {
     }
 }
 
+/// Reads `System.map`; says why where it is none.
+fn read_map(path: &Path, problems: &mut Vec<String>) -> Kallsyms {
+    let mut text = Vec::new();
+    let read = std::fs::File::open(path).and_then(|file| file.take(MOST_MAP_BYTES).read_to_end(&mut text));
+    let table = Kallsyms::decode(String::from_utf8_lossy(&text).into_owned());
+    let problem = match read {
+        Err(error) => format!("{}: cannot read it: {error}", path.display()),
+        Ok(_) if table.is_empty() => {
+            format!("{}: it has no functions; expected the kernel's System.map", path.display())
+        }
+        Ok(_) => return table,
+    };
+    if !problems.contains(&problem) {
+        problems.push(problem);
+    }
+    table
+}
+
+/// The bytes of a file, which may be compressed as distributions do it with modules.
+fn read_plain(path: &Path) -> std::io::Result<Vec<u8>> {
+    let file = std::fs::File::open(path)?;
+    let mut bytes = Vec::new();
+    if is_compressed(path) {
+        leakscope_import::decompressed(Box::new(BufReader::new(file)))?
+            .take(MOST_MODULE_BYTES)
+            .read_to_end(&mut bytes)?;
+    } else {
+        file.take(MOST_FILE_BYTES).read_to_end(&mut bytes)?;
+    }
+    Ok(bytes)
+}
+
+fn is_compressed(path: &Path) -> bool {
+    path.extension().is_some_and(|ending| COMPRESSED.iter().any(|known| ending == &known[1..]))
+}
+
 /// Reads a file, and links it where it is a module.
 fn read_image(path: &Path, asked: bool) -> Result<Loaded, String> {
     let metadata = std::fs::metadata(path).map_err(|error| format!("cannot look at it: {error}"))?;
     if !metadata.is_file() || metadata.len() > MOST_FILE_BYTES {
         return Err("it is no file of a kernel".to_owned());
     }
-    let bytes = std::fs::read(path).map_err(|error| format!("cannot read it: {error}"))?;
+    let bytes = read_plain(path).map_err(|error| format!("cannot read it: {error}"))?;
     if asked && !bytes.starts_with(b"\x7fELF") {
         return Err("it is no ELF file; give the uncompressed vmlinux, not vmlinuz".to_owned());
     }
@@ -228,11 +295,68 @@ fn collect_modules(folder: &Path, files: &mut HashMap<String, Vec<PathBuf>>, dep
         let path = entry.path();
         if kind.is_dir() && depth < DEEPEST_FOLDER {
             collect_modules(&path, files, depth + 1);
-        } else if kind.is_file() {
-            let name = entry.file_name().to_string_lossy().into_owned();
-            if let Some(name) = name.strip_suffix(".ko.debug").or_else(|| name.strip_suffix(".ko")) {
-                files.entry(name.replace('-', "_")).or_default().push(path);
-            }
+        } else if kind.is_file()
+            && let Some(name) = module_name(&entry.file_name().to_string_lossy())
+        {
+            files.entry(name).or_default().push(path);
         }
+    }
+}
+
+/// The name of the module in a file of this name; `None` for a file that is none.
+fn module_name(file: &str) -> Option<String> {
+    let plain = COMPRESSED.iter().find_map(|ending| file.strip_suffix(ending)).unwrap_or(file);
+    let name = plain.strip_suffix(".ko.debug").or_else(|| plain.strip_suffix(".ko"))?;
+    Some(name.replace('-', "_"))
+}
+
+#[cfg(test)]
+mod tests {
+    use leakscope_kernel::dump::Decoder;
+
+    use super::*;
+
+    #[test]
+    fn modules_by_the_name_of_their_file() {
+        for (file, name) in [
+            ("snd-hda.ko", Some("snd_hda")),
+            ("ext4.ko.debug", Some("ext4")),
+            ("ext4.ko.xz", Some("ext4")),
+            ("ext4.ko.zst", Some("ext4")),
+            ("ext4.ko.debug.gz", Some("ext4")),
+            ("modules.dep.gz", None),
+            ("ext4.ko.bz2", None),
+        ] {
+            assert_eq!(module_name(file).as_deref(), name, "{file}");
+        }
+    }
+
+    fn names(system_map: &Path) -> Names {
+        let args = KernelNamesArgs { system_map: Some(system_map.to_owned()), ..KernelNamesArgs::default() };
+        Names::new(&args, leakscope_symbols::Options::default(), false)
+    }
+
+    #[test]
+    fn addresses_get_the_names_of_system_map() {
+        let folder = tempfile::tempdir().unwrap();
+        let map = folder.path().join("System.map");
+        std::fs::write(&map, "ffffffff81000000 T _stext\nffffffff81000200 t make\nffffffff81000300 T end\n").unwrap();
+        let mut decoder = Decoder::default();
+        let text = "unreferenced object 0xffff888101 (size 16):\n  comm \"x\", pid 7, jiffies 100\n  backtrace:\n    \
+                    [<00000000c3a5d3c8>] 0xffffffff81000210\n    0xffffffffc0000010\n    f+0x1/0x2\n";
+        decoder.read(&mut text.as_bytes()).unwrap();
+        let mut dump = decoder.finish();
+        let mut named = names(&map);
+        named.name_addresses(&mut dump);
+        let frames = &dump.backtraces[0].frames;
+        let shown: Vec<(&str, u64, u64)> =
+            frames.iter().map(|frame| (frame.function.as_str(), frame.offset, frame.size)).collect();
+        assert_eq!(shown, [("make", 0x10, 0x100), ("", 0xffff_ffff_c000_0010, 0), ("f", 1, 2)]);
+        assert!(named.problems.is_empty());
+        let mut none = names(&folder.path().join("none"));
+        none.name_addresses(&mut dump);
+        let addresses = none.run_time_addresses(&dump.backtraces[0].frames.iter().collect::<Vec<_>>());
+        assert!(addresses.is_empty());
+        assert_eq!(none.problems.len(), 1, "said once: {:?}", none.problems);
     }
 }

@@ -89,6 +89,7 @@ fn scan(args: &ScanArgs, view: &View, kmemleak: &Kmemleak) -> Result<ProcessReco
         say(view, &format!("{} objects were suspect and are no more", judged.withdrawn));
     }
     let mut names = Names::new(&args.names, view.symbols.clone(), true);
+    names.name_addresses(&mut last);
     let scans = Scans { judged: Some(&judged), clock, begin_jiffies, series, problems: problems(&last) };
     let mut recorded = kernel_scan(&last, &scans, &mut names);
     recorded.problems.append(&mut names.problems);

@@ -29,6 +29,7 @@ const USUAL_SAMPLE_BYTES: u64 = 512 << 10;
 /// The kernel cannot be traced, and what to do; or a report cannot be written.
 pub fn main(args: &KernelTraceArgs, matches: &ArgMatches) -> Result<ExitCode> {
     let mut reports = Reports::open(&args.view, matches)?;
+    let modules = sites::loaded_modules();
     let symbols = Kallsyms::read(&Places::default());
     let config = config(args, &symbols)?;
     let interrupts = leakscope_ebpf::interrupts::Interrupts::block().context("cannot wait for signals")?;
@@ -37,7 +38,7 @@ pub fn main(args: &KernelTraceArgs, matches: &ArgMatches) -> Result<ExitCode> {
         let names: Vec<&str> = tracer.kinds().iter().map(|kind| kind.name()).collect();
         eprintln!("leakscope: tracing {}; Ctrl-C ends it and reports", names.join(", "));
     }
-    let mut target = Target::Kernel(sites::Kernel::new(symbols));
+    let mut target = Target::Kernel(sites::Kernel::new(symbols, modules));
     if args.watch.print_events {
         let mut events = tracer.take_events()?;
         return tracing::print_events(&mut tracer, &mut events, &args.watch, &interrupts, &target);

@@ -1,17 +1,15 @@
 //! `leakscope monitor history TARGET`: how it went.
 
 use anyhow::Result;
-use leakscope_history::{METRICS, Scale};
-use leakscope_monitor::Config;
+use leakscope_history::{NAMES, Scale};
+use leakscope_monitor::evidence;
+use leakscope_monitor::targets::Known;
 use leakscope_monitor::units::show_bytes;
 
 use super::status::sparkline;
-use super::{find_target, moment, now, open_history};
+use super::{find_target, moment, now, open_history, place};
 use crate::flags::monitor::HistoryArgs;
 
-/// The columns, in the order of the history.
-const COLUMNS: [&str; METRICS] =
-    ["resident", "anonymous", "swap", "proportional", "private_dirty", "threads", "descriptors", "live_heap"];
 /// Lines that a terminal shows without scrolling.
 const LINES: usize = 24;
 
@@ -20,7 +18,7 @@ const LINES: usize = 24;
 /// # Errors
 /// When there is no history, or no such target.
 pub fn main(args: &HistoryArgs) -> Result<()> {
-    let config = Config::read(&args.config.config)?;
+    let config = place(&args.place)?;
     let history = open_history(&config)?;
     let target = find_target(&history, &args.target)?;
     let at = now();
@@ -34,7 +32,7 @@ pub fn main(args: &HistoryArgs) -> Result<()> {
     };
     let rows = history.rows(&target, scale, at.saturating_sub(back), u64::MAX >> 1)?;
     if args.csv {
-        say!("time,life,{},lowest_resident,highest_resident", COLUMNS.join(","));
+        say!("time,life,{},lowest_resident,highest_resident", NAMES.join(","));
         for row in &rows {
             let values: Vec<String> =
                 row.values.iter().map(|value| value.map_or(String::new(), |value| value.to_string())).collect();
@@ -59,6 +57,11 @@ pub fn main(args: &HistoryArgs) -> Result<()> {
             count(5),
             count(6)
         );
+    }
+    let mut known = Known::new(config.manner(0));
+    known.resume(&rows);
+    if let Some(line) = evidence::parts_line(&known, 0.0) {
+        say!("\n{line}");
     }
     let events = history.events(Some(&target), 10)?;
     if !events.is_empty() {

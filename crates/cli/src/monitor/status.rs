@@ -1,8 +1,9 @@
 //! `leakscope monitor status`: every target in a line, from the history alone.
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use leakscope_board::Board;
 use leakscope_board::prometheus::Exported;
+use leakscope_collect::machines;
 use leakscope_history::{History, Scale};
 use leakscope_monitor::targets::{Known, Metric};
 use leakscope_monitor::units::show_bytes;
@@ -10,7 +11,7 @@ use leakscope_monitor::{Config, State, board};
 use leakscope_trend::Verdict;
 use serde_json::json;
 
-use super::{moment, now, open_history};
+use super::{moment, now, open_history, place};
 use crate::flags::monitor::StatusArgs;
 
 /// A target that was not seen for so long is gone, seconds.
@@ -31,7 +32,11 @@ struct Line {
 /// # Errors
 /// When there is no history.
 pub fn main(args: &StatusArgs) -> Result<()> {
-    let config = Config::read(&args.config.config)?;
+    let config = place(&args.place)?;
+    let machines = machines(&config.state);
+    if !machines.is_empty() && !State::history_path(&config.state).exists() {
+        return of_all(&config, &machines, args);
+    }
     let history = open_history(&config)?;
     let lines = lines(&config, &history)?;
     if args.json {
@@ -42,9 +47,21 @@ pub fn main(args: &StatusArgs) -> Result<()> {
     if args.prometheus {
         return prometheus(&config, &lines);
     }
+    table(&lines)?;
+    let open = State::read_open(&config.state);
+    if !open.is_empty() {
+        say!("\nopen alarms:");
+        for finding in open {
+            say!("  {} (since {})\n    next: {}", finding.title, moment(finding.since), finding.next);
+        }
+    }
+    Ok(())
+}
+
+fn table(lines: &[Line]) -> Result<()> {
     let width = lines.iter().map(|line| line.target.chars().count()).max().unwrap_or(6).max(6);
     say!("{:width$}  {:>9}  {:24}  verdict", "target", "memory", "last day");
-    for line in &lines {
+    for line in lines {
         let memory = Metric::Memory.of(&line.known.values).map_or("-".to_owned(), show_bytes);
         let gone = if line.last + GONE_SECONDS < now() {
             format!(" (last seen {})", moment(line.last))
@@ -53,12 +70,30 @@ pub fn main(args: &StatusArgs) -> Result<()> {
         };
         say!("{:width$}  {memory:>9}  {:24}  {}{gone}", line.target, sparkline(&line.day), board::words(&line.known));
     }
-    let open = State::read_open(&config.state);
-    if !open.is_empty() {
-        say!("\nopen alarms:");
-        for finding in open {
-            say!("  {} (since {})\n    next: {}", finding.title, moment(finding.since), finding.next);
+    Ok(())
+}
+
+/// The machines of a collector, each with its targets.
+fn of_all(config: &Config, machines: &[String], args: &StatusArgs) -> Result<()> {
+    if args.prometheus {
+        bail!("a collector's machines are exported by their own monitors; name one with --machine");
+    }
+    let mut all = Vec::new();
+    for machine in machines {
+        let mut config = config.clone();
+        config.state = config.state.join("machines").join(machine);
+        let lines = lines(&config, &open_history(&config)?)?;
+        if args.json {
+            all.push(json!({ "machine": machine, "targets": lines.iter().map(json_line).collect::<Vec<_>>() }));
+            continue;
         }
+        let last = lines.iter().map(|line| line.last).max().map_or("never".to_owned(), moment);
+        say!("{machine}: {} targets, last heard of {last}", lines.len());
+        table(&lines)?;
+        say!("");
+    }
+    if args.json {
+        say!("{}", json!({ "version": 1, "at": now(), "machines": all }));
     }
     Ok(())
 }

@@ -1,12 +1,13 @@
 //! `leakscope monitor why TARGET`: the verdict, and what each window shows.
 
 use anyhow::Result;
+use leakscope_monitor::State;
 use leakscope_monitor::targets::{Known, Metric};
 use leakscope_monitor::units::{show_bytes, show_hours};
-use leakscope_monitor::{Config, State};
 use leakscope_monitor::{board, evidence};
+use leakscope_trend::Verdict;
 
-use super::{find_target, moment, now, open_history};
+use super::{find_target, moment, now, open_history, place};
 use crate::flags::monitor::WhyArgs;
 
 /// Runs the subcommand.
@@ -14,7 +15,7 @@ use crate::flags::monitor::WhyArgs;
 /// # Errors
 /// When there is no history, or no such target.
 pub fn main(args: &WhyArgs) -> Result<()> {
-    let config = Config::read(&args.config.config)?;
+    let config = place(&args.place)?;
     let history = open_history(&config)?;
     let target = find_target(&history, &args.target)?;
     let rows = history.all_rows(&target, now())?;
@@ -27,6 +28,13 @@ pub fn main(args: &WhyArgs) -> Result<()> {
         for line in &finding.lines() {
             say!("  {line}");
         }
+    }
+    let since = match known.verdict(Metric::Memory) {
+        Verdict::Growing(growth) => growth.since_seconds,
+        _ => 0.0,
+    };
+    if let Some(line) = evidence::parts_line(&known, since) {
+        say!("\n{line}");
     }
     for metric in Metric::ALL {
         if !known.judges.contains_key(&metric) {

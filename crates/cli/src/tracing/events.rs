@@ -37,6 +37,10 @@ pub fn print_events(
             tracer.stop_allocations();
         }
         while let Some(event) = events.next_event() {
+            // A block of kmalloc may come back through its cache, so releases there are watched as well.
+            if !tracer.kinds().contains(&event.kind) {
+                continue;
+            }
             printed += 1;
             let (kind, address) = (event.kind.name(), event.address);
             let what = if event.is_release { "free " } else { "alloc" };

@@ -70,6 +70,24 @@ pub fn render(moment: &Moment, session: &Session<'_>, top: usize, is_live: bool)
     out
 }
 
+/// What of a view fits on a terminal of so many columns and rows; more would scroll its begin away. The last row stays
+/// free for the cursor.
+pub fn fitted(view: &str, size: Option<(u16, u16)>) -> String {
+    let Some((columns, rows)) = size.filter(|&(columns, rows)| columns > 0 && rows > 2) else { return view.to_owned() };
+    let room = usize::from(rows) - 1;
+    let all = view.lines().count();
+    let kept = if all > room { room - 1 } else { all };
+    let mut out = String::new();
+    for line in view.lines().take(kept) {
+        out.extend(line.chars().take(columns.into()));
+        out.push('\n');
+    }
+    if kept < all {
+        let _ = writeln!(out, "... {} more lines; all are printed at the end", all - kept);
+    }
+    out
+}
+
 fn kinds(out: &mut String, moment: &Moment) {
     let _ = writeln!(
         out,
@@ -171,6 +189,15 @@ fn size(bytes: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_view_is_cut_to_the_terminal() {
+        let view = "one\ntwo is long\nthree\nfour\n";
+        assert_eq!(fitted(view, Some((7, 5))), "one\ntwo is \nthree\nfour\n");
+        assert_eq!(fitted(view, Some((80, 4))), "one\ntwo is long\n... 2 more lines; all are printed at the end\n");
+        assert_eq!(fitted(view, None), view);
+        assert_eq!(fitted(view, Some((0, 0))), view);
+    }
 
     #[test]
     fn numbers_for_people() {

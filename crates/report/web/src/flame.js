@@ -19,13 +19,21 @@ function colour(frame) {
   return `hsl(${(hash % 24) * 15} 58% ${74 + (shade % 12)}%)`;
 }
 
+/** Red for more than before, blue for less: the larger the change beside what is there, the deeper. */
+function colourOfChange({ now, before }) {
+  const share = Math.abs(now - before) / Math.max(now, before, 1);
+  if (share < 0.005) return "hsl(0 0% 84%)";
+  return `hsl(${now > before ? 4 : 212} ${Math.round(55 + 25 * share)}% ${Math.round(90 - 20 * share)}%)`;
+}
+
 function pruned(node, least) {
   const children = node.children.filter((child) => child.value >= least).map((child) => pruned(child, least));
   return { ...node, children, whole: node };
 }
 
-export function flame(model, getProcess) {
-  let metric = METRICS[0];
+/** A flame graph of a model. `show` gives it another one, and other metrics; `inBytes` writes bytes as the page does. */
+export function flame(model, getProcess, { metrics = METRICS, inBytes = bytes } = {}) {
+  let metric = metrics[0];
   let chart = null;
   let root = null;
   let total = 0;
@@ -39,15 +47,30 @@ export function flame(model, getProcess) {
   const empty = h("p", { class: "empty" });
   const reset = h("button", { type: "button", onclick: () => unzoom() }, "Reset zoom");
 
-  const amount = (value) => (metric.unit === "bytes" ? `${bytes(value)} (${grouped(value)} bytes)` : `${grouped(value)} blocks`);
+  const amount = (value) => (metric.unit === "bytes" ? `${inBytes(value)} (${grouped(value)} bytes)` : `${grouped(value)} blocks`);
   const share = (value) => `${((100 * value) / (total || 1)).toFixed(1)} %`;
-  const describe = (d) => `${d.data.name}: ${amount(d.data.value)}, ${share(d.data.value)}${d.data.module ? `, in ${fileName(d.data.module)}` : ""}`;
+  const change = ({ now, before }) => {
+    if (now === undefined) return "";
+    return now === before ? ", as much as before" : `, ${inBytes(Math.abs(now - before))} ${now > before ? "more" : "less"} than before`;
+  };
+  const describe = (d) => `${d.data.name}: ${amount(d.data.value)}, ${share(d.data.value)}${change(d.data)}${d.data.module ? `, in ${fileName(d.data.module)}` : ""}`;
 
-  const radios = METRICS.map((each) =>
-    h("label", { title: each.what },
-      h("input", { type: "radio", name: "metric", value: each.id, checked: each === metric, onchange: () => { metric = each; draw(); } }),
-      h("span", {}, each.words)),
-  );
+  const choice = h("fieldset", { class: "choice" });
+  function choose() {
+    choice.hidden = metrics.length < 2;
+    choice.replaceChildren(h("legend", { class: "hidden" }, "What is added up"), ...metrics.map((each) =>
+      h("label", { title: each.what },
+        h("input", { type: "radio", name: "metric", value: each.id, checked: each === metric, onchange: () => { metric = each; draw(); } }),
+        h("span", {}, each.words))));
+  }
+  choose();
+
+  function show(another, ofThese) {
+    [model, metrics] = [another, ofThese];
+    metric = metrics.find((each) => each.id === metric.id) ?? metrics[0];
+    choose();
+    draw();
+  }
 
   function draw() {
     const whole = model.tree(metric.id, getProcess());
@@ -71,7 +94,7 @@ export function flame(model, getProcess) {
       .resetHeightOnZoom(true)
       .sort((a, b) => b.data.value - a.data.value)
       .label(describe)
-      .color((d) => (d.highlight ? "#ffe14d" : colour(d.data)))
+      .color((d) => (d.highlight ? "#ffe14d" : d.data.now === undefined ? colour(d.data) : colourOfChange(d.data)))
       .setSearchMatch((d, term) => d.data.name.toLowerCase().includes(term))
       .onHover((d) => { status.textContent = describe(d); })
       .onClick((d) => { focused = d; decorate(); status.textContent = describe(d); });
@@ -162,9 +185,9 @@ export function flame(model, getProcess) {
   const section = h("section", { id: "flame", "aria-labelledby": "flame-title" },
     h("h2", { id: "flame-title" }, "Where memory goes"),
     h("div", { class: "bar" },
-      h("fieldset", { class: "choice" }, h("legend", { class: "hidden" }, "What is added up"), radios),
+      choice,
       h("label", { class: "field" }, h("span", { class: "hidden" }, "Search the flame graph"), search),
       reset, found),
     status, empty, place);
-  return { section, draw, search };
+  return { section, draw, search, show };
 }

@@ -62,15 +62,26 @@ export class Model {
     return record.text;
   }
 
-  /** The tree of a metric; siblings of one name are one. `process` is a number, or null for all. */
-  tree(metric, process) {
-    const { sites, nodes, texts, frames } = this.data;
+  /** What each node of the tree has of a column of the sites, with all that lies below it. */
+  sums(column, process) {
+    const { sites, nodes } = this.data;
     const amounts = new Float64Array(nodes.up.length);
-    sites[metric].forEach((amount, site) => {
+    column.forEach((amount, site) => {
       if (process === null || sites.process[site] === process) amounts[sites.node[site]] += amount;
     });
     for (let node = amounts.length - 1; node > 0; node--) amounts[this.parents[node]] += amounts[node];
-    const root = { name: "all", value: amounts[0], children: [], module: "", file: "" };
+    return amounts;
+  }
+
+  /**
+   * The tree of a metric; siblings of one name are one. `process` is a number, or null for all. Where sites say what they
+   * had `before`, each frame has `now` and `before` as well, whatever the metric.
+   */
+  tree(metric, process) {
+    const { sites, nodes, texts, frames } = this.data;
+    const amounts = this.sums(sites[metric], process);
+    const times = sites.before && { now: this.sums(sites.live, process), before: this.sums(sites.before, process) };
+    const root = { name: "all", value: amounts[0], children: [], module: "", file: "", now: times?.now[0], before: times?.before[0] };
     const merged = new Array(amounts.length);
     const known = new Map();
     merged[0] = root;
@@ -84,10 +95,15 @@ export class Model {
       if (!child) {
         const frame = nodes.frame[node];
         child = { name: texts[name], value: 0, children: [], module: texts[frames.module[frame]], file: texts[frames.file[frame]] };
+        if (times) child.now = child.before = 0;
         children.set(name, child);
         parent.children.push(child);
       }
       child.value += amounts[node];
+      if (times) {
+        child.now += times.now[node];
+        child.before += times.before[node];
+      }
       merged[node] = child;
     }
     return root;

@@ -1,7 +1,10 @@
 //! From addresses of the kernel to frames, with what belongs to tracing and to interrupted code taken off.
 
+use std::collections::BTreeSet;
+
 use leakscope_ebpf::Kind;
 use leakscope_import::TracedSite;
+use leakscope_kernel::Places;
 use leakscope_kernel::alloc::{is_entry, plain_name, split_front};
 use leakscope_kernel::dump::Frame;
 use leakscope_kernel::kallsyms::Kallsyms;
@@ -15,32 +18,46 @@ const PAGE_BYTES: f64 = 4096.0;
 /// Names for addresses of the kernel.
 pub struct Kernel {
     symbols: Kallsyms,
-    /// Begins of all functions, for their sizes.
-    begins: Vec<u64>,
+    modules: Modules,
+}
+
+/// Modules by name and address, as far as they are loaded.
+type Modules = BTreeSet<(String, String)>;
+
+/// The modules that are loaded now.
+pub fn loaded_modules() -> Modules {
+    modules_of(&std::fs::read_to_string("/proc/modules").unwrap_or_default())
+}
+
+/// `name size users by state address` of /proc/modules.
+fn modules_of(list: &str) -> Modules {
+    let module = |line: &str| {
+        let mut words = line.split(' ');
+        Some((words.next()?.to_owned(), words.nth(4)?.to_owned()))
+    };
+    list.lines().filter_map(module).collect()
 }
 
 impl Kernel {
-    /// Names from a table.
-    pub fn new(symbols: Kallsyms) -> Self {
-        let mut begins: Vec<u64> = symbols.iter().map(|symbol| symbol.address).collect();
-        begins.dedup();
-        Self { symbols, begins }
+    /// Names from a table that was read when these modules were loaded.
+    pub fn new(symbols: Kallsyms, modules: Modules) -> Self {
+        Self { symbols, modules }
+    }
+
+    /// Reads the table again if a module was loaded since; gives whether. Of those that went their names are kept.
+    pub fn refresh(&mut self) -> bool {
+        let modules = loaded_modules();
+        let has_more = !modules.is_subset(&self.modules);
+        if has_more {
+            self.symbols = Kallsyms::read(&Places::default());
+            self.modules = modules;
+        }
+        has_more
     }
 
     /// The frame of a return address.
     fn frame(&self, address: u64) -> Frame {
-        // The byte before it is in the call.
-        let Some(symbol) = self.symbols.find(address.wrapping_sub(1)) else {
-            return Frame { offset: address, ..Frame::default() };
-        };
-        let after = self.begins.partition_point(|&begin| begin <= symbol.address);
-        let size = self.begins.get(after).map_or(0, |next| next - symbol.address);
-        Frame {
-            function: symbol.name.to_owned(),
-            offset: address - symbol.address,
-            size,
-            module: symbol.module.to_owned(),
-        }
+        self.symbols.frame(address).unwrap_or_else(|| Frame { offset: address, ..Frame::default() })
     }
 
     /// ` caller+0x12 [module]`, or nothing.
@@ -156,7 +173,7 @@ mod tests {
                          ffffffffc0001000 t bpf_prog_123_slab_cache\t[bpf]\n";
 
     fn kernel() -> Kernel {
-        Kernel::new(Kallsyms::decode(TABLE.to_owned()))
+        Kernel::new(Kallsyms::decode(TABLE.to_owned()), Modules::new())
     }
 
     #[test]
@@ -190,5 +207,13 @@ mod tests {
         assert_eq!(kernel().name_of(0xffff_ffff_c000_0010), " leak_one+0x10 [leaky]");
         assert_eq!(kernel().name_of(0), "");
         assert_eq!(kernel().name_of(0x1234), " 0x1234");
+    }
+
+    #[test]
+    fn modules_by_name_and_address() {
+        let one = modules_of("leaky 16384 0 [permanent], Live 0xffffffffc03b4000 (OE)\n");
+        let again = modules_of("leaky 16384 7 a, Live 0xffffffffc03b4000 (OE)\nbroken\n");
+        assert_eq!(one, again, "who uses it does not matter");
+        assert_ne!(one, modules_of("leaky 16384 0 - Live 0xffffffffc03c0000 (OE)\n"));
     }
 }
