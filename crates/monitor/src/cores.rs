@@ -36,9 +36,10 @@ use elf::{Layout, Segment};
 const PAGE: u64 = 4096;
 /// How long a process stands still at most.
 const STILL: Duration = Duration::from_secs(20);
-/// What must be left on the disk: this much, and this share of it.
+/// What must be left on the disk: this much, and this share of it, of which this is enough.
 const LEAVE_BYTES: u64 = 256 << 20;
 const LEAVE_SHARE: u64 = 20;
+const LEAVE_ENOUGH: u64 = 4 << 30;
 /// Segments of a file: they are counted in 16 bits.
 const MOST_SEGMENTS: usize = 65_000;
 /// Read at once.
@@ -329,10 +330,15 @@ fn check_room(path: &Path, wanted: u64) -> Result<(), CoreError> {
     let disk = rustix::fs::statvfs(folder)
         .map_err(|error| CoreError::File { path: folder.to_owned(), source: error.into() })?;
     let (free, all) = (disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize);
-    if free < wanted.saturating_add(LEAVE_BYTES).saturating_add(all / LEAVE_SHARE) {
+    if free < wanted.saturating_add(left_free(all)) {
         return Err(CoreError::Room { path: folder.to_owned(), wanted, free });
     }
     Ok(())
+}
+
+/// What stays free on a disk of this size, bytes.
+fn left_free(disk_bytes: u64) -> u64 {
+    LEAVE_BYTES + (disk_bytes / LEAVE_SHARE).min(LEAVE_ENOUGH)
 }
 
 /// Copies until `until`; gives the bytes that were copied. What cannot be read stays a hole.
@@ -399,4 +405,17 @@ pub fn run(program: &Path, pid: u32, path: &Path, most_bytes: u64) -> String {
         || format!("core of process {pid}: it was ended"),
         |line| line.trim_start_matches("leakscope: ").to_owned(),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_large_disk_is_not_kept_empty() {
+        assert_eq!(left_free(0), 256 << 20);
+        assert_eq!(left_free(20 << 30), (1 << 30) + (256 << 20));
+        assert_eq!(left_free(1 << 40), (4 << 30) + (256 << 20));
+        assert_eq!(left_free(u64::MAX), (4 << 30) + (256 << 20));
+    }
 }
