@@ -293,6 +293,50 @@ fn without_numbers(text: &str) -> String {
     }
 }
 
+/// Source lines are the same wherever the debug information is, and however it is packed.
+#[test]
+fn debug_information_apart_or_compressed_gives_the_same_lines() {
+    let folder = scratch();
+    let plain = built_by("gcc", folder.path());
+    let objcopy = |arguments: &[&str], from: &Path, to: &str| {
+        let to = folder.path().join(to);
+        done(Run::new("objcopy").args(arguments).arg(from).arg(&to));
+        to
+    };
+    let report = |program: &Path, bug: &str| {
+        let run = leakscope(&["asan", "run"]).arg(program).arg(bug);
+        // A program of another name is the same one.
+        normal(&run.finish().unwrap().stderr).join("\n").replace(&*program.to_string_lossy(), "PROGRAM")
+    };
+    let apart = objcopy(&["--only-keep-debug"], &plain, "apart.debug");
+    let link = format!("--add-gnu-debuglink={}", apart.display());
+    let packed_apart = objcopy(&["--only-keep-debug", "--compress-debug-sections=zlib"], &plain, "packed.debug");
+    let packed_link = format!("--add-gnu-debuglink={}", packed_apart.display());
+    let variants = [
+        objcopy(&["--compress-debug-sections=zlib"], &plain, "zlib"),
+        objcopy(&["--compress-debug-sections=zstd"], &plain, "zstd"),
+        objcopy(&["--strip-all", &link], &plain, "stripped"),
+        objcopy(&["--strip-debug", &packed_link], &plain, "debug-stripped"),
+    ];
+    let without = objcopy(&["--strip-debug"], &plain, "without");
+    for bug in "abcdefghijklmnopq".chars().map(String::from) {
+        let expected = report(&plain, &bug);
+        for program in &variants {
+            assert_eq!(report(program, &bug), expected, "{bug}: {}", program.display());
+        }
+        // Where a global is defined the compiler has written itself; the lines of frames are the debug information's.
+        assert_ne!(report(&without, &bug), expected, "{bug}");
+    }
+    // A file that was split from another build tells nothing.
+    let other = folder.path().join("other");
+    let build = Run::new("gcc").args(["-g", "-w", "-O1", "-pthread", "-fsanitize=address", "-o"]);
+    done(build.arg(&other).arg(fixture()));
+    let stranger = objcopy(&["--only-keep-debug"], &other, "stranger.debug");
+    let wrong_link = format!("--add-gnu-debuglink={}", stranger.display());
+    let wrong = objcopy(&["--strip-debug", &wrong_link], &plain, "wrong");
+    assert_eq!(report(&wrong, "a"), report(&without, "a"));
+}
+
 /// `report_wording=gcc12` against gcc 12's library itself.
 #[test]
 fn gcc_12_has_the_same_words() {

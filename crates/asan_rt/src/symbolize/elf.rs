@@ -20,7 +20,8 @@ fn u64_at(data: &[u8], at: usize) -> Option<u64> {
     data.get(at..at.checked_add(8)?)?.try_into().ok().map(u64::from_le_bytes)
 }
 
-fn text_at(data: &[u8], at: usize) -> Option<&str> {
+/// The text that ends with a zero byte.
+pub(super) fn text_at(data: &[u8], at: usize) -> Option<&str> {
     let rest = data.get(at..)?;
     let end = rest.iter().position(|&byte| byte == 0)?;
     core::str::from_utf8(rest.get(..end)?).ok()
@@ -50,7 +51,34 @@ struct Section {
     link: u32,
 }
 
+/// What a section holds.
+#[derive(Clone, Copy, Debug)]
+pub enum Contents<'d> {
+    /// The bytes themselves.
+    Plain(&'d [u8]),
+    /// Bytes to inflate by zlib.
+    Zlib {
+        /// How many they will be.
+        bytes: usize,
+        /// Compressed.
+        packed: &'d [u8],
+    },
+    /// Bytes to inflate by Zstandard.
+    Zstd {
+        /// How many they will be.
+        bytes: usize,
+        /// Compressed.
+        packed: &'d [u8],
+    },
+}
+
 const HEADER_BYTES: usize = 64;
+const NOBITS: u32 = 8;
+const COMPRESSED: u64 = 1 << 11;
+/// Of a compressed section: its kind, its size, and its alignment.
+const COMPRESSION_HEADER_BYTES: usize = 24;
+/// Deflate's best; what says more of itself is damaged.
+const MOST_RATIO: usize = 1032;
 
 impl<'d> Elf<'d> {
     /// A 64-bit little-endian file; `None` for any other.
@@ -76,23 +104,48 @@ impl<'d> Elf<'d> {
     }
 
     fn bytes_of(&self, section: &Section) -> Option<&'d [u8]> {
-        const NOBITS: u32 = 8;
-        const COMPRESSED: u64 = 1 << 11;
-        if section.kind == NOBITS || section.flags & COMPRESSED != 0 {
+        if section.kind == NOBITS {
             return None;
         }
         let start = usize::try_from(section.offset).ok()?;
         self.data.get(start..start.checked_add(usize::try_from(section.bytes).ok()?)?)
     }
 
+    /// What a section holds; `None` when there is none of this name, or it is damaged.
+    #[must_use]
+    pub fn contents(&self, name: &str) -> Option<Contents<'d>> {
+        let names = self.bytes_of(&self.section(usize::from(u16_at(self.data, 62)?))?)?;
+        let mut sections = (0..usize::from(u16_at(self.data, 60)?)).map_while(|number| self.section(number));
+        let section = sections.find(|section| text_at(names, section.name as usize) == Some(name))?;
+        let data = self.bytes_of(&section)?;
+        if section.flags & COMPRESSED == 0 {
+            return Some(Contents::Plain(data));
+        }
+        let packed = data.get(COMPRESSION_HEADER_BYTES..)?;
+        let bytes = usize::try_from(u64_at(data, 8)?).ok()?;
+        if bytes / MOST_RATIO > packed.len() {
+            return None;
+        }
+        match u32_at(data, 0)? {
+            1 => Some(Contents::Zlib { bytes, packed }),
+            2 => Some(Contents::Zstd { bytes, packed }),
+            _ => None,
+        }
+    }
+
     /// The bytes of a section; `None` when there is none of this name, or it is compressed.
     #[must_use]
     pub fn section_bytes(&self, name: &str) -> Option<&'d [u8]> {
-        let names = self.bytes_of(&self.section(usize::from(u16_at(self.data, 62)?))?)?;
-        (0..usize::from(u16_at(self.data, 60)?)).find_map(|number| {
-            let section = self.section(number)?;
-            (text_at(names, section.name as usize)? == name).then(|| self.bytes_of(&section)).flatten()
-        })
+        match self.contents(name)? {
+            Contents::Plain(bytes) => Some(bytes),
+            Contents::Zlib { .. } | Contents::Zstd { .. } => None,
+        }
+    }
+
+    /// Its GNU build id.
+    #[must_use]
+    pub fn build_id(&self) -> Option<&'d [u8]> {
+        build_id(self.section_bytes(".note.gnu.build-id")?)
     }
 
     /// Every function and variable of `.symtab` and `.dynsym` that is defined.

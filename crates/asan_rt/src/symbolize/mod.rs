@@ -2,6 +2,7 @@
 //!
 //! Only reports ask, so this may take its time and memory; both come from the arena. One thread at a time.
 
+mod debug_info;
 mod demangle;
 pub mod elf;
 mod variables;
@@ -17,11 +18,9 @@ use alloc::ffi::CString;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::cell::UnsafeCell;
+use debug_info::{DebugInfo, Reader};
 use elf::{Elf, Symbol};
-use gimli::{EndianSlice, LittleEndian};
 use leakscope_rt::memory::Lock;
-
-type Reader = EndianSlice<'static, LittleEndian>;
 
 /// What is known of an address in code.
 #[derive(Clone, Debug, Default)]
@@ -61,9 +60,10 @@ pub struct Variable {
 
 struct Object {
     module: Module,
-    elf: Option<Elf<'static>>,
     symbols: Vec<Symbol<'static>>,
-    context: Option<Box<Context<Reader>>>,
+    /// Reads `info`, and so is dropped before it.
+    context: Option<Box<Context<Reader<'static>>>>,
+    info: Option<Box<DebugInfo>>,
 }
 
 struct Cache {
@@ -77,20 +77,20 @@ static CACHE: Cache = Cache { lock: Lock::new(), objects: UnsafeCell::new(Vec::n
 
 fn load(module: Module) -> Object {
     let path = CString::new(module.path.as_str()).ok();
-    let elf = path.and_then(|path| sys::map_file(&path)).and_then(Elf::new);
-    let mut symbols = elf.map(|elf| elf.symbols()).unwrap_or_default();
+    let Some(own) = path.and_then(|path| sys::map_file(&path)).and_then(Elf::new) else {
+        return Object { module, symbols: Vec::new(), context: None, info: None };
+    };
+    let (info, apart) = debug_info::find(&module, own);
+    let mut symbols = own.symbols();
+    symbols.extend(apart.iter().flat_map(Elf::symbols));
     symbols.sort_by_key(|symbol| symbol.value);
-    let context = elf.and_then(|elf| dwarf(&elf));
-    Object { module, elf, symbols, context }
-}
-
-fn dwarf(elf: &Elf<'static>) -> Option<Box<Context<Reader>>> {
-    elf.section_bytes(".debug_info")?;
-    let sections = gimli::Dwarf::load(|id| -> Result<Reader, gimli::Error> {
-        Ok(EndianSlice::new(elf.section_bytes(id.name()).unwrap_or(&[]), LittleEndian))
-    })
-    .ok()?;
-    Context::from_dwarf(sections).ok().map(Box::new)
+    let info = info.map(Box::new);
+    let context = info.as_deref().and_then(|info| {
+        // SAFETY: `info` stays where it is, in its box, as long as the context that is made of it.
+        let info: &'static DebugInfo = unsafe { &*core::ptr::from_ref(info) };
+        Context::from_dwarf(info.dwarf()).ok().map(Box::new)
+    });
+    Object { module, symbols, context, info }
 }
 
 /// Runs `body` with the object that holds an address.
@@ -234,7 +234,7 @@ pub fn frames_at(address: usize) -> Vec<Frame> {
 pub fn variable_at(address: usize) -> Option<Variable> {
     with_object(address, |object| {
         let svma = object.svma(address) as u64;
-        let (file, line) = object.elf.as_ref().and_then(|elf| variables::find(elf, svma)).unwrap_or_default();
+        let (file, line) = object.info.as_ref().and_then(|info| variables::find(info, svma)).unwrap_or_default();
         let symbol = object.symbol(svma, false);
         if symbol.is_none() && line == 0 {
             return None;

@@ -1,17 +1,12 @@
 //! Where a global variable is defined: a search of the debug information for a variable at an address.
 
-use super::elf::Elf;
+use super::debug_info::{DebugInfo, Reader};
 use alloc::string::{String, ToString};
-use gimli::{AttributeValue, EndianSlice, LittleEndian, Reader as _};
-
-type Reader<'d> = EndianSlice<'d, LittleEndian>;
+use gimli::{AttributeValue, Reader as _};
 
 /// File and line of the variable at an address as linked.
-pub(super) fn find(elf: &Elf<'static>, svma: u64) -> Option<(String, u32)> {
-    let dwarf = gimli::Dwarf::load(|id| -> Result<Reader<'static>, gimli::Error> {
-        Ok(EndianSlice::new(elf.section_bytes(id.name()).unwrap_or(&[]), LittleEndian))
-    })
-    .ok()?;
+pub(super) fn find(info: &DebugInfo, svma: u64) -> Option<(String, u32)> {
+    let dwarf = info.dwarf();
     let mut headers = dwarf.units();
     while let Ok(Some(header)) = headers.next() {
         let Ok(unit) = dwarf.unit(header) else { continue };
@@ -40,9 +35,9 @@ pub(super) fn find(elf: &Elf<'static>, svma: u64) -> Option<(String, u32)> {
 }
 
 fn address_of(
-    dwarf: &gimli::Dwarf<Reader<'static>>,
-    unit: &gimli::Unit<Reader<'static>>,
-    location: Option<AttributeValue<Reader<'static>>>,
+    dwarf: &gimli::Dwarf<Reader<'_>>,
+    unit: &gimli::Unit<Reader<'_>>,
+    location: Option<AttributeValue<Reader<'_>>>,
 ) -> Option<u64> {
     const ADDR: u8 = 0x03;
     const ADDRX: u8 = 0xa1;
@@ -59,9 +54,9 @@ fn address_of(
 }
 
 fn place_of(
-    dwarf: &gimli::Dwarf<Reader<'static>>,
-    unit: &gimli::Unit<Reader<'static>>,
-    entry: &gimli::DebuggingInformationEntry<Reader<'static>>,
+    dwarf: &gimli::Dwarf<Reader<'_>>,
+    unit: &gimli::Unit<Reader<'_>>,
+    entry: &gimli::DebuggingInformationEntry<Reader<'_>>,
 ) -> Option<(String, u32)> {
     let line = entry.attr_value(gimli::DW_AT_decl_line)?.udata_value()?;
     let AttributeValue::FileIndex(index) = entry.attr_value(gimli::DW_AT_decl_file)? else { return None };
