@@ -123,3 +123,78 @@ fn zstd(packed: &[u8], out: &mut [u8]) -> bool {
     let written = ruzstd::decoding::FrameDecoder::new().decode_all(packed, out);
     written.is_ok_and(|written| written == out.len())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::Command;
+
+    /// This program with its debug sections compressed.
+    fn packed(kind: &str) -> Vec<u8> {
+        let thread = std::thread::current().id();
+        let path = std::env::temp_dir().join(format!("leakscope-{}-{thread:?}-{kind}", std::process::id()));
+        let own = std::env::current_exe().expect("this program");
+        let done = Command::new("objcopy")
+            .arg(std::format!("--compress-debug-sections={kind}"))
+            .args([&own, &path])
+            .status()
+            .expect("objcopy is installed");
+        assert!(done.success());
+        let data = std::fs::read(&path).expect("just written");
+        std::fs::remove_file(&path).expect("ours");
+        data
+    }
+
+    fn info_of(data: Vec<u8>) -> Option<DebugInfo> {
+        DebugInfo::of(Elf::new(data.leak())?)
+    }
+
+    #[test]
+    fn compressed_sections_are_those_before_compression() {
+        let own = info_of(std::fs::read("/proc/self/exe").expect("this program")).expect("tests are built with lines");
+        assert!(own.inflated.is_empty());
+        for kind in ["zlib", "zstd"] {
+            let info = info_of(packed(kind)).expect("whole");
+            assert!(!info.inflated.is_empty(), "{kind}");
+            for section in SECTIONS {
+                assert!(info.section(section) == own.section(section), "{kind}: {}", section.name());
+            }
+        }
+    }
+
+    #[test]
+    fn damaged_sections_are_no_trouble() {
+        let mut state = 7u64;
+        let mut next = |below: usize| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) as usize % below
+        };
+        for kind in ["zlib", "zstd"] {
+            let whole = packed(kind);
+            let packed_info = match Elf::new(&whole).and_then(|elf| elf.contents(".debug_abbrev")) {
+                Some(Contents::Zlib { packed, .. } | Contents::Zstd { packed, .. }) => packed,
+                other => panic!("{kind}: {other:?}"),
+            };
+            let start = packed_info.as_ptr() as usize - whole.as_ptr() as usize;
+            let unpack: Unpack = if kind == "zlib" { zlib } else { zstd };
+            for _ in 0..500 {
+                let mut damaged = packed_info.to_vec();
+                for _ in 0..1 + next(4) {
+                    let at = next(damaged.len());
+                    damaged[at] = next(256) as u8;
+                }
+                damaged.truncate(1 + next(damaged.len()));
+                // Whatever it says: it comes back.
+                let _ = unpack(&damaged, &mut vec![0; 1 << 16]);
+            }
+            // The header before it: kinds and sizes that are none.
+            for damage in [3u64, u64::MAX] {
+                let mut damaged = whole.clone();
+                damaged[start - 16..start - 8].copy_from_slice(&damage.to_le_bytes());
+                let info = info_of(damaged);
+                let is_left_out = info.is_none_or(|info| info.section(SectionId::DebugAbbrev).is_empty());
+                assert!(is_left_out, "{kind}: {damage} bytes");
+            }
+        }
+    }
+}
