@@ -351,9 +351,17 @@ async fn from_history(
 }
 
 async fn metrics(State(app): State<App>) -> Response {
-    let Some(board) = app.source.board(None) else {
-        return refusal(StatusCode::NOT_FOUND, "each machine's own monitor has its metrics\n");
+    let text = match app.source {
+        Source::One { shared, .. } => {
+            let mut exported = app.exported.lock().unwrap_or_else(PoisonError::into_inner);
+            prometheus::text(&shared.newest(), &mut exported)
+        }
+        Source::Many(machines) => {
+            match tokio::task::spawn_blocking(move || prometheus::text_of_machines(&machines.all())).await {
+                Ok(text) => text,
+                Err(_) => return refusal(StatusCode::INTERNAL_SERVER_ERROR, "the metrics cannot be written\n"),
+            }
+        }
     };
-    let mut exported = app.exported.lock().unwrap_or_else(PoisonError::into_inner);
-    answer(prometheus::CONTENT_TYPE, prometheus::text(&board, &mut exported))
+    answer(prometheus::CONTENT_TYPE, text)
 }

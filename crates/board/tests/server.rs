@@ -7,7 +7,9 @@ use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use leakscope_board::{PageError, PageOptions, Refused, Server, Shared, otlp, prometheus, serve, serve_many};
+use leakscope_board::{
+    MachineView, PageError, PageOptions, Refused, Server, Shared, Verdict, otlp, prometheus, serve, serve_many,
+};
 use made::{HOSTILE, board, history};
 
 fn options(listen: &str) -> PageOptions {
@@ -233,6 +235,11 @@ fn metrics_keep_prometheus_conventions() {
     ];
     assert_eq!((parts.as_slice(), text.matches("# TYPE leakscope_target_part_bytes ").count()), (&expected[..], 1));
     assert!(text.contains("leakscope_target_arena_regions{target=\"name:shop\"} 3\n"), "{text}");
+    check_metrics(&text);
+}
+
+/// Prometheus' own checker has nothing to say.
+fn check_metrics(text: &str) {
     if !Path::new("/usr/bin/promtool").exists() {
         eprintln!("left out: promtool is not installed; cargo xtask setup installs it");
         return;
@@ -248,6 +255,41 @@ fn metrics_keep_prometheus_conventions() {
     let output = child.wait_with_output().unwrap();
     let words = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success() && words.trim().is_empty(), "{words}");
+}
+
+#[test]
+fn a_collectors_metrics_keep_them_too() {
+    let told = MachineView::of(&board(), 1_795_400_000);
+    // Nothing is known of the second but that it was heard of.
+    let silent = MachineView {
+        machine: "web\"2".to_owned(),
+        seen: 1_795_300_000,
+        interval_seconds: None,
+        alarms: 0,
+        targets: Vec::new(),
+        first: None,
+    };
+    let growing = told.targets.iter().filter(|(_, verdict)| *verdict == Verdict::Growing).count();
+    let left = told.first.as_ref().unwrap().hours_left.unwrap();
+    let (name, targets) = (told.machine.clone(), told.targets.len());
+    let text = prometheus::text_of_machines(&[told, silent]);
+    let lines: Vec<&str> = text.lines().filter(|line| line.starts_with("leakscope_machine")).collect();
+    let expected = [
+        format!("leakscope_machine_last_heard_timestamp_seconds{{machine=\"{name}\"}} 1795400000"),
+        "leakscope_machine_last_heard_timestamp_seconds{machine=\"web\\\"2\"} 1795300000".to_owned(),
+        format!("leakscope_machine_interval_seconds{{machine=\"{name}\"}} 10"),
+        format!("leakscope_machine_open_alarms{{machine=\"{name}\"}} 1"),
+        "leakscope_machine_open_alarms{machine=\"web\\\"2\"} 0".to_owned(),
+        format!("leakscope_machine_targets{{machine=\"{name}\"}} {targets}"),
+        "leakscope_machine_targets{machine=\"web\\\"2\"} 0".to_owned(),
+        format!("leakscope_machine_growing_targets{{machine=\"{name}\"}} {growing}"),
+        "leakscope_machine_growing_targets{machine=\"web\\\"2\"} 0".to_owned(),
+        format!("leakscope_machine_until_limit_seconds{{machine=\"{name}\"}} {}", left * 3600.0),
+    ];
+    assert!(growing > 0);
+    assert_eq!(lines, expected);
+    check_metrics(&text);
+    check_metrics(&prometheus::text_of_machines(&[]));
 }
 
 #[test]

@@ -233,6 +233,14 @@ fn the_page_shows_what_a_monitor_says_of_its_machine() {
     assert_eq!(targets, expected);
     let board = json("/api/board?machine=web1");
     assert_eq!((&board["machine"], &board["targets"][2]["verdict"]), (&"web1".into(), &"learning".into()));
+    let metrics = get(&page, "/metrics");
+    let seen = machine["seen"].as_u64().unwrap();
+    for expected in [
+        format!("leakscope_machine_last_heard_timestamp_seconds{{machine=\"web1\"}} {seen}\n"),
+        format!("leakscope_machine_targets{{machine=\"web1\"}} {}\n", targets.len()),
+    ] {
+        assert!(metrics.contains(&expected), "{expected}: {metrics}");
+    }
     // What the page draws is what the machine's own history has.
     let series = json("/api/series?machine=web1&target=kernel:slab&seconds=3600");
     let history = History::open_read_only(&below("state/history.sqlite")).unwrap();
