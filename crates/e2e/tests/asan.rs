@@ -263,7 +263,9 @@ fn normal(report: &str) -> Vec<String> {
         if is_frame && is_below_main {
             continue;
         }
-        let is_row = (line.starts_with("  0x") || line.starts_with("=>0x")) && line.contains(": ");
+        // The first byte of a row may be the one that is marked.
+        let is_row = ["  0x", "=>0x"].iter().any(|start| line.starts_with(start))
+            && [": ", ":["].iter().any(|end| line.contains(end));
         let mut text = if is_row { line[..2].to_owned() } else { line.to_owned() };
         if let Some((front, function)) = text.split_once(" in __interceptor_") {
             let name = function.split(' ').next().unwrap_or_default();
