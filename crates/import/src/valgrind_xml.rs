@@ -105,7 +105,8 @@ impl KnownFrames {
 /// What is open.
 #[derive(Default)]
 struct Document {
-    process: usize,
+    /// Which of the sink's it is; none before its id or its first finding.
+    process: Option<usize>,
     /// Facts that come before the process id.
     version: String,
     in_error: bool,
@@ -290,21 +291,24 @@ impl Document {
         let text = self.text.trim();
         match name {
             b"pid" => {
-                self.process = sink.new_process(decimal(text).map_or(0, |pid| pid as u32), Tool::Memcheck);
-                self.known_frames.clear();
-                sink[self.process].out.witness.version = std::mem::take(&mut self.version);
+                let pid = decimal(text).map_or(0, |pid| pid as u32);
+                let process = self.begin_process(pid, sink);
+                sink[process].out.witness.version = std::mem::take(&mut self.version);
             }
             b"line" => {
                 if let Some(rest) = text.strip_prefix("Using Valgrind-") {
                     self.version = rest.split(' ').next().unwrap_or_default().to_owned();
                 }
             }
-            b"ppid" if self.has_process(sink) => {
-                sink[self.process].out.process.parent_pid = decimal(text).map_or(0, |pid| pid as u32);
+            b"ppid" => {
+                if let Some(process) = self.process {
+                    sink[process].out.process.parent_pid = decimal(text).map_or(0, |pid| pid as u32);
+                }
             }
             b"protocoltool" => self.is_foreign = text != "memcheck",
-            b"exe" | b"arg" if self.in_argv && self.has_process(sink) => {
-                let facts = &mut sink[self.process].out.process;
+            b"exe" | b"arg" if self.in_argv => {
+                let Some(process) = self.process else { return self.text.clear() };
+                let facts = &mut sink[process].out.process;
                 if name == b"exe" {
                     facts.executable = text.to_owned();
                 }
@@ -313,13 +317,16 @@ impl Document {
                 }
             }
             b"argv" => self.in_argv = false,
-            b"state" if text == "FINISHED" && self.has_process(sink) && !sink[self.process].has_check() => {
-                sink[self.process].begin_check();
+            b"state" if text == "FINISHED" => {
+                if let Some(process) = self.process.filter(|&process| !sink[process].has_check()) {
+                    sink[process].begin_check();
+                }
             }
             b"count" => self.pair_count = decimal(text).unwrap_or(0),
             b"unique" => {
-                if let Some(&handle) = hex(text).and_then(|unique| self.errors.get(&unique)) {
-                    sink[self.process].set_count(handle, self.pair_count);
+                let handle = hex(text).and_then(|unique| self.errors.get(&unique));
+                if let (Some(process), Some(&handle)) = (self.process, handle) {
+                    sink[process].set_count(handle, self.pair_count);
                 }
             }
             b"valgrindoutput" => {
@@ -331,20 +338,21 @@ impl Document {
         self.text.clear();
     }
 
-    fn has_process(&self, sink: &Sink) -> bool {
-        self.process < sink.processes.len()
+    /// What was kept of the process before is numbered there, and means nothing here.
+    fn begin_process(&mut self, pid: u32, sink: &mut Sink) -> usize {
+        self.known_frames.clear();
+        self.errors.clear();
+        self.last_record = 0;
+        *self.process.insert(sink.new_process(pid, Tool::Memcheck))
     }
 
     /// A document whose head is lost has findings all the same.
-    fn need_process(&mut self, sink: &mut Sink) {
-        if !self.has_process(sink) {
-            self.process = sink.new_process(0, Tool::Memcheck);
-            self.known_frames.clear();
-        }
+    fn need_process(&mut self, sink: &mut Sink) -> usize {
+        self.process.unwrap_or_else(|| self.begin_process(0, sink))
     }
 
     fn end_in_error(&mut self, name: &[u8], sink: &mut Sink) {
-        self.need_process(sink);
+        let process = self.need_process(sink);
         let text = self.text.trim();
         match name {
             b"ip" => self.frame.pc = hex(text).unwrap_or(0),
@@ -358,7 +366,7 @@ impl Document {
                 self.push_frame(frame);
             }
             b"stack" => {
-                let leaf = sink[self.process].stack(&self.frames);
+                let leaf = sink[process].stack(&self.frames);
                 self.frames.clear();
                 match self.label.take() {
                     Some(label) => self.finding.note(label, leaf),
@@ -373,7 +381,7 @@ impl Document {
             b"auxwhat" => self.label(text.to_owned()),
             b"text" if self.finding.what.is_empty() => text.clone_into(&mut self.finding.what),
             b"text" => self.label(text.to_owned()),
-            b"error" => self.end_error(sink),
+            b"error" => self.end_error(process, sink),
             _ => {}
         }
     }
@@ -386,7 +394,8 @@ impl Document {
     }
 
     fn keep_frame(&mut self, sink: &mut Sink) -> u32 {
-        let process = &mut sink[self.process];
+        let process = self.need_process(sink);
+        let process = &mut sink[process];
         let module = process.module(&self.frame.object, crate::sink::Base::LinkTime, 0, None);
         let frame = process.frame(&FrameText {
             pc: self.frame.pc,
@@ -408,7 +417,7 @@ impl Document {
         }
     }
 
-    fn end_error(&mut self, sink: &mut Sink) {
+    fn end_error(&mut self, process: usize, sink: &mut Sink) {
         self.in_error = false;
         if let Some(label) = self.label.take() {
             self.finding.note(label, 0);
@@ -422,28 +431,32 @@ impl Document {
             match memcheck::loss(&finding.what) {
                 Some(loss) => {
                     let leaf = finding.stack.unwrap_or(0);
-                    memcheck::keep_loss(&mut sink[self.process], loss, leaf, &mut self.last_record);
+                    memcheck::keep_loss(&mut sink[process], loss, leaf, &mut self.last_record);
                 }
                 None => sink.unread(0, &finding.what),
             }
-        } else if let Some(handle) = memcheck::keep(&mut sink[self.process], finding) {
+        } else if let Some(handle) = memcheck::keep(&mut sink[process], finding) {
             self.errors.insert(self.unique, handle);
         }
     }
 
     fn tell_foreign(&mut self, sink: &mut Sink) {
-        if self.foreign > 0 && self.has_process(sink) {
+        if self.foreign > 0
+            && let Some(process) = self.process
+        {
             let sentence = format!("{} findings are of another tool than Memcheck and were left out", self.foreign);
-            sink[self.process].out.problems.push(sentence);
+            sink[process].out.problems.push(sentence);
             self.foreign = 0;
         }
     }
 
     fn truncated(&mut self, sink: &mut Sink) {
         self.tell_foreign(sink);
-        if self.is_open && self.has_process(sink) {
+        if self.is_open
+            && let Some(process) = self.process
+        {
             let what = if self.in_error { "within a finding" } else { "before its end" };
-            sink[self.process].out.problems.push(format!("the XML document is cut off {what}"));
+            sink[process].out.problems.push(format!("the XML document is cut off {what}"));
         }
         self.is_open = false;
     }

@@ -153,6 +153,24 @@ fn elements_without_end_stop_the_reader() {
     assert_eq!((imported.processes.len(), imported.unread.lines), (5000, 0));
 }
 
+/// Counts name findings by numbers that are their own document's, even where the line between two documents is lost.
+#[test]
+fn a_process_keeps_to_its_own_findings() {
+    const ERROR: &str = "<error><unique>0x5</unique><kind>InvalidRead</kind><what>Invalid read of size 4</what>\
+        <stack><frame><ip>0x1</ip></frame></stack></error>";
+    const COUNTS: &str = "<errorcounts><pair><count>7</count><unique>0x5</unique></pair></errorcounts>";
+    let counts = |document: String| -> Vec<Vec<u64>> {
+        let imported = import_as(Format::ValgrindXml, &mut Cursor::new(document), &mut NoNames).unwrap();
+        imported.processes.iter().map(|one| one.memory_errors.iter().map(|error| error.count).collect()).collect()
+    };
+    let head = |pid: u32| format!("<valgrindoutput><pid>{pid}</pid>");
+    assert_eq!(counts(format!("{}{ERROR}{COUNTS}", head(1))), [vec![7]]);
+    assert_eq!(counts(format!("{}{ERROR}<pid>2</pid>{COUNTS}", head(1))), [vec![1], vec![]]);
+    assert_eq!(counts(format!("{}{ERROR}</valgrindoutput>{}{COUNTS}", head(1), head(2))), [vec![1], vec![]]);
+    // A document without an id is a process of its own.
+    assert_eq!(counts(format!("{}</valgrindoutput><valgrindoutput>{ERROR}{COUNTS}", head(1))), [vec![], vec![7]]);
+}
+
 #[test]
 fn every_parser_reads_every_file() {
     for (_, bytes) in seeds() {
