@@ -16,6 +16,8 @@ use crate::step::step_with;
 
 /// Seconds for each target when nothing else is asked for; two processors are done in little more than a minute.
 pub const SHORT_SECONDS: u32 = 8;
+/// Where a run that judges a change begins.
+const SEED: &str = "-seed=20251";
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 /// cargo-fuzz's. Source: `cargo-fuzz` 0.13, `src/project.rs`.
 const FLAGS: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
@@ -46,18 +48,19 @@ pub fn run(words: &[String]) -> Result<()> {
     if let Some(unknown) = names.iter().find(|name| !all.contains(name)) {
         bail!("no fuzz target `{unknown}`; there are {}", all.join(", "));
     }
-    short(seconds, if names.is_empty() { &all } else { &names })
+    short(seconds, if names.is_empty() { &all } else { &names }, false)
 }
 
-/// Every target, for the usual time.
+/// Every target, for the usual time. With `again` each begins with the same inputs and the same random numbers, so that the
+/// run judges a change; otherwise it goes on from what earlier runs have found.
 ///
 /// # Errors
 /// As [`run`].
-pub fn all() -> Result<()> {
-    short(SHORT_SECONDS, &targets()?)
+pub fn all(again: bool) -> Result<()> {
+    short(SHORT_SECONDS, &targets()?, again)
 }
 
-fn short(seconds: u32, names: &[String]) -> Result<()> {
+fn short(seconds: u32, names: &[String], again: bool) -> Result<()> {
     let dir = target_dir().join("fuzz");
     let dir_text = dir.to_str().context("the target folder's path is UTF-8")?;
     let build = ["cargo", "build", "--release", "--locked", "--bins", "--manifest-path", "fuzz/Cargo.toml"];
@@ -67,7 +70,7 @@ fn short(seconds: u32, names: &[String]) -> Result<()> {
     let (next, failed) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     let one_after_another = || {
         while let Some(name) = names.get(next.fetch_add(1, Ordering::Relaxed)) {
-            if let Err(error) = fuzz(&dir, name, seconds) {
+            if let Err(error) = fuzz(&dir, name, seconds, again) {
                 failed.lock().expect("no thread panics with it").push(format!("{name}: {error:#}"));
             }
         }
@@ -101,8 +104,12 @@ fn targets() -> Result<Vec<String>> {
     Ok(manifest.bin.into_iter().map(|bin| bin.name).collect())
 }
 
-fn fuzz(dir: &Path, name: &str, seconds: u32) -> Result<()> {
-    let (corpus, found) = (dir.join("corpus").join(name), dir.join("artifacts").join(name));
+fn fuzz(dir: &Path, name: &str, seconds: u32, again: bool) -> Result<()> {
+    let corpora = dir.join(if again { "corpus-again" } else { "corpus" });
+    let (corpus, found) = (corpora.join(name), dir.join("artifacts").join(name));
+    if again && corpus.exists() {
+        std::fs::remove_dir_all(&corpus).with_context(|| format!("empty {}", corpus.display()))?;
+    }
     std::fs::create_dir_all(&corpus)?;
     std::fs::create_dir_all(&found)?;
     let log_path = dir.join(format!("{name}.log"));
@@ -112,6 +119,7 @@ fn fuzz(dir: &Path, name: &str, seconds: u32) -> Result<()> {
         .arg(format!("-artifact_prefix={}/", found.display()))
         .arg("-print_final_stats=1")
         .args(LIMITS)
+        .args(again.then_some(SEED))
         .arg(&corpus)
         .args(seeds(name))
         .stdin(Stdio::null())

@@ -12,7 +12,8 @@ use crate::{accuracy, check, conformance, fuzz, setup, vm};
 const INJECTED: [&str; 2] = ["leakscope-preload", "leakscope-asan"];
 /// Asks the end-to-end tests for their full length.
 const FULL: &[(&str, &str)] = &[("LEAKSCOPE_E2E_FULL", "1")];
-/// The fast run draws the same random cases each time: it judges a change. New cases are drawn by the full one.
+/// The fast run draws the same random cases each time, and so do its fuzzers: it judges a change. New cases are drawn by the
+/// full one.
 const FAST: &[(&str, &str)] = &[("PROPTEST_RNG_SEED", "20251")];
 
 /// Runs all checks and tests; `--fast` keeps the long stress tests short and takes a part of the foreign suite.
@@ -51,7 +52,7 @@ pub fn run(words: &[String]) -> Result<()> {
     }
     accuracy::run(&["memcheck".to_owned(), "--quick".to_owned()])?;
     vm::for_tests(fast)?;
-    fuzz::all()?;
+    fuzz::all(fast)?;
     lake()?;
     // Last, so that what a reader sees at the end is the test runner's own summary.
     let path = path_of_tests()?;
