@@ -131,7 +131,9 @@ fn of_many_machines_each_has_its_own() {
             assert!(get(address, &path).starts_with("HTTP/1.1 404 "), "{path}");
         }
     }
-    assert!(get(address, "/metrics").starts_with("HTTP/1.1 404 "));
+    let metrics = get(address, "/metrics");
+    assert!(metrics.starts_with("HTTP/1.1 200 ") && metrics.contains("leakscope_machine_targets{"), "{metrics}");
+    assert!(!metrics.contains("leakscope_target_"), "each machine's own monitor has those: {metrics}");
     // The rules of one machine's page: names that are ours, and the token.
     let evil = raw(address, "GET /api/machines HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n");
     assert!(evil.starts_with("HTTP/1.1 421 "), "{evil}");
