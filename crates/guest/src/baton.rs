@@ -46,6 +46,8 @@ struct Queue {
     length: u32,
     since_ns: u64,
     asked: bool,
+    /// Whether the holder must not be interrupted; see [`Baton::keep`].
+    kept: bool,
 }
 
 /// See the module.
@@ -67,7 +69,7 @@ const PATIENCE_NS: u64 = 100_000;
 // SAFETY: the queue is touched under `lock` only; its nodes are alive while they are in it.
 unsafe impl Sync for Baton {}
 
-const QUEUE: Queue = Queue { head: ptr::null(), tail: ptr::null(), length: 0, since_ns: 0, asked: false };
+const QUEUE: Queue = Queue { head: ptr::null(), tail: ptr::null(), length: 0, since_ns: 0, asked: false, kept: false };
 
 impl Baton {
     /// A baton that nobody holds; `interrupt` makes a thread come to [`Baton::give_way`] soon.
@@ -147,7 +149,7 @@ impl Baton {
                 continue;
             }
             wait_ns = self.with_queue(|queue| {
-                if me.granted.load(Ordering::Relaxed) != 0 || !ptr::eq(queue.head, me) {
+                if me.granted.load(Ordering::Relaxed) != 0 || !ptr::eq(queue.head, me) || queue.kept {
                     return self.slice_ns;
                 }
                 let left = (queue.since_ns + self.slice_ns).saturating_sub(now_ns());
@@ -195,11 +197,26 @@ impl Baton {
             futex_wake_at(granted);
         }
         if asked {
-            // The interruption is on its way: it must not end the call that the thread makes next with EINTR. Pending
-            // signals are handled on the return from any call.
-            // SAFETY: it changes nothing.
-            unsafe { raw::syscall(libc::SYS_getppid, [0; 6]) };
+            // It must not end the call that the thread makes next with EINTR.
+            let_interruption_arrive();
         }
+    }
+
+    /// For the holder before `execve`: nobody interrupts it from now on, and an interruption that was sent has arrived.
+    ///
+    /// One that is pending when the program is replaced finds no handler any more, and ends the new program.
+    pub fn keep(&self) {
+        if self.with_queue(|queue| {
+            queue.kept = true;
+            std::mem::take(&mut queue.asked)
+        }) {
+            let_interruption_arrive();
+        }
+    }
+
+    /// Ends [`Baton::keep`].
+    pub fn keep_no_longer(&self) {
+        self.with_queue(|queue| queue.kept = false);
     }
 
     /// Gives the baton to the others that wait now, if there are any.
@@ -236,6 +253,12 @@ impl Baton {
         self.waiting.store(0, Ordering::Relaxed);
         self.holder.store(me.tid.load(Ordering::Relaxed), Ordering::Relaxed);
     }
+}
+
+/// Pending signals are handled on the return from any call.
+fn let_interruption_arrive() {
+    // SAFETY: it changes nothing.
+    unsafe { raw::syscall(libc::SYS_getppid, [0; 6]) };
 }
 
 fn now_ns() -> u64 {

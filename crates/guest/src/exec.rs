@@ -13,6 +13,7 @@ use crate::monitor::{Ending, ExecPlan, ExecRequest};
 use crate::raw::{self, RESTART, read_string, read_strings};
 use crate::signals;
 use crate::task::Task;
+use crate::thread::BATON;
 use crate::{Cpu, Monitor};
 
 const E2BIG: i64 = -(libc::E2BIG as i64);
@@ -112,8 +113,10 @@ impl<C: Cpu, M: Monitor<C> + 'static> Task<C, M> {
             request.flags as u64,
             0,
         ];
+        BATON.keep();
         // SAFETY: the process is replaced, or nothing happens. The baton stays here: nobody else may run meanwhile.
         let result = unsafe { raw::interruptible(libc::SYS_execveat as u64, call, self.thread().pending_word()) };
+        BATON.keep_no_longer();
         signals::install_all::<C>(&self.process().actions);
         Limits::restore(limits);
         result

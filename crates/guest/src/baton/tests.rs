@@ -109,3 +109,35 @@ fn a_child_has_it_alone() {
     BATON.release();
     assert_eq!(BATON.holder(), 0, "nobody was in the queue");
 }
+
+#[test]
+fn who_keeps_it_is_not_asked() {
+    static TIMES: AtomicUsize = AtomicUsize::new(0);
+    static BATON: Baton = Baton::new(1_000_000, |_| {
+        TIMES.fetch_add(1, Ordering::Relaxed);
+    });
+    let times = || TIMES.load(Ordering::Relaxed);
+    let me = waiter(1);
+    BATON.acquire(&me);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            BATON.acquire(&waiter(2));
+            BATON.release();
+        });
+        let limit = Instant::now() + Duration::from_secs(20);
+        let wait_for_one = |before| {
+            while times() == before && Instant::now() < limit {
+                std::thread::yield_now();
+            }
+            assert_ne!(times(), before, "who waits asks");
+        };
+        wait_for_one(0);
+        BATON.keep();
+        let before = times();
+        std::thread::sleep(Duration::from_millis(50));
+        assert_eq!(times(), before);
+        BATON.keep_no_longer();
+        wait_for_one(before);
+        BATON.release();
+    });
+}
